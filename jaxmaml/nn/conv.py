@@ -1,0 +1,111 @@
+"""Convolution and pooling that stay fast when every task has weights of its own."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmaml.types import Array
+
+
+def conv(inputs: Array, kernel: Array, *, stride: int = 1, padding: str = "SAME") -> Array:
+    """Two-dimensional convolution, as patches times a matrix.
+
+    It equals `lax.conv_general_dilated` up to rounding, derivatives included. Under `vmap` over
+    kernels, though, it becomes a batched matrix product, where `lax.conv` becomes a grouped
+    convolution with a slow backward pass.
+
+    Args:
+        inputs: `[..., height, width, channels]`, usually `[num_examples, height, width, channels]`.
+        kernel: `[kernel_height, kernel_width, channels, num_filters]`.
+        stride: step between neighbouring outputs, the same in both directions.
+        padding: "SAME" (output size `ceil(size / stride)`, TensorFlow's convention) or "VALID".
+
+    Returns:
+        `[..., out_height, out_width, num_filters]`, of the promoted type of inputs and kernel.
+
+    Raises:
+        ValueError: if shapes do not fit, or stride or padding is none of the above.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxmaml import nn
+    >>> nn.conv(jnp.ones((5, 28, 28, 1)), jnp.ones((3, 3, 1, 64)), stride=2).shape
+    (5, 14, 14, 64)
+    """
+    _check_conv(inputs, kernel, stride, padding)
+    kernel_height, kernel_width, channels, num_filters = kernel.shape
+    patches = _patches(inputs, (kernel_height, kernel_width), stride, padding)
+    return jnp.dot(patches, kernel.reshape(kernel_height * kernel_width * channels, num_filters))
+
+
+def max_pool(inputs: Array, window: int = 2) -> Array:
+    """Maximum over windows that do not overlap; rows and columns left over at the end are dropped.
+
+    Written as reshape and max, whose second derivative is far faster than that of a window
+    reduction. Where several entries attain the maximum, they share its gradient equally.
+
+    Args:
+        inputs: `[..., height, width, channels]`.
+        window: side of the square window, and the stride.
+
+    Returns:
+        `[..., height // window, width // window, channels]`.
+
+    Raises:
+        ValueError: if the window is smaller than 1 or larger than the image.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxmaml import nn
+    >>> nn.max_pool(jnp.arange(15.0).reshape(1, 3, 5, 1))[0, ..., 0].tolist()
+    [[6.0, 8.0]]
+    """
+    if jnp.ndim(inputs) < 3:
+        raise ValueError(
+            f"inputs must be [..., height, width, channels], got shape {jnp.shape(inputs)}"
+        )
+    *leading, height, width, channels = inputs.shape
+    if not 1 <= window <= min(height, width):
+        raise ValueError(
+            f"window must be from 1 to the image's smaller side {min(height, width)}, got {window}"
+        )
+    rows, columns = height // window, width // window
+    kept = inputs[..., : rows * window, : columns * window, :]
+    return kept.reshape(*leading, rows, window, columns, window, channels).max(axis=(-4, -2))
+
+
+def _patches(inputs: Array, size: tuple[int, int], stride: int, padding: str) -> Array:
+    """`[..., out_height, out_width, kernel_height * kernel_width * channels]`."""
+    # Strided slices, because lax.conv_general_dilated_patches is itself a convolution, and a slow
+    # one: with an identity kernel.
+    strides = (stride, stride)
+    pads = lax.padtype_to_pads(inputs.shape[-3:-1], size, strides, padding)
+    padded = jnp.pad(inputs, [(0, 0)] * (inputs.ndim - 3) + [*pads, (0, 0)])
+    height, width = padded.shape[-3:-1]
+    slices = [
+        padded[..., i : height - size[0] + i + 1 : stride, j : width - size[1] + j + 1 : stride, :]
+        for i in range(size[0])
+        for j in range(size[1])
+    ]
+    return jnp.concatenate(slices, axis=-1)
+
+
+def _check_conv(inputs: Array, kernel: Array, stride: int, padding: str) -> None:
+    if jnp.ndim(kernel) != 4:
+        raise ValueError(
+            "kernel must be [kernel_height, kernel_width, channels, num_filters], "
+            f"got shape {jnp.shape(kernel)}"
+        )
+    if jnp.ndim(inputs) < 3 or inputs.shape[-1] != kernel.shape[2]:
+        raise ValueError(
+            f"inputs must be [..., height, width, {kernel.shape[2]}] for a kernel of shape "
+            f"{kernel.shape}, got shape {jnp.shape(inputs)}"
+        )
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, got {stride}")
+    if padding not in ("SAME", "VALID"):
+        raise ValueError(f"padding must be 'SAME' or 'VALID', got {padding!r}")
+    if padding == "VALID" and (
+        inputs.shape[-3] < kernel.shape[0] or inputs.shape[-2] < kernel.shape[1]
+    ):
+        raise ValueError(
+            f"inputs must be at least as large as the kernel with padding='VALID', got "
+            f"{inputs.shape[-3:-1]} and {kernel.shape[:2]}"
+        )
