@@ -1,0 +1,76 @@
+"""What is measured of an adapted model, and how it is summed up over tasks."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmaml.types import Array, Task
+
+
+def accuracy(logits: Array, targets: Array, weights: Array | None = None) -> Array:
+    """The fraction of examples whose largest logit is the target's.
+
+    Args:
+        logits: `[num_examples, way]`.
+        targets: class indices `[num_examples]`.
+        weights: `[num_examples]`, 0 for padding; None counts every example once.
+
+    Returns:
+        A scalar in 0..1; NaN where the logit of an example that counts is not finite, since argmax
+        would call a dead model right on one class.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(accuracy(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0])))
+        0.5
+    """
+    counted = jnp.ones(logits.shape[0], bool) if weights is None else weights > 0
+    right = jnp.where(counted, logits.argmax(-1) == targets, False).astype(logits.dtype)
+    share = jnp.average(right, weights=weights)
+    finite = jnp.all(jnp.isfinite(logits), axis=-1) | ~counted
+    return jnp.where(jnp.all(finite), share, jnp.nan)
+
+
+def mean_and_ci95(values: Any) -> tuple[np.ndarray, np.ndarray, int]:
+    """The mean over tasks with its 95 % confidence interval, 1.96 standard errors.
+
+    Args:
+        values: `[num_tasks, ...]`, at least one task, such as the `[num_tasks, n+1]` of `evaluate`.
+
+    Returns:
+        (mean [...], half width of the interval [...], number of tasks with a value that is not
+        finite). The mean is NaN wherever a task's value is not finite; it is never left out.
+
+    Raises:
+        ValueError: no tasks.
+
+    Example:
+        >>> mean, ci95, num_nonfinite = mean_and_ci95([0.5, 0.7])
+        >>> round(float(mean), 3), round(float(ci95), 3), num_nonfinite
+        (0.6, 0.196, 0)
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim == 0 or not len(values):
+        raise ValueError(f"values must have at least one task on its first axis; got {values.shape}")
+    finite = np.isfinite(values)
+    num_nonfinite = int(np.sum(~finite.reshape(len(values), -1).all(axis=1)))
+    values = np.where(finite, values, np.nan)
+    spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan)
+    return values.mean(axis=0), 1.96 * spread / np.sqrt(len(values)), num_nonfinite
+
+
+def nearest_neighbour(task: Task) -> Array:
+    """Accuracy of the nearest support example in raw input space: the floor for any learner.
+
+    Args:
+        task: one task with "inputs" `[num_examples, ...]` and integer "targets" `[num_examples]`.
+
+    Returns:
+        The fraction of query examples whose nearest support example, by Euclidean distance, has
+        their class.
+    """
+    support, query = (batch["inputs"].reshape(len(batch["inputs"]), -1) for batch in task)
+    distance = jnp.sum(support**2, -1) - 2 * query @ support.T  # less ||query||^2, alike for all
+    nearest = task.support["targets"][distance.argmin(-1)]
+    return jnp.mean(nearest == task.query["targets"], dtype=query.dtype)
