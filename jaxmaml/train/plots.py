@@ -1,0 +1,376 @@
+"""The pictures of a run: learning curves, inner steps, gradient agreement, episodes.
+
+Every function takes plain numbers, as `results.json` and `metrics.jsonl` hold them (None where a
+number was not finite, drawn as a gap), and returns a matplotlib `Figure`. Nothing here opens a
+window or touches matplotlib's global state, so these functions work in threads and without a
+display. The colours are Okabe and Ito's, which colour-blind readers can tell apart.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+Numbers: TypeAlias = Sequence[float | None] | np.ndarray
+Curve: TypeAlias = Mapping[str, Any]
+
+LEARNER_COLOURS = {"exact": "#0072B2", "first": "#D55E00"}
+OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+VARIANTS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (6, 1, 1, 1, 1, 1)), "v"))
+REFERENCE = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
+RIGHT_COLOUR, WRONG_COLOUR = "#009E73", "#CC2529"
+CELL_INCHES, CELL_STRIDE, GAP = 0.55, 1.16, 0.7
+
+
+def learning_curves(curves: Mapping[str, Curve], *, ylabel: str) -> Figure:
+    """Draws one line a run against the outer step.
+
+    Args:
+        curves: label -> {"step": [...], "value": [...], "ci95": [...]}, the last one optional and
+            drawn as a band. A label is a learner's name, with "@" and the inner rate where one
+            learner ran at several: the colour follows the name, the line style the rate. Values
+            are drawn as they come, so a noisy loss wants smoothing first.
+        ylabel: what the values are, with their unit if they have one.
+
+    Raises:
+        ValueError: `curves` is empty.
+
+    >>> curve = {"step": [0, 100, 200], "value": [1.6, None, 0.7]}
+    >>> figure = learning_curves({"exact": curve}, ylabel="query loss")
+    >>> figure.axes[0].get_ylabel()
+    'query loss'
+    """
+    _check_labels("curves", curves)
+    figure, (axes,) = _figure(f"Learning curves: {ylabel}")
+    for label, style in _styles(curves).items():
+        step, value = _floats(curves[label]["step"]), _floats(curves[label]["value"])
+        # A value between two gaps makes no line, and would vanish without a marker of its own.
+        marker = style["marker"] if len(step) <= 30 else ""
+        axes.plot(step, value, label=label, markersize=4, **{**style, "marker": marker})
+        if curves[label].get("ci95") is not None:
+            ci95 = _floats(curves[label]["ci95"])
+            axes.fill_between(
+                step, value - ci95, value + ci95, color=style["color"], alpha=0.15, linewidth=0
+            )
+    _finish(axes, "outer step", ylabel, [curve["value"] for curve in curves.values()])
+    _legend_below(figure)
+    return figure
+
+
+def metric_per_step(
+    runs: Mapping[str, Curve],
+    *,
+    ylabel: str,
+    floor: float | None = None,
+    headline: int | None = None,
+) -> Figure:
+    """Draws the metric on test tasks against the inner step, with 95 % confidence intervals.
+
+    Args:
+        runs: label -> {"mean": [n+1], "ci95": [n+1]}, after 0..n inner steps; labels as in
+            `learning_curves`.
+        ylabel: what the metric is.
+        floor: nearest neighbour's score on the same tasks, drawn as a dashed line.
+        headline: the inner step whose number is quoted: shaded, and its numbers stand in the
+            legend; a run with fewer inner steps is left without a number.
+
+    Raises:
+        ValueError: `runs` is empty.
+
+    >>> runs = {"exact": {"mean": [0.2, 0.8], "ci95": [0.01, 0.01]}}
+    >>> figure = metric_per_step(runs, ylabel="accuracy", floor=0.41, headline=1)
+    >>> figure.legends[0].get_texts()[-1].get_text()
+    'exact: 0.800 ± 0.010'
+    """
+    _check_labels("runs", runs)
+    figure, (axes,) = _figure(f"{_capital(ylabel)} by inner step, with 95 % confidence intervals")
+    # Bars at one step would hide each other if they stood at the same place.
+    reach = min(0.04 * (len(runs) - 1), 0.12)
+    offsets = np.linspace(-reach, reach, len(runs))
+    for (label, style), offset in zip(_styles(runs).items(), offsets, strict=True):
+        mean, ci95 = _floats(runs[label]["mean"]), _floats(runs[label]["ci95"])
+        name = label + _quoted(mean, ci95, headline)
+        axes.errorbar(
+            np.arange(len(mean)) + offset, mean, ci95, label=name, capsize=3, markersize=4, **style
+        )
+    if floor is not None:
+        axes.axhline(floor, label=f"nearest neighbour: {_number(floor)}", **REFERENCE)
+    if headline is not None:
+        name = f"headline: {headline} inner step{'s' * (headline != 1)}"
+        axes.axvspan(headline - 0.4, headline + 0.4, color="0.92", zorder=0, label=name)
+    _finish(axes, "inner step", ylabel, [run["mean"] for run in runs.values()])
+    _legend_below(figure)
+    return figure
+
+
+def gradient_agreement(step: Numbers, cosine: Numbers, norm_ratio: Numbers) -> Figure:
+    """Draws how far the first-order meta-gradient is from the exact one along a run.
+
+    Args:
+        step: outer steps at which both were computed, `[num_points]`.
+        cosine: of the angle between the two, `[num_points]`.
+        norm_ratio: norm of the first-order meta-gradient over the exact one's, `[num_points]`.
+
+    >>> figure = gradient_agreement([0, 100], [0.9, 0.7], [1.2, 1.5])
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['cosine', 'norm, first / exact']
+    """
+    figure, panels = _figure("First-order against exact meta-gradient", num_panels=2)
+    labels = ("cosine", "norm, first / exact")
+    for axes, values, label in zip(panels, (cosine, norm_ratio), labels, strict=True):
+        axes.axhline(1.0, label="both gradients equal", **REFERENCE)
+        axes.plot(
+            _floats(step),
+            _floats(values),
+            color=LEARNER_COLOURS["first"],
+            marker="o",
+            markersize=3,
+            label="first order, along the exact run",
+        )
+        _finish(axes, "outer step", label, [values])
+    panels[0].set_xlabel("")
+    _legend_below(figure)
+    return figure
+
+
+def episode(support_images: Any, query_images: Any, predictions: Any = None) -> Figure:
+    """Draws one episode: a row for each class, its support images left and its query images right.
+
+    High values of greyscale images are drawn dark, since ink is 1 in the built-in data.
+
+    Args:
+        support_images: `[way, shot, height, width, channels]`, one channel or three; integers up to
+            255, or floats, which are stretched to [0, 1] where they leave it.
+        query_images: `[way, query, height, width, channels]`.
+        predictions: `[way, query]`, the class that the adapted model gives each query image. Right
+            ones are framed green, wrong ones red, with the number of the predicted class.
+
+    Raises:
+        ValueError: the arrays do not fit together.
+
+    >>> support, query = np.zeros((5, 1, 28, 28, 1)), np.zeros((5, 3, 28, 28, 1))
+    >>> figure = episode(support, query, np.zeros((5, 3), int))
+    >>> figure.get_suptitle()
+    '5-way 1-shot episode: 3 of 15 query images right'
+    """
+    support_images, query_images = np.asarray(support_images), np.asarray(query_images)
+    _check_episode(support_images, query_images)
+    (way, shot), query = support_images.shape[:2], query_images.shape[1]
+    starts = np.arange(shot + query) * CELL_STRIDE + GAP * (np.arange(shot + query) >= shot)
+    figure, axes = _canvas(starts[-1] + 1, way * CELL_STRIDE)
+    images = np.concatenate([_displayable(support_images, query_images)], axis=1)
+    for row, column in np.ndindex(way, shot + query):
+        _draw_image(axes, images[row, column], starts[column], row * CELL_STRIDE)
+    _draw_headings(axes, way, starts, shot)
+    title = f"{way}-way {shot}-shot episode"
+    if predictions is not None:
+        right = _draw_predictions(axes, np.asarray(predictions), (way, query), starts[shot:])
+        title += f": {right} of {way * query} query images right"
+    figure.suptitle(title, fontsize="large")
+    return figure
+
+
+def regression(x_grid: Any, curves: Mapping[str, Any], support_x: Any, support_y: Any) -> Figure:
+    """Draws one regression task: the true curve, and the model before and after adaptation.
+
+    Args:
+        x_grid: inputs at which the curves are known, `[num_points]` or `[num_points, 1]`.
+        curves: name -> outputs there, of `x_grid`'s size, in the order of adaptation, such as
+            "before", "after 1 step", "after 10 steps". "truth" is drawn in black.
+        support_x: inputs adapted on, `[shot]` or `[shot, 1]`.
+        support_y: their targets, of the same size.
+
+    Raises:
+        ValueError: `curves` is empty.
+
+    >>> x = np.linspace(-5, 5, 50)
+    >>> figure = regression(x, {"truth": np.sin(x), "before": 0 * x}, x[::10], np.sin(x[::10]))
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['truth', 'before', 'support']
+    """
+    _check_labels("curves", curves)
+    figure, (axes,) = _figure("One task, before and after adaptation")
+    models = [name for name in curves if name != "truth"]
+    shades = matplotlib.colormaps["cividis"](np.linspace(0.85, 0.1, len(models)))
+    styles = {"truth": {"color": "black", "linewidth": 2.5, "alpha": 0.9, "linestyle": ":"}} | {
+        name: {"color": shade, "linewidth": 1.8} for name, shade in zip(models, shades, strict=True)
+    }
+    for name, y in curves.items():
+        axes.plot(np.ravel(x_grid), np.ravel(y), label=name, **styles[name])
+    axes.plot(
+        np.ravel(support_x),
+        np.ravel(support_y),
+        "o",
+        color=LEARNER_COLOURS["first"],
+        label="support",
+        zorder=3,
+    )
+    _finish(axes, "x", "y", [])
+    _legend_below(figure)
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure in the format of the path's suffix; an interruption leaves no half file.
+
+    Raises:
+        ValueError: the suffix names no format that matplotlib writes.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(gradient_agreement([0], [1.0], [1.0]), f"{folder}/plot.png")
+    ...     os.listdir(folder)
+    ['plot.png']
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(temporary, dpi=150)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _figure(title: str, num_panels: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(6.4, 4.2 + 1.2 * (num_panels - 1)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize="large")
+    return figure, list(figure.subplots(num_panels, 1, sharex=True, squeeze=False)[:, 0])
+
+
+def _finish(axes: Axes, xlabel: str, ylabel: str, values: Iterable[Numbers]) -> None:
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(12, steps=[1, 2, 5, 10], integer=True))
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    # One diverged run would flatten all the others on a linear axis.
+    finite = np.concatenate([[], *(_floats(value) for value in values)])
+    finite = finite[np.isfinite(finite)]
+    if finite.size and finite.min() > 0 and finite.max() > 1000 * finite.min():
+        axes.set_yscale("log")
+
+
+def _legend_below(figure: Figure) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    columns = 3 if max(map(len, labels)) < 22 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour by learner, line and marker by what follows "@", both in order of appearance."""
+    parts = {label: label.partition("@") for label in labels}
+    others = cycle(OTHER_COLOURS)
+    colours = {
+        name: LEARNER_COLOURS.get(name) or next(others)
+        for name in dict.fromkeys(name for name, _, _ in parts.values())
+    }
+    variants = dict.fromkeys(rate for _, _, rate in parts.values())
+    lines = dict(zip(variants, cycle(VARIANTS), strict=False))
+    return {
+        label: {"color": colours[name], "linestyle": lines[rate][0], "marker": lines[rate][1]}
+        for label, (name, _, rate) in parts.items()
+    }
+
+
+def _floats(values: Numbers) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], float)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.2e}"
+
+
+def _quoted(mean: np.ndarray, ci95: np.ndarray, headline: int | None) -> str:
+    if headline is None or headline >= len(mean):
+        return ""
+    if not np.isfinite(mean[headline]):
+        return ": not finite"
+    return f": {_number(mean[headline])} ± {_number(ci95[headline])}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _check_labels(name: str, mapping: Mapping[str, Any]) -> None:
+    if not mapping:
+        raise ValueError(f"{name} is empty; at least one entry is needed")
+
+
+def _check_episode(support_images: np.ndarray, query_images: np.ndarray) -> None:
+    for name, images in (("support_images", support_images), ("query_images", query_images)):
+        if images.ndim != 5 or images.shape[-1] not in (1, 3):
+            raise ValueError(
+                f"{name} has shape {images.shape}; "
+                "[way, examples, height, width, channels] with 1 or 3 channels is needed"
+            )
+    if support_images.shape[0] != query_images.shape[0]:
+        raise ValueError(
+            f"query_images has {query_images.shape[0]} classes and support_images "
+            f"{support_images.shape[0]}; they must be as many"
+        )
+
+
+def _displayable(support_images: np.ndarray, query_images: np.ndarray) -> np.ndarray:
+    """Both side by side, `[way, shot + query, height, width, channels]` within [0, 1]."""
+    images = np.concatenate([support_images, query_images], axis=1)
+    if np.issubdtype(images.dtype, np.integer):
+        return images / 255
+    low, high = min(0.0, images.min()), max(1.0, images.max())
+    return (images - low) / (high - low)
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty drawing area whose unit is one image, with y downwards."""
+    inches = (CELL_INCHES * (width + 1.0), CELL_INCHES * (height + 1.3))
+    figure = Figure(figsize=(max(inches[0], 4.6), inches[1]), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(aspect="equal", xlim=(-0.9, width + 0.1), ylim=(height, -0.55))
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _draw_image(axes: Axes, image: np.ndarray, x: float, y: float) -> None:
+    pixels = 1 - image.repeat(3, -1) if image.shape[-1] == 1 else image
+    axes.imshow(pixels, extent=(x, x + 1, y + 1, y), interpolation="nearest")
+    axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor="0.75", linewidth=0.6))
+
+
+def _draw_headings(axes: Axes, way: int, starts: np.ndarray, shot: int) -> None:
+    for row in range(way):
+        axes.text(-0.25, row * CELL_STRIDE + 0.5, str(row), ha="right", va="center")
+    for columns, heading in ((starts[:shot], "support"), (starts[shot:], "query")):
+        axes.text((columns[0] + columns[-1] + 1) / 2, -0.3, heading, ha="center", va="center")
+
+
+def _draw_predictions(
+    axes: Axes, predictions: np.ndarray, shape: tuple[int, int], starts: np.ndarray
+) -> int:
+    if predictions.shape != shape:
+        raise ValueError(
+            f"predictions has shape {predictions.shape}; [way, query] = {shape} is needed"
+        )
+    right = predictions == np.arange(shape[0])[:, None]
+    for row, column in np.ndindex(*shape):
+        x, y = float(starts[column]), row * CELL_STRIDE
+        colour = RIGHT_COLOUR if right[row, column] else WRONG_COLOUR
+        frame = Rectangle((x, y), 1, 1, fill=False, edgecolor=colour, linewidth=2.2)
+        axes.add_patch(frame)
+        if not right[row, column]:
+            axes.text(
+                x + 0.96, y + 0.04, str(predictions[row, column]), ha="right", va="top",
+                color="white", fontsize="small", fontweight="bold",
+                bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
+            )  # fmt: skip
+    return int(right.sum())
