@@ -1,4 +1,4 @@
-"""The inner loop of one task: any optax optimiser, differentiated through as `order` and `adjoint` say."""
+"""The inner loop of one task, over any optax optimiser."""
 
 import operator
 from collections.abc import Callable
@@ -168,7 +168,9 @@ def is_adapted(params: Params, mask: Mask) -> list[bool]:
 
 def _broadcast(mask: Mask, params: Params) -> list[bool]:
     try:
-        full = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: bool(flag), part), mask, params)
+        full = jax.tree.map(
+            lambda flag, part: jax.tree.map(lambda _: bool(flag), part), mask, params
+        )
     except ValueError as error:
         raise ValueError(f"mask must have the structure of the parameters: {error}") from None
     return jax.tree.leaves(full)

@@ -52,7 +52,9 @@ def mean_and_ci95(values: Any) -> tuple[np.ndarray, np.ndarray, int]:
     """
     values = np.asarray(values, np.float64)
     if values.ndim == 0 or not len(values):
-        raise ValueError(f"values must have at least one task on its first axis; got {values.shape}")
+        raise ValueError(
+            f"values must have at least one task on its first axis; got {values.shape}"
+        )
     finite = np.isfinite(values)
     num_nonfinite = int(np.sum(~finite.reshape(len(values), -1).all(axis=1)))
     values = np.where(finite, values, np.nan)

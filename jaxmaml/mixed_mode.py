@@ -32,7 +32,7 @@ _FORWARD_MODE = (
 def value_and_grad(
     fun: Callable[..., Any], *, has_aux: bool = False, adjoint: str = "forward_over_reverse"
 ) -> Callable[..., Any]:
-    """`jax.value_and_grad` with respect to the first argument, with a choice of how it is differentiated.
+    """`jax.value_and_grad` for the first argument, with a choice of how it is differentiated itself.
 
     Every argument of `fun` and every value that it closes over may be differentiated through the
     result, not the first argument only: learned losses, learned hyper-parameters, example weights.
@@ -90,7 +90,8 @@ def check_scalar(loss: Any) -> None:
     """Raises TypeError unless `loss` is a floating-point scalar."""
     if isinstance(loss, tuple):
         raise TypeError(
-            "the loss function must return a scalar; got a tuple (a pair (loss, state) needs has_state=True)"
+            "the loss function must return a scalar; got a tuple "
+            "(a pair (loss, state) needs has_state=True)"
         )
     dtype, shape = jnp.result_type(loss), jnp.shape(loss)
     if shape != () or not jnp.issubdtype(dtype, jnp.floating):
@@ -181,7 +182,10 @@ def _pull_back(fun, has_aux, args, loss_cotangent, grad_cotangent):
     first, second = jax.jvp(grad, (params,), (grad_cotangent,))
     pulled = jax.tree.map(lambda a, b: loss_cotangent.astype(a.dtype) * a + b, first, second)
     no_cotangent = [np.zeros(jnp.shape(leaf), jax.dtypes.float0) for leaf in leaves]
-    return (pulled[0], *jax.tree.unflatten(treedef, merge_leaves(is_float, pulled[1], no_cotangent)))
+    return (
+        pulled[0],
+        *jax.tree.unflatten(treedef, merge_leaves(is_float, pulled[1], no_cotangent)),
+    )
 
 
 def merge_leaves(choose: list[bool], chosen: list[Any], other: list[Any]) -> list[Any]:

@@ -174,10 +174,13 @@ def check_tasks(tasks: Task) -> int:
         for path, leaf in jax.tree.leaves_with_path(tasks)
     }
     distinct = set(sizes.values())
-    if len(distinct) == 1 and None not in distinct and 0 not in distinct:
-        return distinct.pop()
+    num_tasks = distinct.pop() if len(distinct) == 1 else None
+    if num_tasks:
+        return num_tasks
     found = ", ".join(f"{path}: {size}" for path, size in sizes.items())
-    raise ValueError(f"tasks must have one leading task axis of the same, positive size; got {found}")
+    raise ValueError(
+        f"tasks must have one leading task axis of the same, positive size; got {found}"
+    )
 
 
 def resolve_chunk_size(chunk_size: int | str | None, num_tasks: int) -> int:
@@ -189,8 +192,14 @@ def resolve_chunk_size(chunk_size: int | str | None, num_tasks: int) -> int:
         return 1 if jax.default_backend() == "cpu" else num_tasks
     if chunk_size is None:
         return num_tasks
-    if not isinstance(chunk_size, int | np.integer) or isinstance(chunk_size, bool) or chunk_size < 1:
-        raise ValueError(f"chunk_size must be a positive integer, None or 'auto'; got {chunk_size!r}")
+    if (
+        not isinstance(chunk_size, int | np.integer)
+        or isinstance(chunk_size, bool)
+        or chunk_size < 1
+    ):
+        raise ValueError(
+            f"chunk_size must be a positive integer, None or 'auto'; got {chunk_size!r}"
+        )
     return min(int(chunk_size), num_tasks)
 
 
@@ -240,6 +249,7 @@ class _Sums(NamedTuple):
 
 def _chunk_sums(learner, params, tasks, weights, step, state):
     """One chunk's sums and its Info, whose state is what cannot be summed (of the first task)."""
+
     def weighted_loss(params):
         task_loss = lambda task: learner.loss(params, task, step=step, state=state)
         losses, info = _vmap(task_loss, weights.size)(tasks)
@@ -249,7 +259,11 @@ def _chunk_sums(learner, params, tasks, weights, step, state):
     total = lambda x: jnp.tensordot(weights, x.astype(weights.dtype), axes=1)
     summed, rest = _split_state(info.state)
     sums = _Sums(
-        jnp.sum(weights), loss, total(info.query_loss), _in_float32(grads), [total(x) for x in summed]
+        jnp.sum(weights),
+        loss,
+        total(info.query_loss),
+        _in_float32(grads),
+        [total(x) for x in summed],
     )
     # A chunk without weight holds stand-ins, which on a device of its own may be anything.
     sums = jax.tree.map(lambda x: jnp.where(jnp.any(weights > 0), x, 0), sums)

@@ -66,7 +66,9 @@ def maml(
 
     def trace(params, support, view, *, state=(), num_inner_steps=None):
         number = default if num_inner_steps is None else num_inner_steps
-        return inner.trace(loss_fn, params, support, view, optimizer, number, state=state, **options)
+        return inner.trace(
+            loss_fn, params, support, view, optimizer, number, state=state, **options
+        )
 
     def loss(params, task, *, step=0, state=()):
         del step
