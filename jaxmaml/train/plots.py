@@ -7,6 +7,7 @@ display. The colours are Okabe and Ito's, which colour-blind readers can tell ap
 """
 
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -50,7 +51,7 @@ def learning_curves(curves: Mapping[str, Curve], *, ylabel: str) -> Figure:
     'query loss'
     """
     _check_labels("curves", curves)
-    figure, (axes,) = _figure(f"Learning curves: {ylabel}")
+    figure, (axes,) = _figure("Learning curves")
     for label, style in _styles(curves).items():
         step, value = _floats(curves[label]["step"]), _floats(curves[label]["value"])
         # A value between two gaps makes no line, and would vanish without a marker of its own.
@@ -249,7 +250,7 @@ def _figure(title: str, num_panels: int = 1) -> tuple[Figure, list[Axes]]:
 
 def _finish(axes: Axes, xlabel: str, ylabel: str, values: Iterable[Numbers]) -> None:
     axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set_ylabel(textwrap.fill(ylabel, 36))
     axes.xaxis.set_major_locator(MaxNLocator(12, steps=[1, 2, 5, 10], integer=True))
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)

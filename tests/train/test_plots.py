@@ -154,7 +154,9 @@ def _episode(way: int, shot: int, query: int) -> Figure:
 
 
 FIGURES = {
-    "curves": lambda: plots.learning_curves(CURVES, ylabel="query loss"),
+    "curves": lambda: plots.learning_curves(
+        CURVES, ylabel="validation mean squared error after 10 inner steps"
+    ),
     "six runs": lambda: plots.metric_per_step(
         {f"{order}@{rate}": run for order, run in RUNS.items() for rate in (0.1, 0.4, 2.0)},
         ylabel="accuracy",
@@ -174,10 +176,13 @@ def test_nothing_lies_outside_or_over_the_data(name: str) -> None:
     figure = FIGURES[name]()
     figure.canvas.draw()
     texts = [*figure.legends, *(text for axes in figure.axes for text in axes.texts)]
-    boxes = [artist.get_window_extent() for artist in texts]
+    labels = [axes.yaxis.label for axes in figure.axes if axes.axison]
+    boxes = [artist.get_window_extent() for artist in (*texts, *labels)]
     page = figure.bbox
     assert all(page.x0 <= box.x0 and box.x1 <= page.x1 for box in boxes)
     assert all(page.y0 <= box.y0 and box.y1 <= page.y1 for box in boxes)
+    # A long label would run into the title.
+    assert all(label.get_window_extent().y1 <= page.y1 - 25 for label in labels)
     for legend in figure.legends:
         assert not any(legend.get_window_extent().overlaps(axes.bbox) for axes in figure.axes)
 
