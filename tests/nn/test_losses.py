@@ -1,0 +1,168 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxmaml import nn
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def linear(params, inputs):
+    return inputs @ params
+
+
+def stateful(params, batch, state):
+    return batch["inputs"] @ params, state + 1
+
+
+LOGITS = np.array([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0], [1.0, 1.0, 1.0]])
+CROSS_ENTROPIES = np.log(np.exp(LOGITS).sum(1)) - LOGITS[[0, 1, 2], [0, 2, 1]]
+SQUARED_ERRORS = np.array([1.0, 9.0, 4.0])
+
+
+def classified(**extra):
+    return {"inputs": jnp.array(LOGITS), "targets": jnp.array([0, 2, 1]), **extra}
+
+
+def regressed(**extra):
+    inputs = jnp.array([[1.0], [2.0], [3.0]])
+    return {"inputs": inputs, "targets": jnp.array([[0.0], [5.0], [1.0]]), **extra}
+
+
+CASES = [
+    (nn.cross_entropy, classified, jnp.eye(3), CROSS_ENTROPIES),
+    (nn.mean_squared_error, regressed, jnp.eye(1), SQUARED_ERRORS),
+]
+
+
+@pytest.mark.parametrize(("loss", "batch", "params", "values"), CASES)
+def test_losses_are_means_and_weighted_means(loss, batch, params, values):
+    loss_fn = loss(nn.from_function(linear))
+    np.testing.assert_allclose(loss_fn(params, batch()), values.mean(), rtol=1e-6)
+    for weights in (np.array([2.0, 0.5, 1.0]), np.array([1, 0, 3]), np.array([True, False, True])):
+        weighted = loss_fn(params, batch(weights=jnp.array(weights)))
+        assert weighted.shape == ()
+        np.testing.assert_allclose(weighted, weights @ values / weights.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "batch", "params", "values"), CASES)
+def test_losses_carry_a_state(loss, batch, params, values):
+    weights = np.array([2.0, 0.5, 1.0])
+    value, state = loss(stateful, has_state=True)(params, batch(weights=jnp.array(weights)), 6)
+    np.testing.assert_allclose(value, weights @ values / weights.sum(), rtol=1e-6)
+    assert state == 7
+
+
+def test_targets_may_have_further_axes():
+    batch = {"inputs": jnp.ones((2, 4, 3)), "targets": jnp.zeros((2, 4), int)}
+    batch["weights"] = jnp.array([1.0, 3.0])
+    loss = nn.cross_entropy(nn.from_function(linear))(jnp.zeros((3, 5)), batch)
+    np.testing.assert_allclose(loss, np.log(5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("classify", [False, True])
+def test_a_padded_batch_has_the_loss_and_gradient_of_the_unpadded_one(x64, classify, norm):
+    module = nn.MLP(4, 3, norm=norm, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    apply_fn, params, _ = nn.from_nnx(module)
+    generator = np.random.default_rng(0)
+    batch = {"inputs": jnp.array(generator.normal(size=(5, 4)))}
+    if classify:
+        batch["targets"] = jnp.array(generator.integers(0, 3, 5))
+        loss_fn, target_junk = nn.cross_entropy(apply_fn), 99
+    else:
+        batch["targets"] = jnp.array(generator.normal(size=(5, 3)))
+        loss_fn, target_junk = nn.mean_squared_error(apply_fn), jnp.nan
+    padded = {
+        "inputs": jnp.concatenate([batch["inputs"], jnp.full((2, 4), jnp.nan)]),
+        "targets": jnp.concatenate(
+            [batch["targets"], jnp.full_like(batch["targets"][:2], target_junk)]
+        ),
+        "weights": jnp.array([1.0] * 5 + [0.0] * 2),
+    }
+    value_and_grad = jax.jit(jax.value_and_grad(loss_fn))
+    expected, actual = value_and_grad(params, batch), value_and_grad(params, padded)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), actual, expected
+    )
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_padded_image_batch_has_the_loss_and_gradient_of_the_unpadded_one(x64, pooled):
+    module = nn.Conv4(
+        3,
+        image_shape=(16, 16, 1),
+        num_filters=4,
+        pooled=pooled,
+        param_dtype=jnp.float64,
+        rngs=nnx.Rngs(0),
+    )
+    apply_fn, params, _ = nn.from_nnx(module)
+    images = jnp.array(np.random.default_rng(0).normal(size=(6, 16, 16, 1)))
+    batch = {"inputs": images, "targets": jnp.array([0, 1, 2, 0, 1, 2])}
+    padded = {
+        "inputs": jnp.concatenate([images, jnp.full((2, 16, 16, 1), jnp.inf)]),
+        "targets": jnp.array([0, 1, 2, 0, 1, 2, -1, -1]),
+        "weights": jnp.array([1.0] * 6 + [0.0] * 2),
+    }
+    value_and_grad = jax.jit(jax.value_and_grad(nn.cross_entropy(apply_fn)))
+    expected, actual = value_and_grad(params, batch), value_and_grad(params, padded)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), actual, expected
+    )
+
+
+def test_padding_is_kept_out_of_any_model():
+    loss_fn = nn.mean_squared_error(nn.from_function(linear))
+    batch = regressed(weights=jnp.array([1.0, 0.0, 1.0]))
+    batch["inputs"] = batch["inputs"].at[1].set(jnp.nan)
+    assert jax.grad(loss_fn)(jnp.eye(1), batch) == (2 * 1 * 1 + 2 * 2 * 3) / 2
+
+
+@pytest.mark.parametrize(("loss", "batch", "params", "_values"), CASES)
+def test_losses_keep_dtype_and_ranks(x64, loss, batch, params, _values):
+    loss_fn = loss(nn.from_function(linear))
+    with jax.numpy_rank_promotion("raise"):
+        for dtype in (jnp.float32, jnp.float64):
+            for weights in ({}, {"weights": jnp.ones(3)}):
+                case = batch(**weights)
+                case["inputs"] = case["inputs"].astype(dtype)
+                if loss is nn.mean_squared_error:
+                    case["targets"] = case["targets"].astype(dtype)
+                value = jax.eval_shape(loss_fn, params.astype(dtype), case)
+                assert value.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch", "error", "named"),
+    [
+        (nn.cross_entropy, classified(targets=jnp.zeros(3)), TypeError, "targets must be integer"),
+        (nn.cross_entropy, classified(targets=jnp.zeros((3, 1), int)), ValueError, "targets"),
+        (nn.cross_entropy, classified(targets=jnp.zeros(2, int)), ValueError, "targets"),
+        (nn.cross_entropy, classified(targets=jnp.int32(0)), ValueError, "targets"),
+        (nn.mean_squared_error, classified(targets=jnp.zeros(3)), ValueError, "targets"),
+        (nn.mean_squared_error, classified(targets=jnp.zeros((3, 1))), ValueError, "targets"),
+        (nn.mean_squared_error, classified(weights=jnp.ones(2)), ValueError, "weights"),
+        (nn.cross_entropy, classified(weights=jnp.ones((3, 1))), ValueError, "weights"),
+        (nn.cross_entropy, {"inputs": jnp.ones((3, 3))}, ValueError, "'targets'"),
+        (nn.cross_entropy, (jnp.ones((3, 3)), jnp.zeros(3)), TypeError, "batch"),
+        (nn.cross_entropy, {"targets": jnp.zeros(3, int)}, ValueError, "'inputs'"),
+    ],
+)
+def test_losses_name_what_is_wrong(loss, batch, error, named):
+    loss_fn = loss(nn.from_function(linear))
+    with pytest.raises(error, match=named):
+        jax.eval_shape(loss_fn, jnp.eye(3), batch)
+
+
+def test_integer_predictions_are_refused():
+    loss_fn = nn.mean_squared_error(nn.from_function(linear))
+    batch = {"inputs": jnp.ones((3, 1), int), "targets": jnp.ones((3, 1))}
+    with pytest.raises(TypeError, match="predictions"):
+        loss_fn(jnp.ones((1, 1), int), batch)
