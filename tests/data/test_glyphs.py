@@ -1,0 +1,145 @@
+"""The glyphs data set, prepared from scratch: what it holds, and that it is what it says."""
+
+import subprocess
+import sys
+import unicodedata
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmaml.data import pools, sources
+
+NUM_CLASSES = {"train": 229, "val": 83, "test": 247}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("glyphs")
+    sources.glyphs(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def glyphs(data_dir):
+    return sources.glyphs(data_dir)
+
+
+@pytest.fixture(scope="module")
+def nearest_neighbour(glyphs):
+    """Accuracy of each of 600 test tasks, 5-way 1-shot with 5 query images a class."""
+    sample = pools.sampler(glyphs["test"], num_tasks=600, way=5, shot=1, query=5)
+    task = jax.tree.map(np.asarray, jax.jit(sample)(jax.random.key(0)))
+    support, query = (batch["inputs"].reshape(600, -1, 28 * 28) for batch in task)
+    distances = ((query[:, :, None] - support[:, None]) ** 2).sum(-1)
+    return (distances.argmin(-1) == task.query["targets"]).mean(-1)
+
+
+def test_sizes(glyphs):
+    assert {split: len(pool.names) for split, pool in glyphs.items()} == NUM_CLASSES
+    for split, pool in glyphs.items():
+        assert pool.images.shape == (20 * NUM_CLASSES[split], 28, 28, 1)
+        assert (pool.sizes == 20).all()
+
+
+def test_split_by_script(glyphs):
+    scripts = {split: {name.split()[0] for name in pool.names} for split, pool in glyphs.items()}
+    assert scripts["train"] == {"LATIN", "DIGIT"}
+    assert scripts["val"] == {"CYRILLIC"}
+    assert scripts["test"] == {"GREEK", "ARMENIAN", "GEORGIAN", "LAO"}
+
+
+def test_no_class_and_no_image_is_in_two_splits(glyphs):
+    names = [name for pool in glyphs.values() for name in pool.names]
+    assert len(set(names)) == len(names)
+    images = [image.tobytes() for pool in glyphs.values() for image in np.asarray(pool.images)]
+    assert len(set(images)) == len(images)
+
+
+def test_images_are_white_ink_on_black(glyphs):
+    images = np.asarray(glyphs["train"].images)
+    assert images.dtype == np.uint8
+    assert (images.max((1, 2, 3)) > 128).all()
+    assert 0.03 < (images > 128).mean() < 0.3
+
+
+def test_nearest_neighbour_on_pixels_gets_40_to_45_percent(nearest_neighbour):
+    assert 0.40 <= nearest_neighbour.mean() <= 0.45
+
+
+def test_features_as_tfds_reads_them(data_dir):
+    import tensorflow_datasets as tfds
+
+    import jaxmaml.data.glyphs as module
+
+    for split, name in (("train", "train"), ("val", "validation"), ("test", "test")):
+        source = tfds.data_source("glyphs", split=name, data_dir=data_dir, download=False)
+        assert len(source) == 20 * NUM_CLASSES[split]
+    features = source.dataset_info.features
+    assert set(features) == {"image", "label", "face", "name"}
+    assert features["image"].shape == (28, 28, 1)
+    assert features["label"].num_classes == sum(NUM_CLASSES.values())
+    rows = [source[i] for i in range(50)]
+    for row in rows:
+        assert features["label"].names[row["label"]] == row["name"].decode()
+        character = unicodedata.lookup(row["name"].decode())
+        face = module.FACES[row["face"]]
+        faces = [drawn_face for _, drawn_face in module.drawings(character)]
+        images = [np.asarray(image) for image, _ in module.drawings(character)]
+        same = [np.array_equal(image, row["image"][..., 0]) for image in images]
+        assert faces[same.index(True)] == face
+
+
+def test_preparing_twice_gives_the_same_images(glyphs, tmp_path):
+    again = sources.glyphs(tmp_path / "another")
+    for split, pool in glyphs.items():
+        assert again[split].names == pool.names
+        # Within a class the order is TFDS's, which depends on nothing but its keys.
+        np.testing.assert_array_equal(again[split].images, pool.images)
+
+
+def test_drawings_cycle_over_the_faces_and_differ():
+    import jaxmaml.data.glyphs as module
+
+    drawn = list(module.drawings("A"))
+    assert [face for _, face in drawn] == [*module.FACES, *module.FACES[:4]]
+    assert len({np.asarray(image).tobytes() for image, _ in drawn}) == 20
+
+
+def test_the_class_list_is_the_one_that_select_draws():
+    import jaxmaml.data.glyphs as module
+
+    # Another FreeType may move a pair across the threshold, which is why the list is committed.
+    drawn = {name for names in module.select().values() for name in names}
+    listed = {name for names in sources.class_list("glyphs").values() for name in names}
+    assert len(drawn ^ listed) <= 0.02 * len(listed)
+
+
+def test_homoglyphs_are_dropped_across_scripts():
+    listed = {name for names in sources.class_list("glyphs").values() for name in names}
+    assert "LATIN CAPITAL LETTER A" in listed
+    for name in (
+        "GREEK CAPITAL LETTER ALPHA",
+        "CYRILLIC CAPITAL LETTER A",
+        "GREEK CAPITAL LETTER OMICRON",
+        "CYRILLIC SMALL LETTER ER",
+        "LATIN SMALL LETTER S",
+        "ARMENIAN SMALL LETTER OH",
+        "LATIN SMALL LETTER O WITH STROKE",
+        "LATIN SMALL LETTER E WITH ACUTE",
+    ):
+        unicodedata.lookup(name)
+        assert name not in listed
+
+
+def test_preparing_and_reading_need_no_tensorflow_and_print_nothing(tmp_path):
+    code = (
+        "import sys\n"
+        "from jaxmaml.data import sources\n"
+        f"assert len(sources.glyphs({str(tmp_path)!r})['val'].names) == {NUM_CLASSES['val']}\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert [path.name for path in (tmp_path / "glyphs").iterdir()] == ["1.0.0"]
