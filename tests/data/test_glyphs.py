@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import unicodedata
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,7 +74,7 @@ def test_features_as_tfds_reads_them(data_dir):
     import jaxmaml.data.glyphs as module
 
     for split, name in (("train", "train"), ("val", "validation"), ("test", "test")):
-        source = tfds.data_source("glyphs", split=name, data_dir=data_dir, download=False)
+        source: Any = tfds.data_source("glyphs", split=name, data_dir=data_dir, download=False)
         assert len(source) == 20 * NUM_CLASSES[split]
     features = source.dataset_info.features
     assert set(features) == {"image", "label", "face", "name"}

@@ -161,7 +161,7 @@ def test_the_sampled_task_is_the_planned_one():
     pool = pool_of([5, 7, 6])
     settings = {"way": 2, "shot": 1, "query": 2}
     key = jax.random.key(7)
-    task = pools.sampler(pool, num_tasks=1, **settings)(key)
+    task = pools.sampler(pool, num_tasks=1, rotate=False, **settings)(key)
     planned = pools.plan(
         jax.random.split(key, 1)[0], pool.starts, pool.sizes, rotate=False, **settings
     )

@@ -1,6 +1,7 @@
 """Data sets as pools: the class lists, Omniglot as the papers use it, and bad directories."""
 
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -72,7 +73,7 @@ def test_omniglot_matches_what_tfds_decodes(finn, test_data):
     import tensorflow_datasets as tfds
     from PIL import Image
 
-    source = tfds.data_source("omniglot", split="test", data_dir=test_data, download=False)
+    source: Any = tfds.data_source("omniglot", split="test", data_dir=test_data, download=False)
     names = source.dataset_info.features["label"].names
     where = {name: (pool, i) for pool in finn.values() for i, name in enumerate(pool.names)}
     for row in (source[i] for i in range(0, 13180, 1318)):
