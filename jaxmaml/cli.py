@@ -1,0 +1,267 @@
+"""The command line: `jaxmaml compare`, `train`, `evaluate`, `presets` and `data show`.
+
+Exit codes: 0 success; 1 a loss or gradient that is not finite stopped training; 2 a wrong argument;
+130 interrupted.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import tyro
+
+from jaxmaml.train import presets
+from jaxmaml.train.presets import Preset
+
+PositionalPreset = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET", help="see jaxmaml presets")
+]
+Precision = Literal["default", "high", "highest"]
+
+_Settings = dataclasses.make_dataclass(
+    "Settings",
+    [
+        (
+            name,
+            Annotated[
+                field.type | None,
+                tyro.conf.arg(help=field.metadata["help"], help_behavior_hint=""),
+            ],
+            None,
+        )
+        for name, field in presets.options().items()
+    ],
+    frozen=True,
+    namespace={"__doc__": "Each replaces the preset's own value."},
+)
+"""Every option of a preset, None where the preset's value stands."""
+if TYPE_CHECKING:
+    Settings: TypeAlias = Any  # a type checker knows no class that is made
+else:
+    Settings = _Settings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Options of a command that trains."""
+
+    seed: int = 0
+    """Seed of the initial parameters and of the training episodes."""
+    num_test_tasks: int = 600
+    """Tasks of the final test."""
+    data_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Prepared TFDS directory (glyphs: the user's cache directory, filled when first used)."""
+    out: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/PRESET-TIME)"),
+    ] = None
+    """Directory that is written; it must not hold another run."""
+    matmul_precision: Precision = "highest"
+    """Of float32 matrix products: less than highest is faster on GPU and TPU, and not exact."""
+
+
+_RUN = Run()
+_UNCHANGED = _Settings()
+
+
+class _UserError(Exception):
+    """What the user can put right; its text is all that is shown."""
+
+
+def compare(
+    preset: PositionalPreset = "glyphs-5w1s",
+    *,
+    inner_lrs: Annotated[
+        tuple[float, ...],
+        tyro.conf.arg(
+            metavar="FLOAT ...",
+            help="train both at each of these inner rates",
+            help_behavior_hint="(default: the preset's)",
+        ),
+    ] = (),
+    run: Run = _RUN,
+    preset_settings: Settings = _UNCHANGED,
+) -> int:
+    """Train exact and first-order MAML from the same start on the same episodes, and compare."""
+    from jaxmaml.train import compare as comparison
+
+    with _user_errors():
+        chosen = presets.override(presets.get(preset), **dataclasses.asdict(preset_settings))
+        specs = comparison.specs_of(chosen.inner_lr, inner_lrs)
+    return _execute(chosen, specs, run)
+
+
+def train(
+    preset: PositionalPreset,
+    *,
+    order: Annotated[
+        str, tyro.conf.arg(metavar="{exact,first}", help="order of the meta-gradient")
+    ] = "exact",
+    run: Run = _RUN,
+    preset_settings: Settings = _UNCHANGED,
+) -> int:
+    """Train MAML on a preset, test it and save its state."""
+    from jaxmaml.train.experiment import ORDERS, Spec
+
+    with _user_errors():
+        chosen = presets.override(presets.get(preset), **dataclasses.asdict(preset_settings))
+        if order not in ORDERS:
+            raise ValueError(f"unknown order {order!r}: it is one of {', '.join(ORDERS)}")
+    return _execute(chosen, [Spec(order, order, chosen.inner_lr)], run)
+
+
+def evaluate(
+    run_dir: Annotated[
+        pathlib.Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN_DIR", help="what train or compare wrote"),
+    ],
+    *,
+    num_test_tasks: Annotated[int, tyro.conf.arg(help="tasks of the test")] = 600,
+    data_dir: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(
+            metavar="DIR", help="prepared TFDS directory", help_behavior_hint="(default: the run's)"
+        ),
+    ] = None,
+) -> int:
+    """Test the saved parameters of a run on other numbers of tasks."""
+    from jaxmaml.train import evaluation, logging, report
+
+    with _user_errors():
+        config = logging.read_config(run_dir)
+    with _session(config["matmul_precision"]):
+        with _user_errors():
+            restored = evaluation.restore(run_dir, config, data_dir, num_test_tasks)
+        table = evaluation.table(restored, num_test_tasks)
+    report.console().print(table)
+    return 0
+
+
+def list_presets() -> int:
+    """List the presets: what each should give, what it costs, where it comes from."""
+    from jaxmaml.train import report
+
+    report.console().print(report.presets_table(presets.PRESETS.values()))
+    return 0
+
+
+def data(
+    action: Annotated[
+        Literal["show"], tyro.conf.Positional, tyro.conf.arg(help="draw one test episode")
+    ],
+    preset: PositionalPreset,
+    *,
+    out: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(
+            metavar="FILE", help="picture to write", help_behavior_hint="(default: PRESET.png)"
+        ),
+    ] = None,
+    data_dir: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(metavar="DIR", help="prepared TFDS directory"),
+    ] = None,
+    preset_settings: Settings = _UNCHANGED,
+) -> int:
+    """Look at a preset's data: `jaxmaml data show PRESET` draws one test episode."""
+    del action  # there is one
+    from jaxmaml.train import experiment, pictures
+
+    with _user_errors(), _session("highest"):
+        chosen = presets.override(presets.get(preset), **dataclasses.asdict(preset_settings))
+        path = out or pathlib.Path(f"{preset}.png")
+        built = experiment.build(chosen, seed=0, data_dir=data_dir, num_test_tasks=1)
+        pictures.draw_episode(built, path)
+    print(path)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a mistake in the options exits with 2 at once."""
+    commands = {
+        "compare": compare,
+        "train": train,
+        "evaluate": evaluate,
+        "presets": list_presets,
+        "data": data,
+    }
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="jaxmaml",
+            description="Gradient-based meta-learning in JAX.",
+            args=arguments,
+            config=(
+                tyro.conf.CascadeSubcommandArgs,
+                tyro.conf.OmitArgPrefixes,
+                tyro.conf.OmitSubcommandPrefixes,
+                tyro.conf.DisallowNone,
+            ),
+        )
+    except _UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _execute(preset: Preset, specs: Any, run: Run) -> int:
+    from jaxmaml.train import compare as comparison
+    from jaxmaml.train import experiment, logging, results
+
+    out = run.out or pathlib.Path("runs", f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    with _session(run.matmul_precision):
+        with _user_errors():
+            logging.check_vacant(out)
+            built = experiment.build(
+                preset, seed=run.seed, data_dir=run.data_dir, num_test_tasks=run.num_test_tasks
+            )
+            config = results.config(
+                preset,
+                specs,
+                seed=run.seed,
+                num_test_tasks=run.num_test_tasks,
+                data_dir=run.data_dir,
+                matmul_precision=run.matmul_precision,
+            )
+        runs = comparison.execute(built, specs, config, out)
+    print(f"written to {out}")
+    for stopped in (done for done in runs if done.stopped):
+        print(
+            f"{stopped.spec.label} stopped at {stopped.stopped}; the last good state is saved in "
+            f"{comparison.checkpoint_path(out, stopped.spec.label)}",
+            file=sys.stderr,
+        )
+    return 1 if any(done.stopped for done in runs) else 0
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """Turns what building an experiment refuses into one line.
+
+    Only round the preparation: a ValueError while training is a bug, and keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise _UserError(" ".join(str(error).split())) from None
+
+
+@contextlib.contextmanager
+def _session(matmul_precision: str) -> Iterator[None]:
+    """The precision of matrix products, and programs compiled once for all runs."""
+    import jax
+    import platformdirs
+
+    if jax.config.jax_compilation_cache_dir is None:
+        directory = pathlib.Path(platformdirs.user_cache_dir("jaxmaml"), "compilation")
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    with jax.default_matmul_precision(matmul_precision):
+        yield

@@ -1,0 +1,133 @@
+"""Runs of one experiment: same initial parameters, same episodes, one run directory."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from jaxmaml.train import checkpoint, logging, pictures, report, results, scoring, training
+from jaxmaml.train import experiment as experiments
+from jaxmaml.train.experiment import Experiment, Spec
+from jaxmaml.train.results import Gradient
+from jaxmaml.train.training import Run
+from jaxmaml.types import MetaLearner, MetaState
+
+
+def specs_of(preset_lr: float, inner_lrs: Sequence[float]) -> list[Spec]:
+    """The runs of a comparison: both orders at the preset's rate, or at each of `inner_lrs`.
+
+    Raises:
+        ValueError: the same rate twice.
+
+    >>> [spec.label for spec in specs_of(0.4, [0.1, 2.0])]
+    ['exact@0.1', 'first@0.1', 'exact@2', 'first@2']
+    """
+    if len(set(inner_lrs)) != len(inner_lrs):
+        raise ValueError(f"inner_lrs must differ from each other, got {tuple(inner_lrs)}")
+    if not all(np.isfinite(inner_lrs)):
+        raise ValueError(f"inner_lrs must be finite, got {tuple(inner_lrs)}")
+    orders = experiments.ORDERS
+    if not inner_lrs:
+        return [Spec(order, order, preset_lr) for order in orders]
+    return [Spec(f"{order}@{rate:g}", order, rate) for rate in inner_lrs for order in orders]
+
+
+def execute(
+    experiment: Experiment, specs: Sequence[Spec], config: dict[str, Any], out: pathlib.Path
+) -> list[Run]:
+    """Run all of `specs`, print the tables and write the run directory.
+
+    Args:
+        experiment: what the runs share.
+        specs: one or more runs.
+        config: what config.json holds; see `results.config`.
+        out: the run directory, which is made.
+
+    Returns:
+        The runs, of which some may have stopped early.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    logging.write_json(out / "config.json", config)
+    learners = {spec: experiments.learner(experiment, spec) for spec in specs}
+    gradient, watched = _new_gradient(experiment, specs)
+    runs = _train_all(experiment, learners, config["num_test_tasks"], out, gradient, watched)
+    floor = scoring.floor(experiment, config["num_test_tasks"])
+    found = results.results(config, runs, floor=floor, gradient=gradient)
+    pairs = [(run, learners[run.spec]) for run in runs]
+    pictures.draw_all(out, experiment, pairs, floor=floor, gradient=gradient)
+    # Last, so that a directory with results is a complete one.
+    logging.write_json(out / "results.json", found)
+    _print(report.console(), experiment, runs, config["num_test_tasks"], floor)
+    if gradient is not None and watched is not None:
+        report.console().print(report.gradient_table(gradient, watched.label))
+    return runs
+
+
+def checkpoint_path(out: pathlib.Path, label: str) -> pathlib.Path:
+    """Where the state of a run is saved."""
+    return out / "checkpoints" / label
+
+
+def _new_gradient(
+    experiment: Experiment, specs: Sequence[Spec]
+) -> tuple[Gradient | None, Spec | None]:
+    """Empty lists and the exact run to fill them along: the one nearest to the preset's rate."""
+    if {spec.order for spec in specs} != set(experiments.ORDERS):
+        return None, None
+    rate = experiment.preset.inner_lr
+    exact = [spec for spec in specs if spec.order == "exact"]
+    watched = min(exact, key=lambda spec: abs(spec.inner_lr - rate))
+    return {"cosine": [], "norm_ratio": [], "step": []}, watched
+
+
+def _train_all(
+    experiment: Experiment,
+    learners: dict[Spec, MetaLearner],
+    num_test_tasks: int,
+    out: pathlib.Path,
+    gradient: Gradient | None,
+    watched: Spec | None,
+) -> list[Run]:
+    def probe(state: MetaState) -> None:
+        assert gradient is not None
+        assert watched is not None
+        first = next(s for s in learners if s.order == "first" and s.inner_lr == watched.inner_lr)
+        step = int(state.step)
+        cosine, ratio = scoring.agreement(
+            experiment, learners[watched], learners[first], state.params, step
+        )
+        for name, number in (("cosine", cosine), ("norm_ratio", ratio), ("step", step)):
+            gradient[name].append(number)
+
+    runs = []
+    with training.new_progress() as progress:
+        for spec, learner in learners.items():
+            run = training.run(
+                experiment,
+                spec,
+                learner,
+                num_test_tasks=num_test_tasks,
+                record=lambda lines: logging.append_jsonl(out / "metrics.jsonl", lines),
+                progress=progress,
+                probe=probe if spec == watched else None,
+            )
+            checkpoint.save(checkpoint_path(out, spec.label), run.meta_state)
+            runs.append(run)
+    return runs
+
+
+def _print(
+    console: Console,
+    experiment: Experiment,
+    runs: list[Run],
+    num_test_tasks: int,
+    floor: float | None,
+) -> None:
+    scores = {run.spec.label: run.test for run in runs}
+    table = report.scores_table(experiment.preset, scores, num_test_tasks, floor)
+    report.add_costs(table, runs)
+    console.print(table)
+    if len({run.spec.inner_lr for run in runs}) > 1:
+        console.print(report.best_line(experiment.preset, runs))

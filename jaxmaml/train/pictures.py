@@ -1,0 +1,134 @@
+"""The plots of a run directory."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmaml.data import sinusoid
+from jaxmaml.train import experiment as experiments
+from jaxmaml.train import plots
+from jaxmaml.train.experiment import Experiment
+from jaxmaml.train.presets import Preset
+from jaxmaml.train.results import Gradient
+from jaxmaml.train.training import Run
+from jaxmaml.types import MetaLearner, Params, Task
+
+
+def draw_all(
+    out: pathlib.Path,
+    experiment: Experiment,
+    runs: Sequence[tuple[Run, MetaLearner]],
+    *,
+    floor: float | None,
+    gradient: Gradient | None,
+) -> list[pathlib.Path]:
+    """Draw what a run directory holds; the first run is the one shown on a task.
+
+    Returns:
+        The files written.
+    """
+    preset = experiment.preset
+    figures = {"metric_per_step.png": _metric_per_step(preset, [run for run, _ in runs], floor)}
+    if preset.num_validations:
+        figures["learning_curves.png"] = _learning_curves(preset, [run for run, _ in runs])
+    if gradient is not None and gradient["step"]:
+        figures["gradient_agreement.png"] = plots.gradient_agreement(**gradient)
+    (run, learner), *_ = runs
+    if preset.is_regression:
+        figures["regression.png"] = _regression(experiment, learner, run.meta_state.params)
+    else:
+        figures["episode.png"] = _predicted_episode(experiment, learner, run.meta_state.params)
+    for name, figure in figures.items():
+        plots.save(figure, out / name)
+    return [out / name for name in figures]
+
+
+def draw_episode(experiment: Experiment, path: pathlib.Path) -> None:
+    """Draw the first test task of an experiment, without a model.
+
+    Raises:
+        ValueError: the suffix of `path` is no format of matplotlib.
+    """
+    task = _first_task(experiment)
+    if experiment.preset.is_regression:
+        x, y = (np.asarray(task.query[name]).ravel() for name in ("inputs", "targets"))
+        order = np.argsort(x)
+        support = task.support["inputs"], task.support["targets"]
+        figure = plots.regression(x[order], {"truth": y[order]}, *support)
+    else:
+        figure = plots.episode(*_images(experiment.preset, task))
+    plots.save(figure, path)
+
+
+def _ylabel(preset: Preset) -> str:
+    return "MSE" if preset.is_regression else "accuracy"
+
+
+def _metric_per_step(preset: Preset, runs: list[Run], floor: float | None) -> Any:
+    curves = {run.spec.label: {"mean": run.test.mean, "ci95": run.test.ci95} for run in runs}
+    return plots.metric_per_step(
+        curves, ylabel=f"test {_ylabel(preset)}", floor=floor, headline=preset.headline_step
+    )
+
+
+def _learning_curves(preset: Preset, runs: list[Run]) -> Any:
+    at = preset.headline_step
+    curves = {
+        run.spec.label: {
+            "step": [step for step, _ in run.curve],
+            "value": [score.mean[at] for _, score in run.curve],
+            "ci95": [score.ci95[at] for _, score in run.curve],
+        }
+        for run in runs
+    }
+    steps = f"after {at} inner step{'s' * (at != 1)}"
+    return plots.learning_curves(curves, ylabel=f"validation {_ylabel(preset)} {steps}")
+
+
+def _first_task(experiment: Experiment) -> Task:
+    tasks = next(experiments.fixed_tasks(experiment, "test", 1))
+    return jax.tree.map(lambda leaf: leaf[0], tasks)
+
+
+def _images(preset: Preset, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """`[way, shot, ...]` and `[way, test_query, ...]`."""
+    return (
+        np.asarray(task.support["inputs"]).reshape(preset.way, preset.shot, 28, 28, -1),
+        np.asarray(task.query["inputs"]).reshape(preset.way, preset.test_query, 28, 28, -1),
+    )
+
+
+def _predicted_episode(experiment: Experiment, learner: MetaLearner, params: Params) -> Any:
+    preset, task = experiment.preset, _first_task(experiment)
+
+    @jax.jit
+    def predict(params: Params, task: Task) -> Any:
+        adapted, _ = learner.adapt(params, task.support, num_inner_steps=preset.headline_step)
+        return experiment.apply_fn(adapted, task.query)
+
+    logits = predict(params, task)
+    predictions = np.asarray(logits.argmax(-1)).reshape(preset.way, preset.test_query)
+    return plots.episode(*_images(preset, task), predictions)
+
+
+def _regression(experiment: Experiment, learner: MetaLearner, params: Params) -> Any:
+    """The fit of one fixed curve before and after adaptation."""
+    x = jnp.linspace(-5.0, 5.0, 200)[:, None]
+    support_x = jnp.linspace(-4.5, 2.0, experiment.preset.shot)[:, None]
+    support = {"inputs": support_x, "targets": sinusoid.curve(3.0, 1.0, support_x)}
+    last = experiment.preset.headline_step
+
+    @jax.jit
+    def fits(params: Params) -> Any:
+        view = lambda adapted: experiment.apply_fn(adapted, {"inputs": x})
+        return learner.trace(params, support, view, num_inner_steps=last)
+
+    curves = {"truth": sinusoid.curve(3.0, 1.0, x)}
+    after = fits(params)
+    for i in sorted({0, min(1, last), last}):
+        curves[f"after {i} step{'s' * (i != 1)}" if i else "before"] = after[i]
+    return plots.regression(x, curves, support_x, support["targets"])

@@ -1,0 +1,127 @@
+"""The tables that a command prints."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jaxmaml.train.presets import Preset
+from jaxmaml.train.results import Gradient
+from jaxmaml.train.scoring import Score
+from jaxmaml.train.training import Run
+
+MAX_ROWS = 7
+
+
+def console() -> Console:
+    """Standard output; wide enough for a table where it is no terminal."""
+    out = Console()
+    return out if out.is_terminal else Console(width=120)
+
+
+def scores_table(
+    preset: Preset, scores: Mapping[str, Score], num_test_tasks: int, floor: float | None
+) -> Table:
+    """One row per inner step, one column per run; the headline step is marked.
+
+    Args:
+        preset: what was run.
+        scores: label -> score on the test tasks.
+        num_test_tasks: how many.
+        floor: nearest neighbour's accuracy.
+    """
+    metric = "MSE" if preset.is_regression else "accuracy, %"
+    table = _titled(f"{preset.name}: test {metric}, 95 % CI over {num_test_tasks} tasks")
+    table.add_column("inner steps")
+    for label in scores:
+        table.add_column(label, justify="right")
+    for i in range(preset.num_test_inner_steps + 1):
+        headline = i == preset.headline_step
+        cells = [value(preset, score, i) for score in scores.values()]
+        table.add_row(f"{i} (headline)" if headline else f"{i}", *cells, style="bold" * headline)
+    if floor is not None:
+        table.add_row("nearest neighbour", *[f"{100 * floor:.1f}"] * len(scores), style="dim")
+    if any(score.num_nonfinite for score in scores.values()):
+        counts = [str(score.num_nonfinite) for score in scores.values()]
+        table.add_row("tasks not finite", *counts, style="red")
+    return table
+
+
+def add_costs(table: Table, runs: Iterable[Run]) -> None:
+    """Append what the runs cost, one row per quantity."""
+    runs = list(runs)
+    table.add_section()
+    table.add_row("outer steps", *[f"{run.num_outer_steps:,}" for run in runs])
+    table.add_row("ms per outer step", *[f"{1e3 * run.seconds_per_outer_step:.3g}" for run in runs])
+    table.add_row("s to compile", *[f"{run.compile_seconds:.1f}" for run in runs])
+    table.add_row("XLA temporary memory", *[_mebibytes(run.temp_bytes) for run in runs])
+    table.add_row("GFLOP per outer step", *[f"{run.flops / 1e9:.3g}" for run in runs])
+
+
+def gradient_table(gradient: Gradient, label: str) -> Table:
+    """First-order against exact meta-gradient at some outer steps of the exact run."""
+    table = _titled(f"first-order against exact meta-gradient, along {label}")
+    for name in ("outer step", "cosine", "norm, first / exact"):
+        table.add_column(name, justify="right")
+    count = len(gradient["step"])
+    for i in np.unique(np.linspace(0, count - 1, min(count, MAX_ROWS)).round().astype(int)):
+        cosine, ratio = gradient["cosine"][i], gradient["norm_ratio"][i]
+        table.add_row(f"{gradient['step'][i]:,}", f"{cosine:.3f}", f"{ratio:.3g}")
+    return table
+
+
+def best_line(preset: Preset, runs: list[Run]) -> str:
+    """Each order at the inner rate that the last validation prefers, with its test score."""
+    found = []
+    for order in dict.fromkeys(run.spec.order for run in runs):
+        best = max(
+            (run for run in runs if run.spec.order == order), key=lambda r: _merit(preset, r)
+        )
+        found.append(f"{best.spec.label} {value(preset, best.test, preset.headline_step)}")
+    return f"each at its best rate (chosen on validation tasks): {', '.join(found)}"
+
+
+def presets_table(presets: Iterable[Preset]) -> Table:
+    """What there is, what it should give, and what it costs."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("preset", "expected of MAML", "outer steps", "2 CPU cores", "source"):
+        table.add_column(name)
+    for preset in presets:
+        table.add_row(
+            preset.name,
+            preset.expected,
+            f"{preset.num_outer_steps:,}",
+            preset.cost,
+            f"{preset.paper}, {preset.table}",
+        )
+    return table
+
+
+def value(preset: Preset, score: Score, step: int) -> str:
+    """A score after `step` inner steps as text: percent, or a mean squared error."""
+    mean, ci95 = score.mean[step], score.ci95[step]
+    if not np.isfinite(mean):
+        return "not finite"
+    if preset.is_regression:
+        return f"{mean:.3f} ± {ci95:.3f}"
+    return f"{100 * mean:.1f} ± {100 * ci95:.1f}"
+
+
+def _merit(preset: Preset, run: Run) -> float:
+    score = run.curve[-1][1] if run.curve else run.test
+    mean: Any = score.mean[preset.headline_step]
+    if not np.isfinite(mean) or run.stopped:
+        return -np.inf
+    return -mean if preset.is_regression else mean
+
+
+def _titled(title: str) -> Table:
+    """Rich would break a title that is longer than the table is wide."""
+    return Table(title=title, box=box.SIMPLE_HEAD, min_width=len(title) + 4)
+
+
+def _mebibytes(num_bytes: int | None) -> str:
+    return "unknown" if num_bytes is None else f"{num_bytes / 2**20:.3g} MiB"
