@@ -93,13 +93,11 @@ def test_a_padded_batch_has_the_loss_and_gradient_of_the_unpadded_one(x64, class
     )
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-def test_a_padded_image_batch_has_the_loss_and_gradient_of_the_unpadded_one(x64, pooled):
+def test_a_padded_image_batch_has_the_loss_and_gradient_of_the_unpadded_one(x64):
     module = nn.Conv4(
         3,
         image_shape=(16, 16, 1),
         num_filters=4,
-        pooled=pooled,
         param_dtype=jnp.float64,
         rngs=nnx.Rngs(0),
     )
