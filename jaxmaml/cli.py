@@ -6,10 +6,12 @@ Exit codes: 0 success; 1 a loss or gradient that is not finite stopped training;
 
 import contextlib
 import dataclasses
+import functools
+import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
@@ -183,16 +185,18 @@ def data(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a mistake in the options exits with 2 at once."""
-    commands = {
+    commands: dict[str, Callable[..., int]] = {
         "compare": compare,
         "train": train,
         "evaluate": evaluate,
         "presets": list_presets,
         "data": data,
     }
+    # Run outside tyro, which takes a ValueError for a mistake in the options.
+    later = {name: _deferred(command) for name, command in commands.items()}
     try:
-        return tyro.extras.subcommand_cli_from_dict(
-            commands,
+        command = tyro.extras.subcommand_cli_from_dict(
+            later,
             prog="jaxmaml",
             description="Gradient-based meta-learning in JAX.",
             args=arguments,
@@ -203,12 +207,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tyro.conf.DisallowNone,
             ),
         )
+        return command()
     except _UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    @functools.wraps(command)
+    def parsed(*args: Any, **kwargs: Any) -> Callable[[], int]:
+        return functools.partial(command, *args, **kwargs)
+
+    return parsed
 
 
 def _execute(preset: Preset, specs: Any, run: Run) -> int:
@@ -230,6 +243,7 @@ def _execute(preset: Preset, specs: Any, run: Run) -> int:
                 data_dir=run.data_dir,
                 matmul_precision=run.matmul_precision,
             )
+            comparison.open_run(out, config)
         runs = comparison.execute(built, specs, config, out)
     print(f"written to {out}")
     for stopped in (done for done in runs if done.stopped):
@@ -259,7 +273,7 @@ def _session(matmul_precision: str) -> Iterator[None]:
     import jax
     import platformdirs
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         directory = pathlib.Path(platformdirs.user_cache_dir("jaxmaml"), "compilation")
         jax.config.update("jax_compilation_cache_dir", str(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -34,6 +34,18 @@ def specs_of(preset_lr: float, inner_lrs: Sequence[float]) -> list[Spec]:
     return [Spec(f"{order}@{rate:g}", order, rate) for rate in inner_lrs for order in orders]
 
 
+def open_run(out: pathlib.Path, config: dict[str, Any]) -> None:
+    """Make a run directory, with its config.json.
+
+    Raises:
+        ValueError: `out` holds another run.
+        OSError: it cannot be written.
+    """
+    logging.check_vacant(out)
+    out.mkdir(parents=True, exist_ok=True)
+    logging.write_json(out / "config.json", config)
+
+
 def execute(
     experiment: Experiment, specs: Sequence[Spec], config: dict[str, Any], out: pathlib.Path
 ) -> list[Run]:
@@ -43,13 +55,11 @@ def execute(
         experiment: what the runs share.
         specs: one or more runs.
         config: what config.json holds; see `results.config`.
-        out: the run directory, which is made.
+        out: the run directory; see `open_run`.
 
     Returns:
         The runs, of which some may have stopped early.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    logging.write_json(out / "config.json", config)
     learners = {spec: experiments.learner(experiment, spec) for spec in specs}
     gradient, watched = _new_gradient(experiment, specs)
     runs = _train_all(experiment, learners, config["num_test_tasks"], out, gradient, watched)

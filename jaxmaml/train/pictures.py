@@ -117,9 +117,9 @@ def _predicted_episode(experiment: Experiment, learner: MetaLearner, params: Par
 
 def _regression(experiment: Experiment, learner: MetaLearner, params: Params) -> Any:
     """The fit of one fixed curve before and after adaptation."""
-    x = jnp.linspace(-5.0, 5.0, 200)[:, None]
+    x, shape = jnp.linspace(-5.0, 5.0, 200)[:, None], (jnp.array(3.0), jnp.array(1.0))
     support_x = jnp.linspace(-4.5, 2.0, experiment.preset.shot)[:, None]
-    support = {"inputs": support_x, "targets": sinusoid.curve(3.0, 1.0, support_x)}
+    support = {"inputs": support_x, "targets": sinusoid.curve(*shape, support_x)}
     last = experiment.preset.headline_step
 
     @jax.jit
@@ -127,7 +127,7 @@ def _regression(experiment: Experiment, learner: MetaLearner, params: Params) ->
         view = lambda adapted: experiment.apply_fn(adapted, {"inputs": x})
         return learner.trace(params, support, view, num_inner_steps=last)
 
-    curves = {"truth": sinusoid.curve(3.0, 1.0, x)}
+    curves = {"truth": sinusoid.curve(*shape, x)}
     after = fits(params)
     for i in sorted({0, min(1, last), last}):
         curves[f"after {i} step{'s' * (i != 1)}" if i else "before"] = after[i]

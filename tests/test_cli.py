@@ -1,0 +1,213 @@
+"""The commands, in process, with settings that take seconds."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmaml import cli
+from jaxmaml.train import logging, training
+
+TINY = [
+    *("--hidden-sizes", "4", "--num-tasks", "2", "--num-outer-steps", "6", "--test-query", "3"),
+    *("--num-test-tasks", "5", "--num-val-tasks", "5", "--num-validations", "2"),
+    *("--num-test-inner-steps", "2"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _private_cache(tmp_path_factory):
+    """No test reads or fills the user's cache of programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "xla"))
+        yield
+
+
+def _error(capsys, *arguments):
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr().err.strip()
+    assert captured.startswith("error: ")
+    assert "\n" not in captured
+    return captured
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare") / "run"
+    code = cli.main(["compare", "sinusoid-5shot", "--out", str(out), *TINY])
+    return code, out
+
+
+def test_compare_writes_a_whole_run(compared):
+    code, out = compared
+    assert code == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoints", "config.json", "gradient_agreement.png", "learning_curves.png",
+        "metric_per_step.png", "metrics.jsonl", "regression.png", "results.json",
+    ]  # fmt: skip
+
+
+def test_results_are_the_stable_interface(compared):
+    results = json.loads((compared[1] / "results.json").read_text())
+    assert list(results) == [
+        "preset", "seed", "num_test_tasks", "device", "versions", "commit",
+        "matmul_precision", "floor", "runs", "gradient",
+    ]  # fmt: skip
+    assert results["floor"] == {"nearest_neighbour": None}
+    assert list(results["runs"]) == ["exact", "first"]
+    for run in results["runs"].values():
+        assert list(run) == [
+            "mse_per_step", "ci95_per_step", "num_nonfinite", "seconds_per_outer_step",
+            "compile_seconds", "temp_bytes", "flops", "num_outer_steps", "inner_lr",
+        ]  # fmt: skip
+        assert len(run["mse_per_step"]) == len(run["ci95_per_step"]) == 3
+        assert run["num_outer_steps"] == 6
+    assert results["runs"]["exact"]["flops"] > results["runs"]["first"]["flops"]
+    gradient = results["gradient"]
+    assert gradient["step"][0] == 0
+    assert len(gradient["cosine"]) == len(gradient["norm_ratio"]) == len(gradient["step"])
+
+
+def test_both_orders_start_alike_and_see_the_same_tasks(compared):
+    lines = [json.loads(line) for line in (compared[1] / "metrics.jsonl").read_text().splitlines()]
+    first_losses = [line["loss"] for line in lines if line["step"] == 0 and "loss" in line]
+    assert len(first_losses) == 2
+    assert first_losses[0] == pytest.approx(first_losses[1], rel=1e-6)
+    assert {line["label"] for line in lines} == {"exact", "first"}
+
+
+def test_evaluate_reads_the_run_back(compared, capsys):
+    assert cli.main(["evaluate", str(compared[1]), "--num-test-tasks", "5"]) == 0
+    shown = capsys.readouterr().out
+    results = json.loads((compared[1] / "results.json").read_text())
+    for run in results["runs"].values():
+        assert f"{run['mse_per_step'][2]:.3f} ± {run['ci95_per_step'][2]:.3f}" in shown
+
+
+def test_another_run_is_not_overwritten(compared, capsys):
+    message = _error(capsys, "train", "sinusoid-5shot", "--out", str(compared[1]))
+    assert "holds another run" in message
+
+
+def test_inner_rates_are_each_tried(tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--out", str(out), *TINY, "--num-outer-steps", "2", "--inner-lrs", "0.01", "0.1"]
+    assert cli.main(["compare", "sinusoid-5shot", *options]) == 0
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    assert {label: run["inner_lr"] for label, run in runs.items()} == {
+        "exact@0.01": 0.01, "first@0.01": 0.01, "exact@0.1": 0.1, "first@0.1": 0.1,
+    }  # fmt: skip
+    assert "each at its best rate" in capsys.readouterr().out
+
+
+def test_train_stops_at_a_loss_that_is_not_finite(tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--order", "first", "--out", str(out), *TINY, "--inner-lr", "1e30"]
+    assert cli.main(["train", "sinusoid-5shot", *options]) == 1
+    assert "first stopped at outer step 0: loss is" in capsys.readouterr().err
+    run = json.loads((out / "results.json").read_text())["runs"]["first"]
+    assert run["num_outer_steps"] == 0
+    assert run["num_nonfinite"] == 5
+    assert run["mse_per_step"][0] is not None
+    assert run["mse_per_step"][2] is None
+    assert (out / "checkpoints" / "first").is_dir()
+
+
+def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.loop, "run", interrupted)
+    out = tmp_path / "run"
+    assert cli.main(["train", "sinusoid-5shot", "--out", str(out), *TINY]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} <= {"config.json", "metrics.jsonl"}
+    json.loads((out / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["compare", "sinusoid-5shots"], "did you mean 'sinusoid-5shot'"),
+        (["train", "sinusoid-5shot", "--order", "second"], "order 'second'"),
+        (["compare", "sinusoid-5shot", "--num-outer-steps", "0"], "num_outer_steps must be at"),
+        (["compare", "sinusoid-5shot", "--num-inner-steps", "-1"], "num_inner_steps must not"),
+        (["compare", "sinusoid-5shot", "--num-test-tasks", "0"], "num_test_tasks must be"),
+        (["compare", "sinusoid-5shot", "--way", "2"], "way must be 1"),
+        (["compare", "sinusoid-5shot", "--inner-lrs", "0.1", "0.1"], "inner_lrs must differ"),
+        (["train", "omniglot-5w1s", "--data-dir", "nowhere"], "prepare it with"),
+        (["train", "omniglot-5w1s", "--split", "mine"], "split='mine'"),
+        (["evaluate", "nowhere"], "holds no run"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert expected in _error(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_exit_code_and_no_traceback_in_a_process(tmp_path):
+    command = [sys.executable, "-m", "jaxmaml", "train", "nothing", "--out", str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown preset 'nothing'")
+    assert "Traceback" not in done.stderr
+
+
+def test_presets_are_listed(capsys):
+    assert cli.main(["presets"]) == 0
+    assert "omniglot-mlp-5w5s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "data"])
+def test_every_option_has_help(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    lines = capsys.readouterr().out.replace("│", " ").splitlines()
+    for line, following in itertools.pairwise(lines):
+        if re.match(r"\s*--[a-z]", line):
+            text = line.strip().partition("  ")[2] or following.strip()
+            assert text, line
+            assert not re.match(r"--[a-z]", text), line
+
+
+def test_images_are_trained_on_and_drawn(test_data, tmp_path):
+    out = tmp_path / "run"
+    options = [*TINY, "--way", "3", "--num-outer-steps", "2", "--data-dir", str(test_data)]
+    assert cli.main(["train", "omniglot-mlp-5w1s", "--out", str(out), *options]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["gradient"] is None
+    assert 0 < results["floor"]["nearest_neighbour"] <= 1
+    assert len(results["runs"]["exact"]["accuracy_per_step"]) == 3
+    assert (out / "episode.png").stat().st_size > 0
+
+
+def test_an_episode_is_shown(tmp_path, capsys):
+    picture = tmp_path / "shown.png"
+    assert cli.main(["data", "show", "sinusoid-10shot", "--out", str(picture)]) == 0
+    assert capsys.readouterr().out.strip() == str(picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_has_null_and_never_nan(tmp_path):
+    logging.write_json(tmp_path / "x.json", {"a": np.array([1.0, np.nan]), "b": jax.numpy.inf})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1.0, None], "b": None}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    logging.write_json(path, {"a": 1})
+
+    def fail():
+        with logging.whole_file(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+    assert json.loads(path.read_text()) == {"a": 1}

@@ -1,0 +1,90 @@
+"""Presets say what the paper says, in the units of a mean loss."""
+
+import dataclasses
+
+import pytest
+
+from jaxmaml.train import presets
+
+
+def test_names_are_those_of_the_readme():
+    assert list(presets.PRESETS) == [
+        "sinusoid-5shot", "sinusoid-10shot",
+        "glyphs-5w1s", "glyphs-5w5s", "glyphs-20w1s",
+        "omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s",
+        "omniglot-mlp-5w1s", "omniglot-mlp-5w5s",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=lambda preset: preset.name)
+def test_every_preset_is_valid_and_documented(preset):
+    assert presets.override(preset) == preset
+    assert all([preset.paper, preset.table, preset.expected, preset.cost])
+
+
+@pytest.mark.parametrize(
+    ("name", "summed_rate", "num_inner_steps", "num_test_inner_steps", "num_tasks"),
+    [
+        ("omniglot-5w1s", 0.4, 1, 3, 32),
+        ("omniglot-5w5s", 0.4, 1, 3, 32),
+        ("omniglot-20w1s", 0.1, 5, 5, 16),
+        ("omniglot-20w5s", 0.1, 5, 5, 16),
+    ],
+)
+def test_omniglot_is_the_papers_protocol(
+    name, summed_rate, num_inner_steps, num_test_inner_steps, num_tasks
+):
+    preset = presets.get(name)
+    # The authors sum over way*shot examples and divide by the shot.
+    assert preset.inner_lr == pytest.approx(summed_rate * preset.way)
+    assert preset.num_inner_steps == num_inner_steps
+    assert preset.num_test_inner_steps == preset.headline_step == num_test_inner_steps
+    assert preset.num_tasks == num_tasks
+    assert preset.query == preset.test_query == preset.shot
+    assert preset.outer_lr == 1e-3
+    assert preset.num_outer_steps == 60_000
+    assert preset.rotate_train
+    assert preset.rotate_test
+    assert not preset.norm_scale
+    assert not preset.adapt_norm
+    assert preset.head_scale == 1.0
+
+
+def test_every_option_has_a_help_text():
+    documentation = {"name", "dataset", "paper", "table", "expected", "cost"}
+    names = {field.name for field in dataclasses.fields(presets.Preset)}
+    assert set(presets.options()) == names - documentation
+    assert all(field.metadata["help"] for field in presets.options().values())
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'glyphs-5w1s'"):
+        presets.get("glyph-5w1s")
+
+
+def test_fewer_test_steps_move_the_headline_and_the_selection():
+    preset = presets.override(presets.get("sinusoid-5shot"), num_test_inner_steps=5)
+    assert preset.headline_step == 5
+    assert preset.selection_steps == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_outer_steps", 0),
+        ("num_inner_steps", -1),
+        ("way", 0),
+        ("chunk_size", 0),
+        ("chunk_size", "some"),
+        ("headline_step", 4),
+        ("selection_steps", (4,)),
+        ("inner_lr", float("nan")),
+    ],
+)
+def test_a_setting_out_of_range_is_named(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        presets.override(presets.get("glyphs-5w1s"), **{name: value})
+
+
+def test_zero_inner_steps_are_valid():
+    assert presets.override(presets.get("glyphs-5w1s"), num_inner_steps=0).num_inner_steps == 0
