@@ -10,12 +10,6 @@ from jax import lax
 from jaxmaml import nn
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def lax_conv(inputs, kernel, stride, padding):
     dimensions = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
@@ -108,9 +102,21 @@ def test_max_pool_and_its_gradient_equal_a_window_reduction(window):
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
-def test_max_pool_shares_the_gradient_of_ties():
+def test_max_pool_gives_the_gradient_of_a_tie_to_one_entry():
     grad = jax.grad(lambda x: nn.max_pool(x).sum())(jnp.ones((1, 2, 3, 1)))
-    np.testing.assert_array_equal(grad[0, ..., 0], [[0.25, 0.25, 0], [0.25, 0.25, 0]])
+    np.testing.assert_array_equal(grad[0, ..., 0], [[1, 0, 0], [0, 0, 0]])
+
+
+def test_max_pool_keeps_nan():
+    for place in np.ndindex(2, 2):
+        image = np.arange(4.0).reshape(1, 2, 2, 1)
+        image[0, *place, 0] = np.nan
+        assert jnp.isnan(nn.max_pool(jnp.asarray(image))).all()
+
+
+def test_max_pool_gradient_compares_nothing_for_equality():
+    grad = jax.grad(lambda x: nn.max_pool(x).sum())
+    assert " eq " not in str(jax.make_jaxpr(grad)(jnp.ones((1, 4, 4, 1))))
 
 
 @pytest.mark.parametrize(

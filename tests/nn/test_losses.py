@@ -7,12 +7,6 @@ from flax import nnx
 from jaxmaml import nn
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def linear(params, inputs):
     return inputs @ params
 

@@ -10,12 +10,6 @@ from jaxmaml.nn.models import BatchStatisticsNorm
 
 
 @pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
-@pytest.fixture
 def strict_ranks():
     with jax.numpy_rank_promotion("raise"):
         yield
