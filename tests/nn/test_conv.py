@@ -1,6 +1,3 @@
-import doctest
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,10 +138,3 @@ def test_conv_names_what_is_wrong(shape, kernel, options, named):
 def test_max_pool_names_what_is_wrong(shape, window, named):
     with pytest.raises(ValueError, match=named):
         nn.max_pool(jnp.ones(shape), window)
-
-
-@pytest.mark.parametrize("name", ["conv", "models", "adapters", "losses"])
-def test_docstring_examples(name):
-    results = doctest.testmod(importlib.import_module(f"jaxmaml.nn.{name}"))
-    assert results.attempted > 0
-    assert results.failed == 0
