@@ -1,8 +1,8 @@
 """Runs of one experiment: same initial parameters, same episodes, one run directory."""
 
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -61,8 +61,9 @@ def execute(
         The runs, of which some may have stopped early.
     """
     learners = {spec: experiments.learner(experiment, spec) for spec in specs}
-    gradient, watched = _new_gradient(experiment, specs)
-    runs = _train_all(experiment, learners, config["num_test_tasks"], out, gradient, watched)
+    watch = _watch(experiment, learners)
+    runs = _train_all(experiment, learners, config["num_test_tasks"], out, watch)
+    gradient = None if watch is None else watch.gradient
     floor = scoring.floor(experiment, config["num_test_tasks"])
     found = results.results(config, runs, floor=floor, gradient=gradient)
     pairs = [(run, learners[run.spec]) for run in runs]
@@ -70,8 +71,8 @@ def execute(
     # Last, so that a directory with results is a complete one.
     logging.write_json(out / "results.json", found)
     _print(report.console(), experiment, runs, config["num_test_tasks"], floor)
-    if gradient is not None and watched is not None:
-        report.console().print(report.gradient_table(gradient, watched.label))
+    if watch is not None:
+        report.console().print(report.gradient_table(watch.gradient, watch.spec.label))
     return runs
 
 
@@ -80,16 +81,34 @@ def checkpoint_path(out: pathlib.Path, label: str) -> pathlib.Path:
     return out / "checkpoints" / label
 
 
-def _new_gradient(
-    experiment: Experiment, specs: Sequence[Spec]
-) -> tuple[Gradient | None, Spec | None]:
-    """Empty lists and the exact run to fill them along: the one nearest to the preset's rate."""
-    if {spec.order for spec in specs} != set(experiments.ORDERS):
-        return None, None
-    rate = experiment.preset.inner_lr
-    exact = [spec for spec in specs if spec.order == "exact"]
-    watched = min(exact, key=lambda spec: abs(spec.inner_lr - rate))
-    return {"cosine": [], "norm_ratio": [], "step": []}, watched
+class _Watch(NamedTuple):
+    """The run along which both meta-gradients are compared, and where the numbers go."""
+
+    spec: Spec
+    gradient: Gradient
+    probe: Callable[[MetaState], None]
+
+
+def _watch(experiment: Experiment, learners: dict[Spec, MetaLearner]) -> _Watch | None:
+    """Watches the exact run nearest to the preset's rate; None unless both orders are run."""
+    pairs = {spec.inner_lr: {} for spec in learners}
+    for spec in learners:
+        pairs[spec.inner_lr][spec.order] = spec
+    rates = [rate for rate, specs in pairs.items() if set(specs) == set(experiments.ORDERS)]
+    if not rates:
+        return None
+    pair = pairs[min(rates, key=lambda rate: abs(rate - experiment.preset.inner_lr))]
+    exact, first = pair["exact"], pair["first"]
+    gradient: Gradient = {"cosine": [], "norm_ratio": [], "step": []}
+
+    def probe(state: MetaState) -> None:
+        step = int(state.step)
+        found = scoring.agreement(experiment, learners[exact], learners[first], state.params, step)
+        for name, number in zip(("cosine", "norm_ratio"), found, strict=True):
+            gradient[name].append(number)
+        gradient["step"].append(step)
+
+    return _Watch(exact, gradient, probe)
 
 
 def _train_all(
@@ -97,20 +116,8 @@ def _train_all(
     learners: dict[Spec, MetaLearner],
     num_test_tasks: int,
     out: pathlib.Path,
-    gradient: Gradient | None,
-    watched: Spec | None,
+    watch: _Watch | None,
 ) -> list[Run]:
-    def probe(state: MetaState) -> None:
-        assert gradient is not None
-        assert watched is not None
-        first = next(s for s in learners if s.order == "first" and s.inner_lr == watched.inner_lr)
-        step = int(state.step)
-        cosine, ratio = scoring.agreement(
-            experiment, learners[watched], learners[first], state.params, step
-        )
-        for name, number in (("cosine", cosine), ("norm_ratio", ratio), ("step", step)):
-            gradient[name].append(number)
-
     runs = []
     with training.new_progress() as progress:
         for spec, learner in learners.items():
@@ -121,7 +128,7 @@ def _train_all(
                 num_test_tasks=num_test_tasks,
                 record=lambda lines: logging.append_jsonl(out / "metrics.jsonl", lines),
                 progress=progress,
-                probe=probe if spec == watched else None,
+                probe=watch.probe if watch is not None and spec == watch.spec else None,
             )
             checkpoint.save(checkpoint_path(out, spec.label), run.meta_state)
             runs.append(run)

@@ -81,7 +81,8 @@ def best_line(preset: Preset, runs: list[Run]) -> str:
             (run for run in runs if run.spec.order == order), key=lambda r: _merit(preset, r)
         )
         found.append(f"{best.spec.label} {value(preset, best.test, preset.headline_step)}")
-    return f"each at its best rate (chosen on validation tasks): {', '.join(found)}"
+    chosen_on = "validation" if all(run.curve for run in runs) else "test"
+    return f"each at its best rate (chosen on {chosen_on} tasks): {', '.join(found)}"
 
 
 def presets_table(presets: Iterable[Preset]) -> Table:

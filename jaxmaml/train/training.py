@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from jaxmaml.train import experiment as experiments
 from jaxmaml.train import loop, scoring
@@ -99,22 +106,12 @@ def run(
         chunk_size=experiments.chunk_size(preset),
         num_steps_per_dispatch=steps_per_dispatch(preset.num_outer_steps),
     )
+    progress.update(bar, description=spec.label)
     course = _Course(state, state)
     look = _looker(experiment, spec, course, record, probe)
-    look(0, 1)
-    progress.update(bar, description=spec.label)
-    num_dispatches = -(-preset.num_outer_steps // steps_per_dispatch(preset.num_outer_steps))
-    items = _timed(loop.run(program, state, preset.num_outer_steps))
-    for index, (seconds, (course.state, metrics)) in enumerate(items, start=1):
-        _take_note(course, spec, metrics, seconds, record)
-        rate = f"{1 / _median_after_first(course.seconds):.3g} steps/s"
-        progress.update(bar, completed=course.done, rate=rate)
-        if course.stopped:
-            break
-        look(index, num_dispatches)
-    selects = preset.selection_steps and not course.stopped
-    final = course.selected if selects and np.isfinite(course.best) else course.state
+    _train(program, preset.num_outer_steps, spec, course, look, record, progress, bar)
     progress.update(bar, description=f"{spec.label}: testing")
+    final = course.selected if np.isfinite(course.best) and not course.stopped else course.state
     test = scoring.score(experiment, final.params, spec.inner_lr, "test", num_test_tasks)
     progress.update(bar, description=spec.label)
     return Run(
@@ -129,6 +126,28 @@ def run(
         flops=scoring.flops_per_outer_step(experiment, learner),
         stopped=course.stopped,
     )
+
+
+def _train(
+    program: loop.Program,
+    num_outer_steps: int,
+    spec: Spec,
+    course: _Course,
+    look: Callable[[int, int], None],
+    record: Record,
+    progress: Progress,
+    bar: TaskID,
+) -> None:
+    """Make the outer steps, filling `course`, until the last one or one that is not finite."""
+    num_dispatches = -(-num_outer_steps // program.num_steps_per_dispatch)
+    look(0, num_dispatches)
+    items = _timed(loop.run(program, course.state, num_outer_steps))
+    for index, (seconds, (course.state, metrics)) in enumerate(items, start=1):
+        _take_note(course, spec, metrics, seconds, record)
+        rate = f"{1 / _median_after_first(course.seconds):.3g} steps/s"
+        progress.update(bar, completed=course.done, rate=rate)
+        if not course.stopped:
+            look(index, num_dispatches)
 
 
 def steps_per_dispatch(num_outer_steps: int) -> int:
