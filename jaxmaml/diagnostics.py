@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxmaml.types import Array
@@ -27,8 +28,8 @@ def agreement(grads: Any, reference: Any) -> tuple[Array, Array]:
         (1.0, 3.0)
     """
     norm, reference_norm = optax.tree.norm(grads), optax.tree.norm(reference)
-    cosine = optax.tree.vdot(grads, reference) / (norm * reference_norm)
-    return cosine, norm / reference_norm
+    product = jnp.asarray(optax.tree.vdot(grads, reference))
+    return product / (norm * reference_norm), jnp.asarray(norm / reference_norm)
 
 
 def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:

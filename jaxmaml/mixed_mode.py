@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 ADJOINTS = ("forward_over_reverse", "reverse", "checkpoint")
@@ -62,7 +63,7 @@ def value_and_grad(
         >>> def after_one_step(rate, w):
         ...     _, grad = mixed_mode.value_and_grad(loss)(w, rate)
         ...     return loss(w - 0.1 * grad, 1.0)
-        >>> float(jax.grad(after_one_step)(1.0, jnp.array([1.0])).round(4))
+        >>> round(float(jax.grad(after_one_step)(1.0, jnp.array([1.0]))), 4)
         -0.32
     """
     check_adjoint(adjoint)
@@ -134,7 +135,7 @@ def _hoist(fun: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[...
     """
     jaxpr, out_shape = jax.make_jaxpr(fun, return_shape=True)(*args)
     out_tree = jax.tree.structure(out_shape)
-    traced = [isinstance(const, jax.core.Tracer) for const in jaxpr.consts]
+    traced = [isinstance(const, Tracer) for const in jaxpr.consts]
     concrete = [None if t else const for t, const in zip(traced, jaxpr.consts, strict=True)]
 
     def hoisted(*args_and_captured):

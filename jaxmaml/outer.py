@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from jaxmaml.types import Array, Info, MetaLearner, MetaParams, MetaState, Params, State, Task
 
@@ -207,7 +208,7 @@ def _check_weights(weights: Any, num_tasks: int) -> Array:
     weights = jnp.asarray(weights)
     if weights.shape != (num_tasks,):
         raise ValueError(f"weights must be [num_tasks] = [{num_tasks}]; got {list(weights.shape)}")
-    if not isinstance(weights, jax.core.Tracer) and not (weights.min() >= 0 < weights.max()):
+    if not isinstance(weights, Tracer) and not (weights.min() >= 0 < weights.max()):
         raise ValueError("weights must be finite, not negative and not all zero")
     return weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
 
@@ -333,6 +334,4 @@ def _take(tasks: Task, index: Array) -> Task:
 
 def _varying(tree: Any, axis_name: str) -> Any:
     """Marks what all devices of the mesh axis share as one copy each."""
-    missing = lambda leaf: axis_name not in jax.typeof(leaf).vma
-    cast = lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying") if missing(leaf) else leaf
-    return jax.tree.map(cast, tree)
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), tree)

@@ -4,6 +4,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Tests compile far more than they compute: less of LLVM's work makes the suite several times faster.
+# What XLA itself does, which the guards on memory and operations look at, stays as it is.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
 import jax
 import pytest
 

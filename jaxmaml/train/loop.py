@@ -13,7 +13,7 @@ from jaxmaml import outer
 from jaxmaml.types import Array, MetaLearner, MetaState, Task
 
 Metrics = dict[str, Any]
-Source = Callable[[Array], Task] | Iterable[Task]
+Source = Callable[[Array], Any] | Iterable[Any]  # of tasks
 
 
 class Program(NamedTuple):

@@ -1,0 +1,202 @@
+"""The inner loop: masks, keys, state, steps, and the errors a user meets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import smooth
+
+import jaxmaml
+from jaxmaml import inner
+
+
+def _loss(params, batch):
+    return jnp.mean((params["a"] + params["b"] - batch) ** 2)
+
+
+PARAMS = {"a": jnp.array(1.0), "b": jnp.array(2.0)}
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [{"a": True, "b": False}, lambda path: path == "a", {"a": np.True_, "b": 0}],
+    ids=["tree", "path", "tree of other truths"],
+)
+def test_mask_adapts_what_it_names_and_the_rest_is_outer_learned(mask):
+    adapted, _ = jaxmaml.adapt(_loss, PARAMS, jnp.zeros(3), optax.adam(0.1), 2, mask=mask)
+    assert adapted["b"] == 2.0
+    assert adapted["a"] < 1.0
+    learner = jaxmaml.maml(_loss, optax.sgd(0.1), 1, mask=mask)
+    task = jaxmaml.Task(jnp.zeros(3), jnp.zeros(3))
+    grads, _ = jax.grad(learner.loss, has_aux=True)(PARAMS, task)
+    # a' = a - 0.2 (a + b): d(a' + b)²/da = d/db = 2 (a' + b) 0.8
+    np.testing.assert_allclose(jax.tree.leaves(grads), 2 * 2.4 * 0.8, rtol=1e-6)
+
+
+def test_mask_by_prefix():
+    params = {"body": {"w": jnp.ones(2), "b": jnp.ones(2)}, "head": jnp.ones(2)}
+    loss = lambda params, batch: (
+        sum(jnp.sum(x**2) for x in jax.tree.leaves(params)) + 0 * batch.sum()
+    )
+    mask = {"body": False, "head": True}
+    adapted, _ = jaxmaml.adapt(loss, params, jnp.zeros(1), optax.sgd(0.1), 1, mask=mask)
+    np.testing.assert_array_equal(adapted["body"]["w"], 1.0)
+    np.testing.assert_allclose(adapted["head"], 0.8)
+
+
+def test_optimiser_state_of_the_masked_is_not_kept():
+    sizes = []
+
+    def init(params):
+        sizes.append(len(jax.tree.leaves(params)))
+        return ()
+
+    optimizer = optax.GradientTransformation(
+        init, lambda updates, state, params=None: (updates, state)
+    )
+    jaxmaml.adapt(_loss, PARAMS, jnp.zeros(3), optimizer, 1, mask={"a": True, "b": False})
+    assert sizes == [1]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"a": False, "b": False}, "matches no parameter"),
+        (lambda path: path == "c", "matches no parameter"),
+        ({"a": True}, "structure of the parameters"),
+    ],
+)
+def test_masks_that_cannot_be(mask, message):
+    with pytest.raises(ValueError, match=message):
+        jaxmaml.adapt(_loss, PARAMS, jnp.zeros(3), optax.sgd(0.1), 1, mask=mask)
+
+
+def test_keys_in_the_batch_differ_from_step_to_step():
+    seen = []
+
+    def loss(params, batch):
+        jax.debug.callback(seen.append, jax.random.uniform(batch["key"][0]))
+        return jnp.sum(params**2)
+
+    batch = {"key": jax.random.split(jax.random.key(0), 2)}
+    jaxmaml.adapt(loss, jnp.array(1.0), batch, optax.sgd(0.1), 3, order="first")
+    jax.effects_barrier()
+    assert len({float(x) for x in seen}) == 3
+
+
+def test_at_step_may_select_minibatches_and_rows_of_parameters():
+    params = {"w": jnp.array(0.0), "offset": jnp.array([1.0, 2.0, 3.0])}
+    support = jnp.array([[1.0], [2.0]])
+
+    def at_step(params, batch, step):
+        row = params["offset"][jnp.minimum(step, 2)]
+        return {"w": params["w"], "offset": row}, batch[jnp.minimum(step, 1)]
+
+    def loss(params, batch):
+        return jnp.mean((params["w"] + params["offset"] - batch) ** 2) / 2
+
+    run = lambda params: jaxmaml.adapt(
+        loss, params, support, optax.sgd(0.5), 2, at_step=at_step,
+        mask={"w": True, "offset": False},
+    )[0]  # fmt: skip
+    adapted = run(params)
+    # w: 0 -> 0 - .5 (0 + 1 - 1) = 0 -> 0 - .5 (0 + 2 - 2) = 0, and row 2 is answered
+    assert adapted["w"] == 0.0
+    assert adapted["offset"] == 3.0
+    grads = jax.grad(lambda p: run(p)["w"])(params)
+    np.testing.assert_allclose(grads["offset"], [-0.25, -0.5, 0.0])
+
+
+def test_state_goes_through_the_inner_loop_and_is_not_differentiated():
+    def loss(params, batch, state):
+        return jnp.mean((params - batch) ** 2) + 0 * state, state + params
+
+    def run(params):
+        adapted, info = jaxmaml.adapt(
+            loss, params, jnp.zeros(2), optax.sgd(0.25), 2, has_state=True, state=jnp.array(10.0)
+        )
+        return info.state, adapted
+
+    state, adapted = run(jnp.array(1.0))
+    assert (float(state), float(adapted)) == (10 + 1 + 0.5, 0.25)
+    assert jax.grad(lambda p: run(p)[0])(1.0) == 0
+    views = jaxmaml.trace(
+        loss, jnp.array(1.0), jnp.zeros(2), lambda adapted, state: state, optax.sgd(0.25), 2,
+        has_state=True, state=jnp.array(10.0),
+    )  # fmt: skip
+    np.testing.assert_allclose(views, [10, 11, 11.5])
+
+
+@pytest.mark.parametrize("order", ["exact", "first"])
+def test_no_steps_return_the_parameters(order):
+    adapted, info = jaxmaml.adapt(_loss, PARAMS, jnp.zeros(3), optax.adam(0.1), 0, order=order)
+    assert adapted == PARAMS
+    assert info.inner_losses.shape == (0,)
+
+
+def test_inner_losses_are_those_before_each_step():
+    loss = lambda params, batch: jnp.mean((params - batch) ** 2)
+    _, info = jaxmaml.adapt(loss, jnp.array(1.0), jnp.zeros(2), optax.sgd(0.25), 3)
+    np.testing.assert_allclose(info.inner_losses, [1, 1 / 4, 1 / 16])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"order": "second"}, ValueError, "order must be one of exact, first; got 'second'"),
+        ({"adjoint": "back"}, ValueError, "adjoint must be one of"),
+        ({"num_inner_steps": -1}, ValueError, "num_inner_steps must be 0 or more; got -1"),
+        ({"num_inner_steps": 1.5}, TypeError, "num_inner_steps must be an integer; got 1.5"),
+    ],
+)
+def test_errors_come_when_the_learner_is_made(change, error, message):
+    options = {"num_inner_steps": 1} | change
+    with pytest.raises(error, match=message):
+        jaxmaml.maml(_loss, optax.sgd(0.1), **options)
+    with pytest.raises(error, match=message):
+        jaxmaml.adapt(_loss, PARAMS, jnp.zeros(3), optax.sgd(0.1), **options)
+
+
+@pytest.mark.parametrize("order", ["exact", "first"])
+def test_loss_with_state_must_return_a_pair(order):
+    with pytest.raises(TypeError, match="pair"):
+        jaxmaml.adapt(
+            lambda params, batch, state: jnp.sum(params**2), jnp.array(1.0), jnp.zeros(2),
+            optax.sgd(0.1), 1, has_state=True, order=order,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd(0.1, momentum=0.9, nesterov=True),
+        optax.rmsprop(0.01, eps=1e-8),
+        optax.adagrad(0.1),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+        optax.sgd(optax.schedules.linear_schedule(0.1, 0.01, 3)),
+        optax.adamw(0.01, eps_root=1e-8),
+    ],
+    ids=["nesterov", "rmsprop", "adagrad", "clipped", "schedule", "adamw"],
+)
+@pytest.mark.usefixtures("x64")
+def test_any_optax_optimiser_is_differentiated_through(optimizer):
+    problem = smooth(jnp.float64)
+    task = jax.tree.map(lambda x: x[0], problem.tasks)
+    grads = [
+        jax.grad(jaxmaml.maml(problem.loss_fn, optimizer, 3, adjoint=adjoint).loss, has_aux=True)(
+            problem.params, task
+        )[0]
+        for adjoint in ("forward_over_reverse", "reverse")
+    ]
+    for found, expected in zip(*map(jax.tree.leaves, grads), strict=True):
+        assert np.isfinite(expected).all()
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-13)
+
+
+def test_mask_of_everything_is_no_mask():
+    assert (
+        inner.is_adapted(PARAMS, lambda path: True)
+        == inner.is_adapted(PARAMS, None)
+        == [True, True]
+    )

@@ -1,0 +1,52 @@
+"""Metrics against values worked out by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmaml
+from jaxmaml import metrics
+
+LOGITS = jnp.array([[2.0, 1.0], [0.0, 3.0], [5.0, 0.0]])
+
+
+def test_accuracy():
+    assert metrics.accuracy(LOGITS, jnp.array([0, 1, 1])) == pytest.approx(2 / 3)
+    weights = jnp.array([1.0, 0.0, 1.0])
+    assert metrics.accuracy(LOGITS, jnp.array([0, 0, 1]), weights) == pytest.approx(1 / 2)
+
+
+def test_accuracy_of_a_dead_model_is_nan_and_padding_may_hold_anything():
+    dead = LOGITS.at[1].set(jnp.nan)
+    assert np.isnan(metrics.accuracy(dead, jnp.array([0, 0, 0])))
+    assert np.isnan(metrics.accuracy(LOGITS.at[0, 0].set(jnp.inf), jnp.array([0, 0, 0])))
+    assert metrics.accuracy(dead, jnp.array([0, 0, 0]), jnp.array([1.0, 0.0, 1.0])) == 1
+
+
+def test_mean_and_ci95():
+    mean, ci95, num_nonfinite = metrics.mean_and_ci95(np.array([[1.0, 2.0], [3.0, 2.0]]))
+    np.testing.assert_allclose(mean, [2, 2])
+    np.testing.assert_allclose(ci95, [1.96, 0])
+    assert num_nonfinite == 0
+
+
+def test_a_task_that_is_not_finite_is_counted_and_never_averaged_away():
+    values = np.array([[1.0, 2.0], [np.nan, 2.0], [1.0, np.inf], [0.0, 0.0]])
+    mean, ci95, num_nonfinite = metrics.mean_and_ci95(values)
+    assert np.isnan(mean).all()
+    assert np.isnan(ci95).all()
+    assert num_nonfinite == 2
+
+
+def test_mean_of_no_tasks():
+    with pytest.raises(ValueError, match="at least one task"):
+        metrics.mean_and_ci95(np.zeros((0, 3)))
+
+
+def test_nearest_neighbour():
+    support = {"inputs": jnp.array([[[0.0, 0.0]], [[4.0, 4.0]]]), "targets": jnp.array([1, 0])}
+    query = {
+        "inputs": jnp.array([[[1.0, 0.0]], [[3.0, 4.0]], [[9.0, 9.0]]]),
+        "targets": jnp.array([1, 0, 1]),
+    }
+    assert metrics.nearest_neighbour(jaxmaml.Task(support, query)) == pytest.approx(2 / 3)

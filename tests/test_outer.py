@@ -1,0 +1,196 @@
+"""Batching over tasks: weights, state, evaluation and the errors a user meets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import smooth
+
+import jaxmaml
+from jaxmaml import outer
+
+LOSS = lambda params, batch: jnp.mean((params - batch) ** 2) / 2
+LEARNER = jaxmaml.maml(LOSS, optax.sgd(0.5), 1)
+
+
+def _tasks(*values):
+    rows = jnp.array(values)[:, None] * jnp.ones((1, 2))
+    return jaxmaml.Task(rows, rows)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+@pytest.mark.parametrize("jit", [True, False])
+def test_weights_are_a_weighted_mean_and_zero_hides_anything(chunk_size, jit):
+    def run(tasks, weights):
+        return jaxmaml.meta_grad(
+            LEARNER, jnp.array(0.0), tasks, weights=weights, chunk_size=chunk_size
+        )
+
+    run = jax.jit(run) if jit else run
+    loss, grad, info = run(_tasks(1.0, jnp.nan, 3.0), jnp.array([3.0, 0.0, 1.0]))
+    # Loss of a task at c: (c/2)²/2, gradient (0.5) (-c/2).
+    np.testing.assert_allclose(loss, (3 * 1 / 8 + 9 / 8) / 4, rtol=1e-6)
+    np.testing.assert_allclose(grad, -(3 * 1 + 3) / 4 / 4, rtol=1e-6)
+    assert np.isfinite(info.query_loss).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([0.0, 0.0], "all zero"),
+        ([1.0, -1.0], "not negative"),
+        ([1.0, np.nan], "finite"),
+        ([1.0], r"\[num_tasks\] = \[2\]"),
+    ],
+)
+def test_weights_that_cannot_be(weights, message):
+    with pytest.raises(ValueError, match=message):
+        jaxmaml.meta_grad(LEARNER, jnp.array(0.0), _tasks(1.0, 2.0), weights=jnp.array(weights))
+
+
+def test_all_zero_weights_under_jit_give_nan():
+    run = jax.jit(
+        lambda w: jaxmaml.meta_grad(LEARNER, jnp.array(0.0), _tasks(1.0, 2.0), weights=w)[:2]
+    )
+    assert np.isnan(run(jnp.zeros(2))).all()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_state_is_averaged_over_tasks_from_step_to_step(chunk_size):
+    def loss(params, batch, state):
+        state = {"mean": 0.9 * state["mean"] + 0.1 * batch.mean(), "count": state["count"] + 1}
+        return LOSS(params, batch), state
+
+    learner = jaxmaml.maml(loss, optax.sgd(0.5), 1, has_state=True)
+    start = {"mean": jnp.array(0.0), "count": jnp.array(0)}
+    optimizer = optax.sgd(0.1)
+    meta_state = jaxmaml.init_state(learner, optimizer, jnp.array(0.0), start)
+    for number in (1, 2):
+        meta_state, _ = jaxmaml.meta_step(
+            learner, optimizer, meta_state, _tasks(1.0, 2.0, 6.0), chunk_size=chunk_size
+        )
+        assert int(meta_state.state["count"]) == 2 * number  # one support and one query pass
+    np.testing.assert_allclose(meta_state.state["mean"], 3 * (1 - 0.9**4), rtol=1e-6)
+
+
+def test_meta_step_is_the_optimiser_on_the_meta_gradient():
+    problem = smooth()
+    learner, optimizer = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), 2), optax.adam(1e-2)
+    meta_state = jaxmaml.init_state(learner, optimizer, problem.params)
+    loss, grads, _ = jaxmaml.meta_grad(learner, problem.params, problem.tasks)
+    updates, _ = optimizer.update(grads, optimizer.init(problem.params), problem.params)
+    stepped, metrics = jaxmaml.meta_step(learner, optimizer, meta_state, problem.tasks)
+    expected = optax.apply_updates(problem.params, updates)
+    jax.tree.map(np.testing.assert_array_equal, stepped.params, expected)
+    np.testing.assert_allclose(metrics["loss"], loss)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads))
+
+
+def test_outer_loss_scores_the_query():
+    learner = jaxmaml.maml(LOSS, optax.sgd(0.5), 1, outer_loss_fn=lambda params, batch: params)
+    loss, grad, _ = jaxmaml.meta_grad(learner, jnp.array(0.0), _tasks(1.0, 3.0))
+    np.testing.assert_allclose([loss, grad], [1.0, 0.5])
+
+
+@pytest.mark.parametrize("chunk_size", ["auto", None, 2, 3, 100])
+def test_evaluate_gives_every_task_after_every_step(chunk_size):
+    metric = lambda adapted, query: jnp.abs(adapted - query[0])
+    found = jaxmaml.evaluate(
+        LEARNER,
+        metric,
+        jnp.array(0.0),
+        _tasks(1.0, 2.0, 4.0),
+        num_inner_steps=2,
+        chunk_size=chunk_size,
+    )
+    np.testing.assert_allclose(found, np.outer([1, 2, 4], [1, 0.5, 0.25]))
+    assert jaxmaml.evaluate(LEARNER, metric, jnp.array(0.0), _tasks(1.0, 2.0)).shape == (2, 2)
+
+
+def test_evaluate_hands_the_state_to_the_metric():
+    loss = lambda params, batch, state: (LOSS(params, batch), state + 1)
+    learner = jaxmaml.maml(loss, optax.sgd(0.5), 1, has_state=True)
+    metric = lambda adapted, query, state: state
+    found = jaxmaml.evaluate(learner, metric, jnp.array(0.0), _tasks(1.0, 2.0), state=jnp.array(5))
+    np.testing.assert_array_equal(found, [[5, 6], [5, 6]])
+
+
+def test_memory_of_evaluation_does_not_grow_with_the_number_of_tasks():
+    problem = smooth()
+    learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), 2)
+
+    def temp_bytes(num_tasks):
+        tasks = jax.tree.map(lambda x: jnp.repeat(x[:1], num_tasks, axis=0), problem.tasks)
+        run = lambda params, tasks: jaxmaml.evaluate(
+            learner, problem.loss_fn, params, tasks, chunk_size=4
+        )
+        compiled = jax.jit(run).lower(problem.params, tasks).compile()
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    assert temp_bytes(400) < temp_bytes(40) + 400 * 3 * 4 + 1024
+
+
+@pytest.mark.parametrize(
+    ("tasks", "error", "message"),
+    [
+        (jaxmaml.Task(jnp.zeros((3, 2)), jnp.zeros((4, 2))), ValueError, "support: 3, query: 4"),
+        (jaxmaml.Task(jnp.zeros((0, 2)), jnp.zeros((0, 2))), ValueError, "positive size"),
+        (
+            jaxmaml.Task({"x": jnp.zeros((2, 2)), "n": jnp.array(1)}, jnp.zeros((2, 2))),
+            ValueError,
+            "n: None",
+        ),
+        ((jnp.zeros((3, 2)), jnp.zeros((3, 2))), TypeError, "must be a Task"),
+    ],
+)
+def test_tasks_that_cannot_be(tasks, error, message):
+    with pytest.raises(error, match=message):
+        jaxmaml.meta_grad(LEARNER, jnp.array(0.0), tasks)
+    with pytest.raises(error, match=message):
+        jaxmaml.evaluate(LEARNER, LOSS, jnp.array(0.0), tasks)
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1, 1.5, "all", True])
+def test_chunk_sizes_that_cannot_be(chunk_size):
+    with pytest.raises(ValueError, match="chunk_size must be a positive integer, None or 'auto'"):
+        outer.resolve_chunk_size(chunk_size, 4)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda params, batch: batch, lambda params, batch: jnp.array(1)],
+    ids=["vector", "integer"],
+)
+def test_query_loss_that_is_no_float_scalar(loss):
+    learner = jaxmaml.maml(LOSS, optax.sgd(0.5), 1, outer_loss_fn=loss)
+    with pytest.raises(TypeError, match="floating-point scalar"):
+        jaxmaml.meta_grad(learner, jnp.array(0.0), _tasks(1.0, 2.0))
+
+
+def test_sharded_meta_gradient_is_one_all_reduce():
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    problem = smooth()
+    learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), 2)
+    tasks = jax.tree.map(lambda x: x[:4], problem.tasks)
+    mesh = jax.make_mesh((4,), ("tasks",))
+    split, whole = PartitionSpec("tasks"), PartitionSpec()
+    run = jax.shard_map(
+        lambda params, tasks: jaxmaml.meta_grad(learner, params, tasks, axis_name="tasks")[:2],
+        mesh=mesh, in_specs=(whole, split), out_specs=whole,
+    )  # fmt: skip
+    params = jax.device_put(problem.params, NamedSharding(mesh, whole))
+    tasks = jax.device_put(tasks, NamedSharding(mesh, split))
+    text = jax.jit(run).lower(params, tasks).compile().as_text()
+    collectives = (
+        "all-reduce(",
+        "all-gather(",
+        "all-to-all(",
+        "collective-permute(",
+        "reduce-scatter(",
+    )
+    assert text is not None
+    assert [text.count(name) for name in collectives] == [1, 0, 0, 0, 0]
