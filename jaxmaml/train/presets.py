@@ -158,7 +158,7 @@ def _sinusoid(shot: int, expected: str) -> Preset:
         paper=PAPER,
         table="section 5.1",
         expected=expected,
-        cost="3 min",
+        cost="1 min",
         way=1,
         shot=shot,
         query=shot,

@@ -55,6 +55,9 @@ def add_costs(table: Table, runs: Iterable[Run]) -> None:
     runs = list(runs)
     table.add_section()
     table.add_row("outer steps", *[f"{run.num_outer_steps:,}" for run in runs])
+    selected = [int(run.meta_state.step) for run in runs]
+    if selected != [run.num_outer_steps for run in runs]:
+        table.add_row("selected by validation", *[f"{step:,}" for step in selected])
     table.add_row("ms per outer step", *[f"{1e3 * run.seconds_per_outer_step:.3g}" for run in runs])
     table.add_row("s to compile", *[f"{run.compile_seconds:.1f}" for run in runs])
     table.add_row("XLA temporary memory", *[_mebibytes(run.temp_bytes) for run in runs])
