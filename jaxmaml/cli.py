@@ -273,6 +273,10 @@ def _session(matmul_precision: str) -> Iterator[None]:
     import jax
     import platformdirs
 
+    # One device a core: the matrix products of one task are too small to be split between cores.
+    # A program that calls `main` and runs JAX already keeps the devices it has.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         directory = pathlib.Path(platformdirs.user_cache_dir("jaxmaml"), "compilation")
         jax.config.update("jax_compilation_cache_dir", str(directory))

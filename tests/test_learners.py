@@ -80,7 +80,9 @@ def _meta_grad(row, problem, **options):
 
 
 def _flat(tree):
-    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
+    return np.concatenate(
+        [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
+    )
 
 
 def _assert_close(found, expected, relative):

@@ -13,9 +13,13 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 def test_notebook(path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=540, kernel_name="python3").execute(cwd=path.parent)
-    errors = [o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"]
+    errors = [
+        o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"
+    ]
     assert not errors
-    assert any("image/png" in o.get("data", {}) for c in notebook.cells for o in c.get("outputs", []))
+    assert any(
+        "image/png" in o.get("data", {}) for c in notebook.cells for o in c.get("outputs", [])
+    )
 
 
 def test_there_are_notebooks():

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 import jaxmaml
-from jaxmaml import metrics, nn
+from jaxmaml import metrics, nn, parallel
 from jaxmaml.data import sinusoid
 from jaxmaml.train.presets import Preset
 from jaxmaml.types import Array, Batch, LossFn, MetaLearner, MetaState, Params, Task
@@ -50,6 +51,7 @@ class Experiment(NamedTuple):
         optimizer: the outer optimiser.
         sources: "train", "val" and "test".
         train_key: the key of the training episodes.
+        mesh: the devices that the tasks of an outer step are spread over.
     """
 
     preset: Preset
@@ -60,6 +62,7 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     sources: Mapping[str, Source]
     train_key: Array
+    mesh: Mesh
 
 
 def build(
@@ -90,6 +93,7 @@ def build(
         optimizer=optax.adam(preset.outer_lr),
         sources=sources,
         train_key=train_key,
+        mesh=parallel.task_mesh(preset.num_tasks),
     )
 
 

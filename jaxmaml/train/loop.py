@@ -1,5 +1,6 @@
 """The training loop: many outer steps a dispatch where the source can be traced."""
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -8,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from jaxmaml import outer
+from jaxmaml import outer, parallel
 from jaxmaml.types import Array, MetaLearner, MetaState, Task
 
 Metrics = dict[str, Any]
@@ -43,6 +45,7 @@ def fit(
     key: Array | None = None,
     chunk_size: int | str | None = "auto",
     num_steps_per_dispatch: int = 100,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[MetaState, Metrics]]:
     """Trains for `num_outer_steps` outer steps from `meta_state`.
 
@@ -59,6 +62,7 @@ def fit(
         chunk_size: how many tasks are computed at once, see `jaxmaml.meta_grad`.
         num_steps_per_dispatch: steps between two items, and for a function between two visits of
             the host.
+        mesh: the devices to spread the tasks over, see `jaxmaml.parallel.task_mesh`; None is one.
 
     Yields:
         (meta_state, metrics) after every `num_steps_per_dispatch` steps and after the last. The
@@ -95,15 +99,17 @@ def fit(
         program = compile_steps(
             learner, optimizer, meta_state, source,
             key=key, chunk_size=chunk_size,
-            num_steps_per_dispatch=min(num_steps_per_dispatch, num_outer_steps),
+            num_steps_per_dispatch=min(num_steps_per_dispatch, num_outer_steps), mesh=mesh,
         )  # fmt: skip
         return run(program, meta_state, num_outer_steps)
     if key is not None:
         raise ValueError("key must be None where source is an iterable, which brings its own order")
 
+    meta_step = _meta_step(learner, optimizer, chunk_size, mesh)
+
     @jax.jit
     def step(meta_state, tasks, alive):
-        return _guarded_step(learner, optimizer, meta_state, tasks, chunk_size, alive)
+        return _guarded(meta_step, meta_state, tasks, alive)
 
     return _fit_iterable(step, meta_state, source, num_outer_steps, num_steps_per_dispatch)
 
@@ -117,30 +123,32 @@ def compile_steps(
     key: Array,
     chunk_size: int | str | None = "auto",
     num_steps_per_dispatch: int = 100,
+    mesh: Mesh | None = None,
 ) -> Program:
     """Compiles a dispatch of up to `num_steps_per_dispatch` outer steps; see `fit`.
 
     The number of steps is an argument of the program: a shorter last dispatch compiles nothing.
     """
     is_pytree = isinstance(source, jax.tree_util.Partial)
+    meta_step = _meta_step(learner, optimizer, chunk_size, mesh)
 
     def dispatch(meta_state, num_steps, key, source_arrays):
         draw = source_arrays if is_pytree else source
 
         def step(meta_state):
             tasks = draw(jax.random.fold_in(key, meta_state.step))
-            return _guarded_step(learner, optimizer, meta_state, tasks, chunk_size)
+            return _guarded(meta_step, meta_state, tasks)
 
         return _many_steps(step, meta_state, num_steps, num_steps_per_dispatch)
 
     arrays = source if is_pytree else ()
-    meta_state = jax.tree.map(jnp.asarray, meta_state)
+    meta_state, key, arrays = _place((meta_state, key, arrays), mesh)
     start = time.perf_counter()
     compiled = jax.jit(dispatch).lower(meta_state, np.int32(1), key, arrays).compile()
     seconds = time.perf_counter() - start
     analysis = compiled.memory_analysis()
     return Program(
-        lambda state, num_steps: compiled(state, np.int32(num_steps), key, arrays),
+        lambda state, num_steps: compiled(_place(state, mesh), np.int32(num_steps), key, arrays),
         num_steps_per_dispatch,
         seconds,
         None if analysis is None else int(analysis.temp_size_in_bytes),
@@ -152,7 +160,6 @@ def run(
 ) -> Iterator[tuple[MetaState, Metrics]]:
     """Makes `num_outer_steps` steps with a compiled program; yields as `fit` does."""
     check_count("num_outer_steps", num_outer_steps)
-    meta_state = jax.tree.map(jnp.asarray, meta_state)
     while num_outer_steps > 0:
         num_steps = min(num_outer_steps, program.num_steps_per_dispatch)
         meta_state, metrics, done = program.run(meta_state, num_steps)
@@ -168,9 +175,22 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} must be a positive integer; got {value!r}")
 
 
-def _guarded_step(learner, optimizer, meta_state, tasks, chunk_size, alive=True):
+def _meta_step(learner, optimizer, chunk_size, mesh):
+    """(meta_state, tasks) -> (meta_state, metrics), on one device or over a mesh of several."""
+    options = {"chunk_size": chunk_size}
+    if mesh is None or mesh.size == 1:
+        return functools.partial(outer.meta_step, learner, optimizer, **options)
+    return functools.partial(parallel.meta_step, learner, optimizer, mesh=mesh, **options)
+
+
+def _place(tree, mesh):
+    tree = jax.tree.map(jnp.asarray, tree)
+    return tree if mesh is None else parallel.replicate(tree, mesh)
+
+
+def _guarded(meta_step, meta_state, tasks, alive=True):
     """An outer step that keeps the state as it was from the first one that is not finite."""
-    stepped, metrics = outer.meta_step(learner, optimizer, meta_state, tasks, chunk_size=chunk_size)
+    stepped, metrics = meta_step(meta_state, tasks)
     alive &= jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, meta_state)
     return kept, metrics, alive

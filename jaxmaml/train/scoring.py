@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 import jaxmaml
-from jaxmaml import diagnostics, metrics
+from jaxmaml import diagnostics, metrics, parallel
 from jaxmaml.train import experiment as experiments
 from jaxmaml.train.experiment import Experiment
 from jaxmaml.train.presets import Preset
@@ -64,11 +64,12 @@ def floor(experiment: Experiment, num_tasks: int) -> float | None:
 def _values(
     params: Params, tasks: Task, inner_lr: Any, *, preset: Preset, loss_fn: LossFn, metric_fn: Any
 ) -> Array:
-    return jaxmaml.evaluate(
+    return parallel.evaluate(
         experiments.make_learner(preset, loss_fn, "first", inner_lr),
         metric_fn,
         params,
         tasks,
+        mesh=parallel.task_mesh(len(jax.tree.leaves(tasks)[0])),
         num_inner_steps=preset.num_test_inner_steps,
         chunk_size=experiments.chunk_size(preset),
     )

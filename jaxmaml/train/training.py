@@ -105,6 +105,7 @@ def run(
         key=experiment.train_key,
         chunk_size=experiments.chunk_size(preset),
         num_steps_per_dispatch=steps_per_dispatch(preset.num_outer_steps),
+        mesh=experiment.mesh,
     )
     progress.update(bar, description=spec.label)
     course = _Course(state, state)
