@@ -39,6 +39,7 @@ def adapt(
     *,
     order: str = "exact",
     adjoint: str = "forward_over_reverse",
+    checkpoint_every: int | None = None,
     mask: Mask = None,
     at_step: AtStep = fold_keys,
     has_state: bool = False,
@@ -62,6 +63,10 @@ def adapt(
             "forward_over_reverse" needs memory for the parameters and the optimiser's state of every
             step, "checkpoint" the same, "reverse" for the activations of every step. Forward mode
             through `adapt` itself (`jax.jvp`, `jax.linearize`) needs "reverse" or "checkpoint".
+        checkpoint_every: for hundreds of steps: None keeps the parameters and the optimiser's state
+            of every step, a number k those of every k-th step and, in the backward pass, of k steps
+            at a time, for one more pass over the inner loop. About the square root of
+            num_inner_steps needs least memory.
         mask: what to adapt: a pytree of bools like `params`, or a function of a leaf's path such as
             "head/kernel"; None adapts all. The optimiser sees `optax.MaskedNode` in the other places.
         at_step: `(params, batch, step) -> (params, batch)`, called before each inner step with steps
@@ -85,7 +90,8 @@ def adapt(
     """
     carry, inner_losses, _ = _run(
         loss_fn, params, support, _view_nothing, optimizer, num_inner_steps,
-        order=order, adjoint=adjoint, mask=mask, at_step=at_step, has_state=has_state, state=state,
+        order=order, adjoint=adjoint, checkpoint_every=checkpoint_every, mask=mask,
+        at_step=at_step, has_state=has_state, state=state,
     )  # fmt: skip
     adapted, state = carry
     return adapted, Info(None, inner_losses, state)
@@ -101,6 +107,7 @@ def trace(
     *,
     order: str = "exact",
     adjoint: str = "forward_over_reverse",
+    checkpoint_every: int | None = None,
     mask: Mask = None,
     at_step: AtStep = fold_keys,
     has_state: bool = False,
@@ -111,8 +118,8 @@ def trace(
     Args:
         view: `(adapted) -> pytree`, with has_state `(adapted, state) -> pytree`; the parameters are
             those that `at_step` answers, so that a model's per-step parts are the right ones.
-        loss_fn, params, support, optimizer, num_inner_steps, order, adjoint, mask, at_step,
-            has_state, state: see `adapt`.
+        loss_fn, params, support, optimizer, num_inner_steps, order, adjoint, checkpoint_every,
+            mask, at_step, has_state, state: see `adapt`.
 
     Returns:
         The views, leaves `[num_inner_steps + 1, ...]`.
@@ -126,7 +133,8 @@ def trace(
     """
     carry, _, views = _run(
         loss_fn, params, support, view, optimizer, num_inner_steps,
-        order=order, adjoint=adjoint, mask=mask, at_step=at_step, has_state=has_state, state=state,
+        order=order, adjoint=adjoint, checkpoint_every=checkpoint_every, mask=mask,
+        at_step=at_step, has_state=has_state, state=state,
     )  # fmt: skip
     last = _call(view, *carry, has_state=has_state)
     return jax.tree.map(lambda before, end: jnp.append(before, end[None], axis=0), views, last)
@@ -136,6 +144,15 @@ def check_order(order: str) -> None:
     """Raises ValueError for an order that does not exist."""
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
+
+
+def check_checkpoint_every(checkpoint_every: int | None) -> None:
+    """Raises ValueError unless `checkpoint_every` is None or a positive integer."""
+    is_int = isinstance(checkpoint_every, int) and not isinstance(checkpoint_every, bool)
+    if checkpoint_every is not None and (not is_int or checkpoint_every < 1):
+        raise ValueError(
+            f"checkpoint_every must be None or a positive integer; got {checkpoint_every!r}"
+        )
 
 
 def check_num_inner_steps(num_inner_steps: int) -> int:
@@ -185,6 +202,22 @@ def _call(function, params, *rest, has_state):
     return function(params, *rest) if has_state else function(params, *rest[:-1])
 
 
+def _scan(step, carry, num_steps, checkpoint_every):
+    """`lax.scan` over the step numbers, in segments that are computed anew in the backward pass."""
+    steps = jnp.arange(num_steps)
+    if checkpoint_every is None or checkpoint_every >= num_steps:
+        return jax.lax.scan(step, carry, steps)
+    num_whole = num_steps // checkpoint_every * checkpoint_every
+    segment = jax.checkpoint(lambda carry, steps: jax.lax.scan(step, carry, steps))
+    segments = steps[:num_whole].reshape(-1, checkpoint_every)
+    carry, outputs = jax.lax.scan(segment, carry, segments)
+    outputs = jax.tree.map(lambda leaf: leaf.reshape(num_whole, *leaf.shape[2:]), outputs)
+    if num_whole == num_steps:
+        return carry, outputs
+    carry, rest = segment(carry, steps[num_whole:])
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, rest)
+
+
 def _gradient(objective, order, adjoint):
     mixed_mode.check_adjoint(adjoint)
     if order == "exact":
@@ -195,11 +228,12 @@ def _gradient(objective, order, adjoint):
 
 def _run(
     loss_fn, params, support, view, optimizer, num_inner_steps, *,
-    order, adjoint, mask, at_step, has_state, state,
+    order, adjoint, checkpoint_every, mask, at_step, has_state, state,
 ):  # fmt: skip
     """The one inner loop: ((adapted, state), inner losses [n], views before each step [n, ...])."""
     num_inner_steps = check_num_inner_steps(num_inner_steps)
     check_order(order)
+    check_checkpoint_every(checkpoint_every)
     flags = is_adapted(params, mask)
     leaves, treedef = jax.tree.flatten(params)
     optimizer = optax.with_extra_args_support(optimizer)
@@ -226,6 +260,6 @@ def _run(
     )
     carry = selected, optimizer.init(selected), state
     with mixed_mode.explain_forward_mode():
-        carry, (losses, views) = jax.lax.scan(step, carry, jnp.arange(num_inner_steps))
+        carry, (losses, views) = _scan(step, carry, num_inner_steps, checkpoint_every)
     adapted = at_step(whole(carry[0]), support, num_inner_steps)[0]
     return (adapted, carry[2]), losses, views

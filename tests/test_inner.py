@@ -147,6 +147,11 @@ def test_inner_losses_are_those_before_each_step():
         ({"order": "second"}, ValueError, "order must be one of exact, first; got 'second'"),
         ({"adjoint": "back"}, ValueError, "adjoint must be one of"),
         ({"num_inner_steps": -1}, ValueError, "num_inner_steps must be 0 or more; got -1"),
+        (
+            {"checkpoint_every": 0},
+            ValueError,
+            "checkpoint_every must be None or a positive integer",
+        ),
         ({"num_inner_steps": 1.5}, TypeError, "num_inner_steps must be an integer; got 1.5"),
     ],
 )
@@ -200,3 +205,21 @@ def test_mask_of_everything_is_no_mask():
         == inner.is_adapted(PARAMS, None)
         == [True, True]
     )
+
+
+def test_segments_bound_the_memory_of_long_inner_loops():
+    problem = smooth()
+    task = jax.tree.map(lambda x: x[0], problem.tasks)
+
+    def temp_bytes(**options):
+        learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.01), 400, **options)
+        compiled = (
+            jax.jit(jax.grad(learner.loss, has_aux=True)).lower(problem.params, task).compile()
+        )
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(problem.params))
+    assert temp_bytes() > 400 * num_bytes
+    assert temp_bytes(checkpoint_every=20) < 50 * num_bytes

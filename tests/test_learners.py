@@ -60,6 +60,9 @@ ROWS = {
     "maml-1-step": Row(_maml(optax.sgd(RATE), 1), _sgd_closed_form(1, True)),
     "maml-3-steps": Row(_maml(optax.sgd(RATE), 3), _sgd_closed_form(3, True)),
     "maml-10-steps": Row(_maml(optax.sgd(RATE), 10), _sgd_closed_form(10, True)),
+    "maml-10-steps-in-segments": Row(
+        _maml(optax.sgd(RATE), 10, checkpoint_every=3), _sgd_closed_form(10, True)
+    ),
     "maml-momentum": Row(_maml(optax.sgd(RATE, momentum=0.9), 3)),
     "maml-adam": Row(_maml(_ADAM, 3)),
     "fomaml": Row(

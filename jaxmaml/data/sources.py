@@ -142,8 +142,8 @@ def _check_prepared(dataset: str, data_dir: Path) -> None:
         problem = "only in another format than ArrayRecord" if found else "not there"
         raise ValueError(
             f"data_dir={str(data_dir)!r} must hold {dataset} as prepared by TFDS, but it is "
-            f"{problem}; prepare it with: jaxmaml data prepare {dataset} --data-dir {data_dir} "
-            "(needs the extra: pip install 'jaxmaml[prepare]')"
+            f"{problem}; prepare it (with TensorFlow, pip install 'jaxmaml[prepare]') by: "
+            f"tfds build {dataset} --file_format=array_record --data_dir={data_dir}"
         )
 
 

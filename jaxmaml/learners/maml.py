@@ -15,6 +15,7 @@ def maml(
     outer_loss_fn: LossFn | None = None,
     order: str = "exact",
     adjoint: str = "forward_over_reverse",
+    checkpoint_every: int | None = None,
     mask: Mask = None,
     at_step: AtStep = inner.fold_keys,
     has_state: bool = False,
@@ -34,6 +35,7 @@ def maml(
         order: "exact", or "first" which treats the inner gradients as constants.
         adjoint: how an exact gradient is computed: "forward_over_reverse" (memory of first order),
             "checkpoint" or "reverse"; see `jaxmaml.adapt`.
+        checkpoint_every: saves memory over hundreds of inner steps; see `jaxmaml.adapt`.
         mask: what the inner loop adapts, a pytree of bools or a function of a leaf's path; the rest
             is outer-learned only.
         at_step: see `jaxmaml.adapt`.
@@ -54,10 +56,12 @@ def maml(
     """
     inner.check_order(order)
     check_adjoint(adjoint)
+    inner.check_checkpoint_every(checkpoint_every)
     default = inner.check_num_inner_steps(num_inner_steps)
     score = loss_fn if outer_loss_fn is None else outer_loss_fn
     options = {
-        "order": order, "adjoint": adjoint, "mask": mask, "at_step": at_step, "has_state": has_state
+        "order": order, "adjoint": adjoint, "checkpoint_every": checkpoint_every, "mask": mask,
+        "at_step": at_step, "has_state": has_state,
     }  # fmt: skip
 
     def adapt(params, support, *, state=(), num_inner_steps=None):

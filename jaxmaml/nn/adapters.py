@@ -27,7 +27,10 @@ _STATE = nnx.All(nnx.Not(nnx.Param), nnx.Not(nnx.RngState), nnx.Not(nnx.Intermed
 
 
 def from_nnx(
-    module: nnx.Module, call: Callable[[Any, Batch], Any] | None = None
+    module: nnx.Module,
+    call: Callable[[Any, Batch], Any] | None = None,
+    *,
+    compute_dtype: Any = None,
 ) -> tuple[ApplyFn, Params, State]:
     """Takes a Flax NNX module apart.
 
@@ -41,6 +44,7 @@ def from_nnx(
         module: the model.
         call: `(module, batch) -> outputs`; unless told, `module(batch["inputs"])`, and
             `weights=batch["weights"]` where the batch has it and the module takes it.
+        compute_dtype: see `from_function`.
 
     Returns:
         apply_fn, params and state as this module's docstring says; params and state are nested
@@ -72,9 +76,10 @@ def from_nnx(
     params, state, constants = (_as_dict(nnx.as_pure(part)) for part in parts)
 
     def apply_with_state(params: Params, batch: Batch, state: State) -> tuple[Any, State]:
+        params, batch = _cast((params, batch), compute_dtype)
         # Without the copy BatchNorm cannot update its statistics under a transformation.
         rebuilt = nnx.merge(graphdef, params, state, constants, copy=True)
-        outputs = call(rebuilt, batch)
+        outputs = _cast_back(call(rebuilt, batch), compute_dtype)
         return outputs, _as_dict(nnx.as_pure(nnx.state(rebuilt, _STATE)))
 
     return _without_empty_state(apply_with_state, params, state)
@@ -84,6 +89,8 @@ def from_linen(
     module: linen.Module,
     variables: Mapping[str, Any],
     call: Callable[[Any, Batch], Any] | None = None,
+    *,
+    compute_dtype: Any = None,
 ) -> tuple[ApplyFn, Params, State]:
     """Takes a Flax Linen module and its variables apart.
 
@@ -96,6 +103,7 @@ def from_linen(
         variables: as `module.init` returns them.
         call: `(bound module, batch) -> outputs`; unless told, `module(batch["inputs"])`, and
             `weights=batch["weights"]` where the batch has it and the module takes it.
+        compute_dtype: see `from_function`.
 
     Returns:
         apply_fn, params and state as this module's docstring says.
@@ -122,6 +130,7 @@ def from_linen(
     call = call or _default_call(type(module).__call__)
 
     def apply_with_state(params: Params, batch: Batch, state: State) -> tuple[Any, State]:
+        params, batch = _cast((params, batch), compute_dtype)
         outputs, updates = module.apply(
             {"params": params, **state},
             batch,
@@ -129,17 +138,21 @@ def from_linen(
             method=call,
             mutable=list(state),
         )
-        return outputs, {**state, **_as_dict(updates)}
+        return _cast_back(outputs, compute_dtype), {**state, **_as_dict(updates)}
 
     return _without_empty_state(apply_with_state, params, collections)
 
 
-def from_function(fn: Callable[..., Any]) -> ApplyFn:
+def from_function(fn: Callable[..., Any], *, compute_dtype: Any = None) -> ApplyFn:
     """Makes an apply_fn of a plain function.
 
     Args:
         fn: `(params, inputs) -> outputs`; it is given `weights=batch["weights"]` too where the
             batch has it and fn takes it.
+        compute_dtype: None computes in the type of the parameters. jnp.bfloat16 converts parameters
+            and inputs to it, and the outputs back to float32, so that only the model's own
+            arithmetic is in bfloat16: parameters, inner updates, losses and gradients stay in
+            float32. Faster on GPU and TPU, and not exact.
 
     Returns:
         `apply_fn(params, batch) -> outputs`.
@@ -150,7 +163,28 @@ def from_function(fn: Callable[..., Any]) -> ApplyFn:
     >>> apply_fn(jnp.ones((2, 3)), {"inputs": jnp.ones((10, 2))}).shape
     (10, 3)
     """
-    return _default_call(fn)
+    call = _default_call(fn)
+
+    def apply_fn(params: Params, batch: Batch) -> Any:
+        params, batch = _cast((params, batch), compute_dtype)
+        return _cast_back(call(params, batch), compute_dtype)
+
+    return apply_fn
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """The floating-point leaves of a pytree in another type; None leaves them."""
+    if dtype is None:
+        return tree
+
+    def convert(leaf: Any) -> Any:
+        return leaf.astype(dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
+
+    return jax.tree.map(convert, tree)
+
+
+def _cast_back(outputs: Any, compute_dtype: Any) -> Any:
+    return outputs if compute_dtype is None else _cast(outputs, jnp.float32)
 
 
 def _default_call(fn: Callable[..., Any]) -> Callable[[Any, Batch], Any]:

@@ -200,8 +200,12 @@ def _network(preset: Preset, tasks: Task, key: Array) -> tuple[Any, Params]:
             head_init=head_init,
             rngs=nnx.Rngs(key),
         )
-    apply_fn, params, _ = nn.from_nnx(module)
+    apply_fn, params, _ = nn.from_nnx(module, compute_dtype=_compute_dtype(preset))
     return apply_fn, params
+
+
+def _compute_dtype(preset: Preset) -> Any:
+    return None if preset.compute_dtype == "float32" else preset.compute_dtype
 
 
 def _is_not_norm(path: str) -> bool:

@@ -70,6 +70,10 @@ class Preset:
         "tasks computed at once: a number, auto or all", default="auto"
     )
 
+    compute_dtype: Literal["float32", "bfloat16"] = _option(
+        "what the network computes in; parameters and updates stay in float32", default="float32"
+    )
+
     num_validations: int = _option("validations during training", default=6)
     num_val_tasks: int = _option("tasks of each validation", default=100)
     selection_steps: tuple[int, ...] = _option(

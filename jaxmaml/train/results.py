@@ -83,8 +83,8 @@ def _run(preset: Preset, run: Run) -> dict[str, Any]:
 
 
 def device() -> str:
-    """Kind of the device and the platform, as in "cpu, Linux-6.1-x86_64"."""
-    return f"{jax.devices()[0].device_kind}, {platform.platform()}"
+    """Kind and number of the devices and the processor, as in "cpu x 2, x86_64"."""
+    return f"{jax.devices()[0].device_kind} x {jax.device_count()}, {platform.machine()}"
 
 
 def versions() -> dict[str, str]:

@@ -120,7 +120,7 @@ def test_unknown_splits_and_data_sets(tmp_path):
 
 
 def test_a_directory_without_omniglot_is_refused_at_once(tmp_path):
-    command = f"jaxmaml data prepare omniglot --data-dir {tmp_path}"
+    command = f"tfds build omniglot --file_format=array_record --data_dir={tmp_path}"
     start = time.perf_counter()
     with pytest.raises(ValueError, match="must hold omniglot") as error:
         sources.load("omniglot", tmp_path)

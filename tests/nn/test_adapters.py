@@ -208,3 +208,40 @@ def test_weights_go_to_models_that_take_them():
 def test_adapters_name_what_is_wrong(build, error, named):
     with pytest.raises(error, match=named):
         build()
+
+
+@pytest.mark.parametrize("adapter", ["nnx", "linen", "function"])
+def test_compute_dtype_is_that_of_the_model_alone(adapter):
+    seen = []
+
+    def model(params, inputs):
+        seen.append((params.dtype, inputs.dtype))
+        return inputs @ params
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones((3, 2)))
+
+        def __call__(self, inputs):
+            return model(self.w[...], inputs)
+
+    class LinenNet(linen.Module):
+        @linen.compact
+        def __call__(self, inputs):
+            return model(self.param("w", lambda _: jnp.ones((3, 2))), inputs)
+
+    inputs = jnp.full((4, 3), 1 / 3)
+    if adapter == "nnx":
+        apply_fn, params, _ = nn.from_nnx(Net(), compute_dtype=jnp.bfloat16)
+    elif adapter == "linen":
+        variables = LinenNet().init(jax.random.key(0), inputs)
+        apply_fn, params, _ = nn.from_linen(LinenNet(), variables, compute_dtype=jnp.bfloat16)
+    else:
+        apply_fn = nn.from_function(model, compute_dtype=jnp.bfloat16)
+        params = jnp.ones((3, 2))
+    loss_fn = nn.mean_squared_error(apply_fn)
+    batch = {"inputs": inputs, "targets": jnp.zeros((4, 2)), "count": jnp.arange(4)}
+    loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+    assert seen[-1] == (jnp.bfloat16, jnp.bfloat16)
+    assert loss.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
