@@ -151,7 +151,7 @@ def evaluate(
         `metrics.mean_and_ci95`, which counts the tasks that are not finite.
     """
     num_tasks = check_tasks(tasks)
-    size = resolve_chunk_size(chunk_size, num_tasks)
+    size = _chunk_size(chunk_size, learner, meta_params, tasks, state)
 
     def score(task):
         def view(adapted, *state):
@@ -184,20 +184,43 @@ def check_tasks(tasks: Task) -> int:
     )
 
 
-def resolve_chunk_size(chunk_size: int | str | None, num_tasks: int) -> int:
+def task_bytes(
+    learner: MetaLearner, meta_params: MetaParams, tasks: Task, state: State = ()
+) -> int:
+    """An estimate of the memory that one task of a chunk takes.
+
+    What the backward pass of the meta-loss keeps of the forward pass, times two for what it works on.
+
+    Args:
+        learner, meta_params, tasks, state: see `meta_grad`; shapes will do.
+    """
+
+    def residuals(meta_params, task, state):
+        loss = lambda meta_params: learner.loss(meta_params, task, state=state)[0]
+        return jax.vjp(loss, meta_params)[1]
+
+    task = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks)
+    kept = jax.tree.leaves(jax.eval_shape(residuals, meta_params, task, state))
+    return 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+
+
+def _chunk_size(chunk_size, learner, meta_params, tasks, state):
     """How many tasks are computed at once, 1..num_tasks.
 
-    "auto" is 1 on CPU, where small working sets win in time and memory, and all tasks elsewhere.
+    "auto" is 1 on CPU, where small working sets win in time and memory, and elsewhere as many as fit
+    into half of the device's memory.
     """
+    num_tasks = check_tasks(tasks)
+    if chunk_size == "auto" and jax.default_backend() == "cpu":
+        return 1
     if chunk_size == "auto":
-        return 1 if jax.default_backend() == "cpu" else num_tasks
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", np.inf)
+        fitting = limit / 2 / task_bytes(learner, meta_params, tasks, state)
+        return int(min(num_tasks, max(1, fitting)))
     if chunk_size is None:
         return num_tasks
-    if (
-        not isinstance(chunk_size, int | np.integer)
-        or isinstance(chunk_size, bool)
-        or chunk_size < 1
-    ):
+    is_int = isinstance(chunk_size, int | np.integer) and not isinstance(chunk_size, bool)
+    if not is_int or chunk_size < 1:
         raise ValueError(
             f"chunk_size must be a positive integer, None or 'auto'; got {chunk_size!r}"
         )
@@ -216,7 +239,7 @@ def _check_weights(weights: Any, num_tasks: int) -> Array:
 def _mean_over_tasks(learner, params, tasks, step, state, weights, chunk_size, axis_name):
     """(loss, mean query loss, gradient, Info): sums over chunks and devices, then one division."""
     num_tasks = check_tasks(tasks)
-    size = resolve_chunk_size(chunk_size, num_tasks)
+    size = _chunk_size(chunk_size, learner, params, tasks, state)
     if weights is not None:
         weights = _check_weights(weights, num_tasks)
         tasks = _take(tasks, jnp.where(weights > 0, jnp.arange(num_tasks), jnp.argmax(weights > 0)))

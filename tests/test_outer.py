@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import smooth
+from problems import conv4, smooth
 
 import jaxmaml
 from jaxmaml import outer
@@ -156,7 +156,37 @@ def test_tasks_that_cannot_be(tasks, error, message):
 @pytest.mark.parametrize("chunk_size", [0, -1, 1.5, "all", True])
 def test_chunk_sizes_that_cannot_be(chunk_size):
     with pytest.raises(ValueError, match="chunk_size must be a positive integer, None or 'auto'"):
-        outer.resolve_chunk_size(chunk_size, 4)
+        jaxmaml.meta_grad(LEARNER, jnp.array(0.0), _tasks(1.0, 2.0), chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(None, 5), (1, 1), (7, 3), (100, 5)], ids=["unknown", "1", "7", "100"]
+)
+def test_auto_chunk_size_is_what_fits_into_half_the_memory(monkeypatch, limit, expected):
+    """`limit` in units of what a task takes."""
+    problem = smooth()
+    learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), 2)
+    task_bytes = outer.task_bytes(learner, problem.params, problem.tasks)
+
+    class Device:
+        def memory_stats(self):
+            return None if limit is None else {"bytes_limit": limit * task_bytes}
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    size = outer._chunk_size("auto", learner, problem.params, problem.tasks, ())
+    assert size == expected
+
+
+@pytest.mark.parametrize("order", ["exact", "first"])
+def test_estimate_of_a_tasks_memory_is_of_the_right_size(order):
+    problem = conv4()
+    learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), 3, order=order)
+    run = lambda params, tasks: jaxmaml.meta_grad(learner, params, tasks, chunk_size=None)[:2]
+    analysis = jax.jit(run).lower(problem.params, problem.tasks).compile().memory_analysis()
+    assert analysis is not None
+    estimate = 5 * outer.task_bytes(learner, problem.params, problem.tasks)
+    assert 0.3 < estimate / analysis.temp_size_in_bytes < 3
 
 
 @pytest.mark.parametrize(
