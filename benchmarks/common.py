@@ -7,6 +7,7 @@ no tensorflow-datasets, tyro or network.
 import argparse
 import importlib.metadata
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,11 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--quick", action="store_true", help="small sizes: a check, not a measurement"
     )
     return made
+
+
+def use_all_cores() -> None:
+    """One CPU device a core, over which `jaxmaml.parallel` spreads tasks; before anything runs."""
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def environment() -> dict[str, Any]:

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 import jaxmaml
 from jaxmaml import metrics, nn, parallel
-from jaxmaml.data import sinusoid
+from jaxmaml.data import pools, sinusoid, sources
+from jaxmaml.data.pools import Pool
 from jaxmaml.train.presets import Preset
 from jaxmaml.types import Array, Batch, LossFn, MetaLearner, MetaState, Params, Task
 
@@ -66,9 +67,21 @@ class Experiment(NamedTuple):
 
 
 def build(
-    preset: Preset, *, seed: int, data_dir: pathlib.Path | None, num_test_tasks: int
+    preset: Preset,
+    *,
+    seed: int,
+    num_test_tasks: int,
+    data_dir: pathlib.Path | None = None,
+    classes: Mapping[str, Pool] | None = None,
 ) -> Experiment:
     """The experiment of a preset.
+
+    Args:
+        preset: the settings.
+        seed: of the initial parameters and of the training episodes.
+        num_test_tasks: tasks of the test.
+        data_dir: prepared TFDS directory.
+        classes: the images of "train", "val" and "test", where they are at hand; else they are read.
 
     Raises:
         ValueError: the data set is missing, or cannot give such tasks.
@@ -76,7 +89,7 @@ def build(
     if num_test_tasks < 1:
         raise ValueError(f"num_test_tasks must be at least 1, got {num_test_tasks}")
     params_key, train_key = jax.random.split(jax.random.key(seed))
-    sources = _sources(preset, data_dir, num_test_tasks)
+    sources = _sources(preset, data_dir, classes, num_test_tasks)
     tasks = jax.eval_shape(sources["train"], train_key)
     apply_fn, params = _network(preset, tasks, params_key)
     loss_fn = (nn.mean_squared_error if preset.is_regression else nn.cross_entropy)(apply_fn)
@@ -148,7 +161,12 @@ def _draw(source: Any, key: Array, index: Any) -> Task:
     return source(jax.random.fold_in(key, index))
 
 
-def _sources(preset: Preset, data_dir: pathlib.Path | None, num_test_tasks: int) -> dict[str, Any]:
+def _sources(
+    preset: Preset,
+    data_dir: pathlib.Path | None,
+    classes: Mapping[str, Pool] | None,
+    num_test_tasks: int,
+) -> dict[str, Any]:
     # As many for validation as for the test, so that one program scores both.
     num_val_tasks = preset.num_val_tasks if preset.num_validations else 1
     num_scored = min(max(num_val_tasks, num_test_tasks), MAX_TASKS_DRAWN)
@@ -159,9 +177,7 @@ def _sources(preset: Preset, data_dir: pathlib.Path | None, num_test_tasks: int)
             part: sinusoid.sampler(num_tasks=count, shot=preset.shot, query=query[part])
             for part, count in counts.items()
         }
-    from jaxmaml.data import pools, sources  # reading images is not needed for the sinusoid
-
-    loaded = sources.load(preset.dataset, data_dir, preset.split)
+    loaded = classes or sources.load(preset.dataset, data_dir, preset.split)
     return {
         part: pools.sampler(
             loaded[part],

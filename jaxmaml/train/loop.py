@@ -17,6 +17,10 @@ from jaxmaml.types import Array, MetaLearner, MetaState, Task
 Metrics = dict[str, Any]
 Source = Callable[[Array], Any] | Iterable[Any]  # of tasks
 
+MAX_STEPS_PER_DISPATCH = 500
+MIN_DISPATCHES = 12
+"""So many points at least where a run can be looked at, however short it is."""
+
 
 class Program(NamedTuple):
     """A compiled dispatch of outer steps.
@@ -167,6 +171,15 @@ def run(
         if int(done) < num_steps:
             return
         num_outer_steps -= num_steps
+
+
+def steps_per_dispatch(num_outer_steps: int) -> int:
+    """Outer steps of one dispatch: hundreds, but a dozen dispatches at least.
+
+    >>> steps_per_dispatch(60_000), steps_per_dispatch(600), steps_per_dispatch(5)
+    (500, 50, 1)
+    """
+    return max(1, min(MAX_STEPS_PER_DISPATCH, num_outer_steps // MIN_DISPATCHES))
 
 
 def check_count(name: str, value: int) -> None:

@@ -22,10 +22,6 @@ from jaxmaml.train.experiment import Experiment, Spec
 from jaxmaml.train.scoring import Score
 from jaxmaml.types import MetaLearner, MetaState
 
-MAX_STEPS_PER_DISPATCH = 500
-MIN_DISPATCHES = 12
-"""So many points at least where a run can be looked at, however short it is."""
-
 Record = Callable[[list[dict[str, Any]]], None]
 """Writes lines to metrics.jsonl."""
 Probe = Callable[[MetaState], None]
@@ -104,7 +100,7 @@ def run(
         experiment.sources["train"],
         key=experiment.train_key,
         chunk_size=experiments.chunk_size(preset),
-        num_steps_per_dispatch=steps_per_dispatch(preset.num_outer_steps),
+        num_steps_per_dispatch=loop.steps_per_dispatch(preset.num_outer_steps),
         mesh=experiment.mesh,
     )
     progress.update(bar, description=spec.label)
@@ -149,15 +145,6 @@ def _train(
         progress.update(bar, completed=course.done, rate=rate)
         if not course.stopped:
             look(index, num_dispatches)
-
-
-def steps_per_dispatch(num_outer_steps: int) -> int:
-    """Outer steps of one dispatch: hundreds, but a dozen dispatches at least.
-
-    >>> steps_per_dispatch(60_000), steps_per_dispatch(600), steps_per_dispatch(5)
-    (500, 50, 1)
-    """
-    return max(1, min(MAX_STEPS_PER_DISPATCH, num_outer_steps // MIN_DISPATCHES))
 
 
 def new_progress() -> Progress:
@@ -216,7 +203,7 @@ def _looker(
     preset = experiment.preset
 
     def look(index: int, total: int) -> None:
-        if probe is not None and _is_due(index, total, MIN_DISPATCHES):
+        if probe is not None and _is_due(index, total, loop.MIN_DISPATCHES):
             probe(course.state)
         if not preset.num_validations or not _is_due(index, total, preset.num_validations):
             return
