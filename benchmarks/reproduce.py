@@ -70,7 +70,6 @@ def run(
         "num_test_tasks": num_test_tasks, "mean_per_step": test.mean.tolist(),
         "ci95_per_step": test.ci95.tolist(), "num_nonfinite": test.num_nonfinite,
         "headline": float(test.mean[preset.headline_step]),
-        "matmul_precision": jax.config.read("jax_default_matmul_precision"),
     }  # fmt: skip
 
 
@@ -101,6 +100,7 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", options.matmul_precision)
     num_test_tasks = 20 if options.quick else options.num_test_tasks
     row = run(preset, options.data, options.order, options.seed, num_test_tasks)
+    row["matmul_precision"] = options.matmul_precision
     common.print_table(
         [row], ["preset", "order", "expected", "headline", "num_outer_steps", "seconds"]
     )
