@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Every table on one GPU, on a machine with no network: jax, flax, optax and (for the peers) torch are
+# all that is needed.
+#
+#   benchmarks/gpu.sh OUT_DIR [OMNIGLOT.npz]
+#
+# OMNIGLOT.npz is what `python benchmarks/reproduce.py export omniglot-5w1s --data-dir DIR --data FILE`
+# writes where tensorflow-datasets is installed. Float32 products are exact, TF32 ("default") and, in
+# the network, bfloat16, each in rows of its own.
+set -euo pipefail
+out=${1:?usage: benchmarks/gpu.sh OUT_DIR [OMNIGLOT.npz]}
+data=${2:-}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+if [ -n "$data" ]; then data=$(realpath "$data"); fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+expected=${JAXMAML_PLATFORM:-gpu}
+
+python - "$expected" <<'PYTHON'
+import sys
+
+import jax
+
+found = jax.default_backend()
+if found != sys.argv[1]:
+    sys.exit(f"error: JAX finds a {found}, not a {sys.argv[1]}; install the extra that has its plugin")
+print(jax.devices())
+PYTHON
+
+failed=()
+run() {
+    echo "== $*"
+    python "$@" || failed+=("$*")
+}
+
+for precision in highest default; do
+    export JAX_DEFAULT_MATMUL_PRECISION=$precision
+    run benchmarks/speed.py --out "$out/speed-$precision.jsonl"
+done
+export JAX_DEFAULT_MATMUL_PRECISION=highest
+run benchmarks/precision.py --out "$out/precision.jsonl"
+run benchmarks/convolution.py --out "$out/convolution.jsonl"
+run benchmarks/memory.py --out "$out/memory.jsonl"
+run benchmarks/transformer.py --out "$out/transformer.jsonl"
+if [ "$expected" = gpu ]; then run benchmarks/peers.py --out "$out/peers.jsonl"; fi
+if [ -n "$data" ]; then
+    for order in exact first; do
+        run benchmarks/reproduce.py run omniglot-5w1s --data "$data" --order "$order" \
+            --num-test-tasks 2000 --out "$out/reproduce.jsonl"
+    done
+fi
+run benchmarks/reproduce.py run sinusoid-5shot --num-test-tasks 2000 --out "$out/reproduce.jsonl"
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'failed: %s\n' "${failed[@]}" >&2
+    exit 1
+fi

@@ -1,0 +1,68 @@
+"""What less than float32 does to the exact meta-gradient: its angle and error against float64.
+
+    python benchmarks/precision.py
+
+On a CPU every matmul precision computes in float32; on a GPU "default" is TF32, on a TPU bfloat16.
+"""
+
+from typing import Any
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+
+import jaxmaml
+from jaxmaml import nn
+
+POLICIES = [
+    {"matmul_precision": "highest", "compute_dtype": "float32"},
+    {"matmul_precision": "high", "compute_dtype": "float32"},
+    {"matmul_precision": "default", "compute_dtype": "float32"},
+    {"matmul_precision": "default", "compute_dtype": "bfloat16"},
+]
+
+
+def meta_gradient(dtype: Any, policy: dict[str, str], tasks: Any, filters: int, steps: int) -> Any:
+    """The flat exact meta-gradient of Conv4 with parameters of type `dtype`."""
+    module = nn.Conv4(
+        5, num_filters=filters, head_init=nnx.initializers.normal(0.1), rngs=nnx.Rngs(0)
+    )
+    compute = None if policy["compute_dtype"] == "float32" else policy["compute_dtype"]
+    apply_fn, params, _ = nn.from_nnx(module, compute_dtype=compute)
+    learner = jaxmaml.maml(nn.cross_entropy(apply_fn), optax.sgd(0.1), steps)
+    cast = lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf
+    with jax.default_matmul_precision(policy["matmul_precision"]):
+        run = jax.jit(lambda params, tasks: jaxmaml.meta_grad(learner, params, tasks)[1])
+        return ravel_pytree(run(*jax.tree.map(cast, (params, tasks))))[0]
+
+
+def main() -> None:
+    """Measures, prints and appends the rows."""
+    options = common.parser(__doc__ or "").parse_args()
+    filters, num_tasks = (8, 2) if options.quick else (64, 8)
+    tasks = common.image_tasks(num_tasks, 5, 1, 5)
+    rows = []
+    for steps in (1, 5):
+        with jax.enable_x64(True):
+            exact = np.float64(meta_gradient(jnp.float64, POLICIES[0], tasks, filters, steps))
+        for policy in POLICIES:
+            found = np.float64(meta_gradient(jnp.float32, policy, tasks, filters, steps))
+            norms = np.linalg.norm(found), np.linalg.norm(exact)
+            rows.append(
+                {
+                    "inner steps": steps, **policy,
+                    "1 - cosine": float(1 - found @ exact / (norms[0] * norms[1])),
+                    "relative error": float(np.linalg.norm(found - exact) / norms[1]),
+                }
+            )  # fmt: skip
+    columns = ["inner steps", "matmul_precision", "compute_dtype", "1 - cosine", "relative error"]
+    common.print_table(rows, columns)
+    common.emit(rows, options.out)
+
+
+if __name__ == "__main__":
+    main()
