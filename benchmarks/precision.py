@@ -48,9 +48,9 @@ def main() -> None:
     rows = []
     for steps in (1, 5):
         with jax.enable_x64(True):
-            exact = np.float64(meta_gradient(jnp.float64, POLICIES[0], tasks, filters, steps))
+            exact = np.asarray(meta_gradient(jnp.float64, POLICIES[0], tasks, filters, steps))
         for policy in POLICIES:
-            found = np.float64(meta_gradient(jnp.float32, policy, tasks, filters, steps))
+            found = np.asarray(meta_gradient(jnp.float32, policy, tasks, filters, steps))
             norms = np.linalg.norm(found), np.linalg.norm(exact)
             rows.append(
                 {
