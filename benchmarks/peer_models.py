@@ -1,0 +1,168 @@
+"""jaxmaml's networks in PyTorch, from jaxmaml's weights, and gradients back in jaxmaml's layout.
+
+Parameters are a flat dict whose names are jaxmaml's paths with "_" for "/": conv_0_kernel,
+norm_0_offset, head_bias.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from jaxmaml.nn.models import NORM_EPS
+from jaxmaml.train.presets import Preset
+from jaxmaml.types import MetaParams, Task
+
+Tensors = dict[str, torch.Tensor]
+Data = tuple[torch.Tensor, torch.Tensor]
+"""(inputs, targets), with a leading task axis where it is of all tasks."""
+
+
+class Model(NamedTuple):
+    """All that a peer needs to know of a work.
+
+    Attributes:
+        apply: `(params, inputs) -> outputs`.
+        score: `(outputs, targets) -> mean loss`.
+        params: the initial parameters, without gradient tracking.
+        adapted: the names of those that the inner loop adapts.
+        support: inputs and targets, `[num_tasks, way*shot, ...]`.
+        query: inputs and targets, `[num_tasks, way*query, ...]`.
+        inner_lr: of the inner SGD.
+        num_inner_steps: of the inner SGD.
+        exact: whether the meta-gradient is exact, not first order.
+    """
+
+    apply: Callable[[Tensors, torch.Tensor], torch.Tensor]
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    params: Tensors
+    adapted: tuple[str, ...]
+    support: Data
+    query: Data
+    inner_lr: float
+    num_inner_steps: int
+    exact: bool
+
+    def loss(self, params: Tensors, batch: Data) -> torch.Tensor:
+        """The mean loss of one task's batch."""
+        return self.score(self.apply(params, batch[0]), batch[1])
+
+    def tasks(self) -> list[tuple[Data, Data]]:
+        """(support, query) of each task."""
+        return list(
+            zip(zip(*self.support, strict=True), zip(*self.query, strict=True), strict=True)
+        )
+
+
+def convert(
+    preset: Preset, order: str, params: MetaParams, tasks: Task, *, pool: str = "max_pool2d"
+) -> Model:
+    """The same work for PyTorch.
+
+    Args:
+        preset: the work.
+        order: "exact" or "first".
+        params: jaxmaml's.
+        tasks: jaxmaml's.
+        pool: "max_pool2d", PyTorch's own; or "maximum", comparisons of strided slices, whose second
+            derivative is faster.
+    """
+    tensors = {name: _to_torch(name, leaf, preset) for name, leaf in _flat(params).items()}
+    adapted = tuple(name for name in tensors if preset.adapt_norm or not name.startswith("norm"))
+    return Model(
+        _apply(preset, pool), F.mse_loss if preset.is_regression else F.cross_entropy,
+        tensors, adapted, _data(tasks.support, preset), _data(tasks.query, preset),
+        preset.inner_lr, preset.num_inner_steps, order == "exact",
+    )  # fmt: skip
+
+
+def relative_error(gradient: Tensors, reference: MetaParams, preset: Preset) -> float:
+    """||gradient - reference|| / ||reference|| over the tree, without leaves of zero gradient."""
+    expected = {name: _to_torch(name, leaf, preset) for name, leaf in _flat(reference).items()}
+    total = sum(float(leaf.norm() ** 2) for leaf in expected.values())
+    # Such as a bias before normalisation: all that is there is rounding.
+    names = [name for name, leaf in expected.items() if leaf.norm() ** 2 > 1e-12 * total]
+    error = sum(float((gradient[name] - expected[name]).norm() ** 2) for name in names)
+    return (error / total) ** 0.5
+
+
+def _flat(params: MetaParams) -> dict[str, np.ndarray]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="_"): np.array(leaf)
+        for path, leaf in jax.tree.leaves_with_path(params)
+    }
+
+
+def _is_strided(preset: Preset) -> bool:
+    return preset.model == "conv" and not preset.pooled
+
+
+def _to_torch(name: str, leaf: np.ndarray, preset: Preset) -> torch.Tensor:
+    if name.startswith("conv") and leaf.ndim == 4:
+        # JAX's "SAME" pads an even side by 0 before and 1 after, PyTorch by 1 and 1, of which
+        # stride 2 never reads the last. Turned by 180 degrees, images and kernels, the two agree
+        # without a copy into a padded image.
+        leaf = leaf[::-1, ::-1] if _is_strided(preset) else leaf
+        leaf = leaf.transpose(3, 2, 0, 1)
+    elif name == "head_kernel" and preset.model == "conv":
+        num_filters = preset.num_filters
+        # Features are flattened as [space, channels] in jaxmaml and [channels, space] here.
+        leaf = leaf.reshape(-1, num_filters, leaf.shape[-1]).transpose(2, 1, 0)
+        leaf = leaf.reshape(leaf.shape[0], -1)
+    elif name.endswith("kernel"):
+        leaf = leaf.T
+    return torch.from_numpy(np.ascontiguousarray(leaf))
+
+
+def _data(batch: Mapping[str, Any], preset: Preset) -> Data:
+    inputs, targets = np.array(batch["inputs"]), np.array(batch["targets"])
+    if preset.model == "conv":
+        inputs = inputs[:, :, ::-1, ::-1] if _is_strided(preset) else inputs
+        inputs = inputs.transpose(0, 1, 4, 2, 3)
+    elif not preset.is_regression:
+        inputs = inputs.reshape(*inputs.shape[:2], -1)
+    targets = targets if preset.is_regression else targets.astype(np.int64)
+    return torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(targets)
+
+
+def _apply(preset: Preset, pool: str) -> Callable[[Tensors, torch.Tensor], torch.Tensor]:
+    if preset.model == "mlp":
+        return lambda params, inputs: _mlp(params, inputs, len(preset.hidden_sizes))
+    pools = {"max_pool2d": lambda x: F.max_pool2d(x, 2), "maximum": _pool_by_maximum}
+    chosen = pools[pool] if preset.pooled else None
+    return lambda params, inputs: _conv4(params, inputs, chosen)
+
+
+def _conv4(params: Tensors, features: torch.Tensor, pool: Any) -> torch.Tensor:
+    for i in range(4):
+        stride = 1 if pool else 2
+        features = F.conv2d(features, params[f"conv_{i}_kernel"], stride=stride, padding=1)
+        features = F.relu(_norm(params, features, i))
+        features = pool(features) if pool else features
+    features = features.flatten(1) if pool else features.mean((2, 3))
+    return F.linear(features, params["head_kernel"], params["head_bias"])
+
+
+def _mlp(params: Tensors, features: torch.Tensor, num_hidden: int) -> torch.Tensor:
+    for i in range(num_hidden):
+        features = F.linear(features, params[f"dense_{i}_kernel"], params.get(f"dense_{i}_bias"))
+        normed = f"norm_{i}_offset" in params
+        features = F.relu(_norm(params, features, i) if normed else features)
+    return F.linear(features, params["head_kernel"], params["head_bias"])
+
+
+def _norm(params: Tensors, features: torch.Tensor, layer: int) -> torch.Tensor:
+    offset = params[f"norm_{layer}_offset"]
+    # Not None where there is none: PyTorch's second derivative of the offset fails on that.
+    scale = params.get(f"norm_{layer}_scale", torch.ones_like(offset))
+    return F.batch_norm(features, None, None, scale, offset, training=True, eps=NORM_EPS)
+
+
+def _pool_by_maximum(features: torch.Tensor) -> torch.Tensor:
+    rows, columns = features.shape[-2] // 2 * 2, features.shape[-1] // 2 * 2
+    rows_of = [features[..., i:rows:2, :columns] for i in (0, 1)]
+    tall = torch.maximum(*rows_of)
+    return torch.maximum(tall[..., 0::2], tall[..., 1::2])

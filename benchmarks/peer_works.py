@@ -1,0 +1,168 @@
+"""The works that benchmarks time, on jaxmaml's side: a preset, its network and its tasks.
+
+Pixels and labels are random, because the cost of a step does not depend on what they show.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import common
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxmaml import diagnostics, nn, outer, parallel
+from jaxmaml.data import pools, sinusoid
+from jaxmaml.train import experiment, presets
+from jaxmaml.train.presets import Preset
+from jaxmaml.types import LossFn, MetaLearner, MetaParams, Task
+
+IMAGE_SHAPE = (28, 28, 1)
+CONV = presets.get("glyphs-5w1s")
+
+PRESETS: dict[str, Preset] = {
+    "conv-15q": presets.override(CONV, query=15),
+    "conv-1q": CONV,
+    "conv-5s": presets.override(CONV, shot=5, query=5),
+    "conv-pooled": presets.override(
+        CONV, shot=5, query=15, pooled=True, num_inner_steps=5, num_tasks=4
+    ),
+    "mlp": presets.get("omniglot-mlp-5w1s"),
+    "sinusoid": presets.get("sinusoid-5shot"),
+}
+"""What is computed, without the order of the meta-gradient."""
+
+
+class Problem(NamedTuple):
+    """One work, ready to run.
+
+    Attributes:
+        preset: its settings.
+        learner: MAML of the order asked for.
+        loss_fn: what is adapted on and scored.
+        params: the initial parameters.
+        tasks: one outer step's tasks, leaves `[num_tasks, ...]`.
+    """
+
+    preset: Preset
+    learner: MetaLearner
+    loss_fn: LossFn
+    params: MetaParams
+    tasks: Task
+
+    @property
+    def chunk_size(self) -> Any:
+        """What the preset asks for."""
+        return experiment.chunk_size(self.preset)
+
+
+def use_all_cores() -> None:
+    """Makes a device of each core of a CPU. To be called before JAX computes anything."""
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+
+
+def shrink(preset: Preset) -> Preset:
+    """The same work at a size that takes a moment: a check of the code, not a measurement."""
+    sizes = {"hidden_sizes": (16,) * len(preset.hidden_sizes)} if preset.model == "mlp" else {}
+    query = min(preset.query, 3)
+    return presets.override(preset, num_tasks=2, num_filters=8, query=query, **sizes)
+
+
+def build(preset: Preset, order: str) -> Problem:
+    """Network, parameters and tasks of a preset; always the same ones."""
+    loss_fn, params = _network(preset)
+    learner = experiment.make_learner(preset, loss_fn, order, preset.inner_lr)
+    return Problem(preset, learner, loss_fn, params, _tasks(preset))
+
+
+def source(preset: Preset) -> Callable[[jax.Array], Task]:
+    """A jittable `key -> tasks`, as training draws them."""
+    if preset.is_regression:
+        return sinusoid.sampler(num_tasks=preset.num_tasks, shot=preset.shot, query=preset.query)
+    num_classes, num_images = 4 * preset.way, 20
+    labels = np.repeat(np.arange(num_classes), num_images)
+    images = np.random.default_rng(0).integers(0, 256, (labels.size, *IMAGE_SHAPE), np.uint8)
+    pool = pools.from_arrays(images, labels, [str(number) for number in range(num_classes)])
+    return pools.sampler(
+        pool, num_tasks=preset.num_tasks, way=preset.way, shot=preset.shot, query=preset.query,
+        rotate=preset.rotate_train,
+    )  # fmt: skip
+
+
+def gradient(problem: Problem, mesh: Mesh, chunk_size: Any) -> Callable[[MetaParams, Task], Any]:
+    """`(params, tasks) -> meta-gradient` with the tasks spread over the devices of a mesh."""
+
+    def on_a_device(params, tasks):
+        return outer.meta_grad(
+            problem.learner, params, tasks, chunk_size=chunk_size, axis_name=parallel.TASKS
+        )[1]
+
+    whole, spread = PartitionSpec(), PartitionSpec(parallel.TASKS)
+    return jax.shard_map(on_a_device, mesh=mesh, in_specs=(whole, spread), out_specs=whole)
+
+
+def place(problem: Problem, mesh: Mesh) -> tuple[MetaParams, Task]:
+    """(params, tasks) where `gradient` reads them, so that a timed call moves nothing."""
+    spread = NamedSharding(mesh, PartitionSpec(parallel.TASKS))
+    return parallel.replicate(problem.params, mesh), jax.device_put(problem.tasks, spread)
+
+
+def gflop(problem: Problem) -> float:
+    """GFLOP of one outer step as jaxmaml computes it, recomputation included."""
+    step = lambda params, tasks: outer.meta_grad(problem.learner, params, tasks)[1]
+    return diagnostics.count_flops(step, problem.params, problem.tasks) / 1e9
+
+
+def ideal_gflop(problem: Problem, order: str) -> float:
+    """GFLOP of one outer step of an implementation that computes nothing twice.
+
+    A backward pass costs two forward passes, and so does the tangent of a forward and a backward
+    pass beside these. With T inner steps on S support and Q query examples, F each, that makes
+    3F(TS + Q) for first order and 6F·T·S more for exact.
+    """
+    preset = problem.preset
+    query = jax.tree.map(lambda leaf: leaf[0, :1], problem.tasks.query)
+    forward = diagnostics.count_flops(problem.loss_fn, problem.params, query)
+    adapted_on = preset.num_inner_steps * preset.way * preset.shot
+    passes = 3 * (adapted_on + preset.way * preset.query)
+    passes += 6 * adapted_on if order == "exact" else 0
+    return preset.num_tasks * forward * passes / 1e9
+
+
+def optimizer(preset: Preset) -> optax.GradientTransformation:
+    """The outer optimiser."""
+    return optax.adam(preset.outer_lr)
+
+
+def _network(preset: Preset) -> tuple[LossFn, MetaParams]:
+    head_init = nnx.initializers.normal(preset.head_scale)
+    if preset.model == "conv":
+        return common.conv4(
+            preset.way, pooled=preset.pooled, image_shape=IMAGE_SHAPE, head_init=head_init,
+            num_filters=preset.num_filters, norm_scale=preset.norm_scale,
+        )  # fmt: skip
+    num_inputs = 1 if preset.is_regression else math.prod(IMAGE_SHAPE)
+    module = nn.MLP(
+        num_inputs, preset.way, hidden=preset.hidden_sizes, norm=preset.norm,
+        norm_scale=preset.norm_scale, head_init=head_init, rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    apply_fn, params, _ = nn.from_nnx(module)
+    loss = nn.mean_squared_error if preset.is_regression else nn.cross_entropy
+    return loss(apply_fn), params
+
+
+def _tasks(preset: Preset) -> Task:
+    if preset.is_regression:
+        return source(preset)(jax.random.key(0))
+    return common.image_tasks(preset.num_tasks, preset.way, preset.shot, preset.query, IMAGE_SHAPE)
+
+
+def options(preset: Preset) -> dict[str, Any]:
+    """What a row says about a work's size."""
+    names = ("way", "shot", "query", "num_tasks", "num_inner_steps", "num_filters")
+    return {name: value for name, value in dataclasses.asdict(preset).items() if name in names}

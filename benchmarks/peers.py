@@ -1,0 +1,233 @@
+"""The same work in jaxmaml and in PyTorch, higher, torchopt and learn2learn.
+
+    python benchmarks/peers.py --out peers.jsonl
+
+Both sides start from the same weights and tasks, in float32, and are timed only after they gave the
+same meta-gradient. `ratio` is the peer's time over ours: the median over rounds that alternate A B A
+B. jaxmaml spreads its tasks over all cores; each peer runs with the better of one thread and all.
+For the sinusoid our side samples its tasks and makes the outer step too, a hundred steps and more a
+dispatch; the peers make the meta-gradient and the outer Adam step on tasks sampled before. A peer
+that cannot run, or computes something else, is a row that says why.
+
+PyTorch for CPU: take the "CPU" build that PyTorch's own installation page gives the index of
+(`pip install torch --index-url ...`; the default build on Linux brings CUDA along), then
+`pip install -e '.[peers]'`, which leaves it in place. torch.compile needs a C++ compiler.
+learn2learn 0.2.0 comes as source only, with C files too old for Python 3.11: unpack it, run `cython`
+(below 3) on `learn2learn/data/*.pyx`, install that, and `torchvision` of the same PyTorch build.
+"""
+
+import math
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import common
+import jax
+import peer_models
+import peer_torch
+import peer_works
+import torch
+
+import jaxmaml
+from jaxmaml import parallel
+from jaxmaml.train import loop
+from jaxmaml.train.presets import Preset
+
+WORKS = {
+    "conv-15q-exact": ("conv-15q", "exact"),
+    "conv-1q-exact": ("conv-1q", "exact"),
+    "conv-1q-first": ("conv-1q", "first"),
+    "conv-pooled-exact": ("conv-pooled", "exact"),
+    "mlp-exact": ("mlp", "exact"),
+    "sinusoid-exact": ("sinusoid", "exact"),
+}
+"""(what is computed, order) of each work."""
+
+TOLERANCE = 1e-3
+"""Largest relative error of a meta-gradient that counts as float32 rounding."""
+
+SECONDS_A_TURN = 0.1
+"""A side repeats its step until a turn takes so long: shorter ones measure the clock."""
+
+SECONDS_A_PEER = 120
+"""A slow peer gets fewer rounds, at least three."""
+
+COLUMNS = [
+    *("work", "peer", "ratio", "seconds", "our_seconds", "gflop", "gflop_per_s"),
+    *("threads", "error", "reason"),
+]
+POOLED_BY_MAXIMUM = " (pool by torch.maximum)"
+
+
+class Side(NamedTuple):
+    """`run` makes `num_steps` outer steps and blocks until they are done."""
+
+    run: Callable[[], Any]
+    num_steps: int
+
+
+def main() -> None:
+    """Times the works and peers asked for."""
+    parser = common.parser((__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--peer", nargs="+", choices=peer_torch.PEERS, default=None)
+    parser.add_argument(
+        "--rounds", type=int, default=None, help="unless told 11, or 3 with --quick"
+    )
+    args = parser.parse_args()
+    peer_works.use_all_cores()
+    rounds = args.rounds or (3 if args.quick else 11)
+    rows = []
+    for work in args.work:
+        found = rows_of(work, args.peer or list(peer_torch.PEERS), rounds, quick=args.quick)
+        common.emit(found, args.out)
+        common.print_table(found, COLUMNS)
+        rows += found
+    best = [row for row in rows if row.get("best")]
+    print("\nThe best peer of each work:")
+    common.print_table(best, COLUMNS)
+
+
+def rows_of(work: str, peers: list[str], rounds: int, *, quick: bool) -> list[dict[str, Any]]:
+    """One row a peer; the fastest peer's has best=True."""
+    name, order = WORKS[work]
+    preset = peer_works.PRESETS[name]
+    preset = peer_works.shrink(preset) if quick else preset
+    problem = peer_works.build(preset, order)
+    mesh = parallel.task_mesh(preset.num_tasks)
+    placed = peer_works.place(problem, mesh)
+    gradient = peer_works.gradient(problem, mesh, problem.chunk_size)
+    run, temp_bytes = common.compiled(gradient, *placed)
+    ours = _training(problem, mesh, quick) if preset.is_regression else repeated(run)
+    shared = {
+        "work": work, "order": order, **peer_works.options(preset), "quick": quick,
+        "our_devices": mesh.size, "our_temp_bytes": temp_bytes,
+        "gflop": peer_works.gflop(problem),
+    }  # fmt: skip
+    pools = {"": "max_pool2d", **({POOLED_BY_MAXIMUM: "maximum"} if preset.pooled else {})}
+    rows = []
+    for suffix, pool in pools.items():
+        model = peer_models.convert(preset, order, problem.params, problem.tasks, pool=pool)
+        for peer in peers:
+            print(f"{work}: {peer}{suffix}", flush=True)
+            measured = _row(peer, model, preset, run(), ours, rounds)
+            rows.append({**shared, "peer": peer + suffix, **measured})
+    timed = [row for row in rows if "ratio" in row]
+    if timed:
+        min(timed, key=lambda row: row["ratio"])["best"] = True
+    for row in timed:
+        row["gflop_per_s"] = row["gflop"] / row["our_seconds"]
+    return rows
+
+
+def _row(
+    peer: str, model: peer_models.Model, preset: Preset, reference: Any, ours: Side, rounds: int
+) -> dict[str, Any]:
+    """A peer's measurements, or the reason why there are none."""
+    try:
+        made = peer_torch.PEERS[peer](model)
+        made.run()
+        gradient = {name: _gradient_of(leaf) for name, leaf in made.params.items()}
+        error = peer_models.relative_error(gradient, reference, preset)
+        if not error < TOLERANCE:
+            return {
+                "error": error,
+                "reason": f"not timed: its meta-gradient differs by {error:.1e}",
+            }
+        step = _with_outer_step(made, preset) if preset.is_regression else made.run
+        threads, theirs = _best_threads(step)
+        return {"error": error, "threads": threads, **_times(ours, theirs, rounds)}
+    # Whatever stops a peer, from a failed import to a compiler's crash, is a result to report.
+    except Exception as failure:
+        lines = str(failure).strip().splitlines() or [""]
+        return {"reason": f"{type(failure).__name__}: {lines[0][:120]}"}
+
+
+def _gradient_of(leaf: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.detach().clone()
+
+
+def _times(ours: Side, theirs: Side, rounds: int) -> dict[str, Any]:
+    """Median seconds of a step on both sides, and the median over rounds of their ratio."""
+    start = time.perf_counter()
+    theirs.run()
+    turn = time.perf_counter() - start
+    rounds = min(rounds, max(3, int(SECONDS_A_PEER / turn)))
+    seconds = common.alternate({"peer": theirs.run, "ours": ours.run}, rounds)
+    ratio = common.median_ratio(seconds, "peer", "ours")
+    return {
+        "ratio": ratio * ours.num_steps / theirs.num_steps,
+        "seconds": statistics.median(seconds["peer"]) / theirs.num_steps,
+        "our_seconds": statistics.median(seconds["ours"]) / ours.num_steps,
+        "rounds": rounds,
+    }
+
+
+def repeated(step: Callable[[], Any]) -> Side:
+    """A step as often as makes a turn of SECONDS_A_TURN."""
+    step()
+    num_steps = min(1000, math.ceil(SECONDS_A_TURN / _fastest(step)))
+
+    def run() -> None:
+        for _ in range(num_steps):
+            step()
+
+    return Side(run, num_steps)
+
+
+def _fastest(step: Callable[[], Any]) -> float:
+    """Seconds of the fastest of three calls, or of one where that takes over two seconds."""
+    found = []
+    while len(found) < 3 and sum(found) < 2:
+        found += common.alternate({"step": step}, 1)["step"] if not found else [_seconds(step)]
+    return min(found)
+
+
+def _seconds(step: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def _best_threads(step: Callable[[], None]) -> tuple[int, Side]:
+    """(number of threads, side) of the faster of one thread and one a core."""
+    seconds = {}
+    for threads in sorted({1, os.cpu_count() or 1}):
+        torch.set_num_threads(threads)
+        seconds[threads] = _fastest(step)
+    best = min(seconds, key=lambda threads: seconds[threads])
+    torch.set_num_threads(best)
+    return best, repeated(step)
+
+
+def _with_outer_step(peer: peer_torch.Peer, preset: Preset) -> Callable[[], None]:
+    # The fused one is the fastest that PyTorch has.
+    optimizer = torch.optim.Adam(list(peer.params.values()), lr=preset.outer_lr, fused=True)
+
+    def step() -> None:
+        peer.run()
+        optimizer.step()
+
+    return step
+
+
+def _training(problem: peer_works.Problem, mesh: Any, quick: bool) -> Side:
+    """Our training loop: sampling, meta-gradient and outer step."""
+    optimizer = peer_works.optimizer(problem.preset)
+    state = jaxmaml.init_state(problem.learner, optimizer, problem.params)
+    state = parallel.replicate(state, mesh)
+    num_steps = 10 if quick else 500
+    program = loop.compile_steps(
+        problem.learner, optimizer, state, peer_works.source(problem.preset),
+        key=jax.random.key(0), chunk_size=problem.chunk_size, num_steps_per_dispatch=num_steps,
+        mesh=mesh,
+    )  # fmt: skip
+    return Side(lambda: jax.block_until_ready(program.run(state, num_steps)), num_steps)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    main()

@@ -1,0 +1,62 @@
+"""What benchmarks/peers.py compares is the same: PyTorch's meta-gradient agrees with ours."""
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxmaml import outer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
+)
+
+LIBRARIES = ("higher", "torchopt")
+PEERS = ("torch.autograd", "torch.func loop", "torch.func vmap", *LIBRARIES)
+CASES = [
+    *(("conv-15q", "exact"), ("conv-1q", "first"), ("conv-pooled", "exact")),
+    *(("mlp", "exact"), ("mlp", "first"), ("sinusoid", "exact")),
+]
+
+
+def _module(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers' own, as they are imported
+        return importlib.import_module(name)
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request):
+    """(preset, model for PyTorch, our meta-gradient) at a tiny size."""
+    name, order = request.param
+    works, models = _module("peer_works"), _module("peer_models")
+    preset = works.shrink(works.PRESETS[name])
+    problem = works.build(preset, order)
+    gradient = jax.jit(lambda p, tasks: outer.meta_grad(problem.learner, p, tasks)[1])
+    model = models.convert(preset, order, problem.params, problem.tasks)
+    return preset, model, gradient(problem.params, problem.tasks)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_peer_gives_our_meta_gradient(case, peer):
+    preset, model, expected = case
+    if peer in LIBRARIES and importlib.util.find_spec(peer) is None:
+        pytest.skip(f"{peer} is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = _module("peer_torch").PEERS[peer](model)
+        made.run()
+    gradient = {name: leaf.grad for name, leaf in made.params.items()}
+    assert _module("peer_models").relative_error(gradient, expected, preset) < 1e-4
+
+
+def test_a_wrong_gradient_is_noticed(case):
+    preset, model, expected = case
+    wrong = {name: leaf * 0 for name, leaf in model.params.items()}
+    assert _module("peer_models").relative_error(wrong, expected, preset) == pytest.approx(1)
