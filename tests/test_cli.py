@@ -140,7 +140,7 @@ def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys)
         (["compare", "sinusoid-5shot", "--num-test-tasks", "0"], "num_test_tasks must be"),
         (["compare", "sinusoid-5shot", "--way", "2"], "way must be 1"),
         (["compare", "sinusoid-5shot", "--inner-lrs", "0.1", "0.1"], "inner_lrs must differ"),
-        (["train", "omniglot-5w1s", "--data-dir", "nowhere"], "prepare it with"),
+        (["train", "omniglot-5w1s", "--data-dir", "nowhere"], "tfds build omniglot"),
         (["train", "omniglot-5w1s", "--split", "mine"], "split='mine'"),
         (["evaluate", "nowhere"], "holds no run"),
     ],

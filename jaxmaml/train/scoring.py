@@ -41,6 +41,7 @@ def score(
         num_tasks: the first so many of the fixed tasks.
     """
     preset, metric_fn = experiment.preset, experiment.metric_fn
+    params = jax.device_get(params)  # the mesh that they were trained on need not suit these tasks
     values = [
         _values(
             params, tasks, inner_lr, preset=preset, loss_fn=experiment.loss_fn, metric_fn=metric_fn
@@ -105,7 +106,7 @@ def agreement(
     Returns:
         (cosine of the angle between them, norm of the first-order one over that of the exact one).
     """
-    tasks = experiments.step_tasks(experiment, step)
+    tasks, params = experiments.step_tasks(experiment, step), jax.device_get(params)
     chunk_size = experiments.chunk_size(experiment.preset)
     cosine, ratio = _agreement(params, tasks, exact=exact, first=first, chunk_size=chunk_size)
     return float(cosine), float(ratio)
