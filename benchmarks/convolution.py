@@ -7,6 +7,7 @@ tasks as chunk_size=1 makes it; "shared" has one kernel for all, as in the first
     python benchmarks/convolution.py
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ def shifted(inputs: Any, kernel: Any, stride: int) -> Any:
     ]
     matrices = kernel.reshape(-1, channels, num_filters)
     products = [part.reshape(-1, channels) @ w for part, w in zip(parts, matrices, strict=True)]
-    return sum(products[1:], products[0]).reshape(*parts[0].shape[:3], num_filters)
+    return functools.reduce(jnp.add, products).reshape(*parts[0].shape[:3], num_filters)
 
 
 def lax_conv(inputs: Any, kernel: Any, stride: int) -> Any:

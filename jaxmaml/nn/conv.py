@@ -33,8 +33,8 @@ def conv(inputs: Array, kernel: Array, *, stride: int = 1, padding: str = "SAME"
     (5, 14, 14, 64)
     """
     _check_conv(inputs, kernel, stride, padding)
-    num_filters = kernel.shape[-1]
-    patches = _patches(inputs, kernel.shape[:2], stride, padding)
+    kernel_height, kernel_width, _, num_filters = kernel.shape
+    patches = _patches(inputs, (kernel_height, kernel_width), stride, padding)
     outputs = _product(patches.reshape(-1, patches.shape[-1]), kernel.reshape(-1, num_filters))
     return outputs.reshape(*patches.shape[:-1], num_filters)
 
