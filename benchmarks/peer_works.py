@@ -5,7 +5,6 @@ Pixels and labels are random, because the cost of a step does not depend on what
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,11 +60,6 @@ class Problem(NamedTuple):
     def chunk_size(self) -> Any:
         """What the preset asks for."""
         return experiment.chunk_size(self.preset)
-
-
-def use_all_cores() -> None:
-    """Makes a device of each core of a CPU. To be called before JAX computes anything."""
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
 def shrink(preset: Preset) -> Preset:

@@ -78,7 +78,7 @@ def main() -> None:
         "--rounds", type=int, default=None, help="unless told 11, or 3 with --quick"
     )
     args = parser.parse_args()
-    peer_works.use_all_cores()
+    common.use_all_cores()
     rounds = args.rounds or (3 if args.quick else 11)
     rows = []
     for work in args.work:

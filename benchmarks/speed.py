@@ -40,7 +40,7 @@ def main() -> None:
         "--rounds", type=int, default=None, help="unless told 11, or 2 with --quick"
     )
     args = parser.parse_args()
-    peer_works.use_all_cores()
+    common.use_all_cores()
     rounds = args.rounds or (2 if args.quick else 11)
     limit = common.matmul_rate(256 if args.quick else 2048) / 1e9
     print(f"a large float32 matrix product runs at {limit:.0f} GFLOP/s here")
