@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jaxmaml import diagnostics as diagnostics
 from jaxmaml import metrics as metrics
 from jaxmaml import mixed_mode as mixed_mode
+from jaxmaml import parallel as parallel
 from jaxmaml.inner import adapt as adapt
 from jaxmaml.inner import fold_keys as fold_keys
 from jaxmaml.inner import trace as trace
