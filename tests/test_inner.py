@@ -222,4 +222,4 @@ def test_segments_bound_the_memory_of_long_inner_loops():
 
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(problem.params))
     assert temp_bytes() > 400 * num_bytes
-    assert temp_bytes(checkpoint_every=20) < 50 * num_bytes
+    assert temp_bytes(checkpoint_every=20) < 100 * num_bytes
