@@ -1,0 +1,138 @@
+"""What XLA itself counts, which no noise of the machine changes: memory, operations, size, platforms."""
+
+import functools
+import inspect
+import re
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+
+import jaxmaml
+from jaxmaml import nn
+from jaxmaml.data import sinusoid
+from jaxmaml.train import loop
+
+WAY, SHOT, QUERY, SIDE = 5, 2, 6, 16
+CALLBACK = re.compile(r'custom_call_target="[^"]*callback[^"]*"', re.IGNORECASE)
+TRANSFER = re.compile(r" (infeed|outfeed|send|recv)\(")
+
+
+def _conv4():
+    module = nn.Conv4(
+        WAY, image_shape=(SIDE, SIDE, 1), num_filters=16, pooled=True, rngs=nnx.Rngs(0)
+    )
+    apply_fn, params, _ = nn.from_nnx(module)
+    return nn.cross_entropy(apply_fn), params
+
+
+def _batch(num_tasks, num):
+    return {
+        "inputs": jax.ShapeDtypeStruct((num_tasks, WAY * num, SIDE, SIDE, 1), jnp.float32),
+        "targets": jax.ShapeDtypeStruct((num_tasks, WAY * num), jnp.int32),
+    }
+
+
+def _num_bytes(params):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+@functools.cache
+def _compiled(num_inner_steps, order="exact"):
+    """The meta-gradient of Conv4 over two tasks, one at a time: (temporary bytes, optimised HLO)."""
+    loss_fn, params = _conv4()
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), num_inner_steps, order=order)
+    tasks = jaxmaml.Task(_batch(2, SHOT), _batch(2, QUERY))
+    run = lambda params, tasks: jaxmaml.meta_grad(learner, params, tasks, chunk_size=1)[:2]
+    compiled = jax.jit(run).lower(params, tasks).compile()
+    analysis, text = compiled.memory_analysis(), compiled.as_text()
+    assert analysis is not None
+    assert text is not None
+    return analysis.temp_size_in_bytes, text
+
+
+def test_memory_of_an_exact_step():
+    """One test, because its programs take seconds to compile and workers share nothing."""
+    unit, slack = _num_bytes(_conv4()[1]), 4096  # slack for inner losses and alignment
+    used = {number: _compiled(number)[0] for number in (1, 4, 16)}
+    assert used[4] - used[1] <= 1.1 * 3 * unit + slack
+    assert used[16] - used[4] <= 1.1 * 12 * unit + slack
+    first, _ = _compiled(4, "first")  # whatever the number of steps
+    # A single step shows values and tangents of its support pass beside those of the query pass.
+    assert used[1] <= 1.5 * first
+    assert used[4] <= 1.1 * first
+    assert used[16] <= 1.2 * first
+
+
+def test_an_exact_step_does_no_more_than_the_mathematics_and_is_scanned():
+    """Five layers; the images have no gradient, so that the first layer has one product fewer."""
+    gradient = 3 * 5 - 1
+    directional_derivative = gradient + (2 * 5 - 1) + (2 * 5 - 1) + 2 * 4  # values, then tangents
+    _, text = _compiled(4)
+    assert text.count(" dot(") <= gradient + directional_derivative + gradient
+    assert "convolution(" not in text
+    assert len(_compiled(16)[1].splitlines()) == len(text.splitlines())
+
+
+def _sinusoid():
+    """(learner, outer optimiser, its state, source) of the regression, 25 tasks."""
+    apply_fn, params, _ = nn.from_nnx(nn.MLP(1, 1, rngs=nnx.Rngs(0)))
+    learner = jaxmaml.maml(nn.mean_squared_error(apply_fn), optax.sgd(0.01), 1)
+    optimizer = optax.adam(1e-3)
+    source = sinusoid.sampler(num_tasks=25, shot=5, query=5)
+    return learner, optimizer, jaxmaml.init_state(learner, optimizer, params), source
+
+
+def _leaves_the_device(program):
+    text = inspect.getclosurevars(program.run).nonlocals["compiled"].as_text()
+    assert "while(" in text
+    return bool(TRANSFER.search(text) or CALLBACK.search(text))
+
+
+def test_the_training_loop_does_not_leave_the_device():
+    learner, optimizer, meta_state, source = _sinusoid()
+    options = {"key": jax.random.key(0), "num_steps_per_dispatch": 10}
+    program = loop.compile_steps(learner, optimizer, meta_state, source, **options)
+    assert not _leaves_the_device(program)
+
+    def chatty(key):
+        jax.debug.print("{}", jax.random.key_data(key))
+        return source(key)
+
+    # The guard would see it.
+    assert _leaves_the_device(loop.compile_steps(learner, optimizer, meta_state, chatty, **options))
+
+
+def _outer_step(learner, optimizer, chunk_size):
+    return jax.jit(functools.partial(jaxmaml.meta_step, learner, optimizer, chunk_size=chunk_size))
+
+
+def _lower_for(platform, monkeypatch, function, *args):
+    """What depends on the backend is asked to believe that it runs on `platform`."""
+    name = {"cuda": "gpu", "tpu": "tpu"}[platform]
+    monkeypatch.setattr(jax, "default_backend", lambda: name)
+    return jax.export.export(function, platforms=[platform])(*args)
+
+
+@pytest.mark.parametrize("chunk_size", ["auto", 1])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_exact_outer_step_of_conv4_lowers_without_the_device(platform, chunk_size, monkeypatch):
+    loss_fn, params = _conv4()
+    learner, optimizer = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2), optax.adam(1e-3)
+    tasks = jaxmaml.Task(_batch(4, SHOT), _batch(4, QUERY))
+    meta_state = jaxmaml.init_state(learner, optimizer, params)
+    step = _outer_step(learner, optimizer, chunk_size)
+    exported = _lower_for(platform, monkeypatch, step, meta_state, tasks)
+    assert exported.platforms == (platform,)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_exact_outer_step_of_the_sinusoid_lowers_with_its_sampler(platform, monkeypatch):
+    learner, optimizer, meta_state, source = _sinusoid()
+    outer_step = _outer_step(learner, optimizer, "auto")
+    step = jax.jit(lambda meta_state, key: outer_step(meta_state, source(key)))
+    exported = _lower_for(platform, monkeypatch, step, meta_state, jax.random.key(0))
+    assert exported.platforms == (platform,)
