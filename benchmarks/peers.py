@@ -10,7 +10,7 @@ dispatch; the peers make the meta-gradient and the outer Adam step on tasks samp
 that cannot run, or computes something else, is a row that says why.
 
 PyTorch for CPU: take the "CPU" build that PyTorch's own installation page gives the index of
-(`pip install torch --index-url ...`; the default build on Linux brings CUDA along), then
+(an option of pip; the default build on Linux brings CUDA along), then
 `pip install -e '.[peers]'`, which leaves it in place. torch.compile needs a C++ compiler.
 learn2learn 0.2.0 comes as source only, with C files too old for Python 3.11: unpack it, run `cython`
 (below 3) on `learn2learn/data/*.pyx`, install that, and `torchvision` of the same PyTorch build.
