@@ -2,12 +2,13 @@
 
     python benchmarks/peers.py --out peers.jsonl
 
-Both sides start from the same weights and tasks, in float32, and are timed only after they gave the
-same meta-gradient. `ratio` is the peer's time over ours: the median over rounds that alternate A B A
-B. jaxmaml spreads its tasks over all cores; each peer runs with the better of one thread and all.
-For the sinusoid our side samples its tasks and makes the outer step too, a hundred steps and more a
-dispatch; the peers make the meta-gradient and the outer Adam step on tasks sampled before. A peer
-that cannot run, or computes something else, is a row that says why.
+Both sides start from the same weights and tasks, and are timed only after they gave the same
+meta-gradient: checked in float64, where rounding hides nothing, and timed in float32. `ratio` is the
+peer's time over ours: the median over rounds that alternate A B A B. jaxmaml spreads its tasks over
+all cores; each peer runs with the better of one thread and all. For the sinusoid our side samples
+its tasks and makes the outer step too, a hundred steps and more a dispatch; the peers make the
+meta-gradient and the outer Adam step on tasks sampled before. A peer that cannot run, or computes
+something else, is a row that says why.
 
 PyTorch for CPU: take the "CPU" build that PyTorch's own installation page gives the index of
 (an option of pip; the default build on Linux brings CUDA along), then
@@ -46,8 +47,8 @@ WORKS = {
 }
 """(what is computed, order) of each work."""
 
-TOLERANCE = 1e-3
-"""Largest relative error of a meta-gradient that counts as float32 rounding."""
+TOLERANCE = 1e-9
+"""Largest relative error of a float64 meta-gradient that counts as rounding."""
 
 SECONDS_A_TURN = 0.1
 """A side repeats its step until a turn takes so long: shorter ones measure the clock."""
@@ -107,13 +108,15 @@ def rows_of(work: str, peers: list[str], rounds: int, *, quick: bool) -> list[di
         "our_devices": mesh.size, "our_temp_bytes": temp_bytes,
         "gflop": peer_works.gflop(problem),
     }  # fmt: skip
+    exact_inputs, reference = peer_works.in_float64(problem)
     pools = {"": "max_pool2d", **({POOLED_BY_MAXIMUM: "maximum"} if preset.pooled else {})}
     rows = []
     for suffix, pool in pools.items():
-        model = peer_models.convert(preset, order, problem.params, problem.tasks, pool=pool)
+        timed_model = peer_models.convert(preset, order, problem.params, problem.tasks, pool=pool)
+        checked_model = peer_models.convert(preset, order, *exact_inputs, pool=pool)
         for peer in peers:
             print(f"{work}: {peer}{suffix}", flush=True)
-            measured = _row(peer, model, preset, run(), ours, rounds)
+            measured = _row(peer, checked_model, timed_model, preset, reference, ours, rounds)
             rows.append({**shared, "peer": peer + suffix, **measured})
     timed = [row for row in rows if "ratio" in row]
     if timed:
@@ -124,19 +127,24 @@ def rows_of(work: str, peers: list[str], rounds: int, *, quick: bool) -> list[di
 
 
 def _row(
-    peer: str, model: peer_models.Model, preset: Preset, reference: Any, ours: Side, rounds: int
+    peer: str,
+    checked_model: peer_models.Model,
+    timed_model: peer_models.Model,
+    preset: Preset,
+    reference: Any,
+    ours: Side,
+    rounds: int,
 ) -> dict[str, Any]:
     """A peer's measurements, or the reason why there are none."""
     try:
-        made = peer_torch.PEERS[peer](model)
-        made.run()
-        gradient = {name: _gradient_of(leaf) for name, leaf in made.params.items()}
-        error = peer_models.relative_error(gradient, reference, preset)
+        error = _error(peer_torch.PEERS[peer](checked_model), reference, preset)
         if not error < TOLERANCE:
             return {
                 "error": error,
                 "reason": f"not timed: its meta-gradient differs by {error:.1e}",
             }
+        made = peer_torch.PEERS[peer](timed_model)
+        made.run()
         step = _with_outer_step(made, preset) if preset.is_regression else made.run
         threads, theirs = _best_threads(step)
         return {"error": error, "threads": threads, **_times(ours, theirs, rounds)}
@@ -144,6 +152,12 @@ def _row(
     except Exception as failure:
         lines = str(failure).strip().splitlines() or [""]
         return {"reason": f"{type(failure).__name__}: {lines[0][:120]}"}
+
+
+def _error(peer: peer_torch.Peer, reference: Any, preset: Preset) -> float:
+    peer.run()
+    gradient = {name: _gradient_of(leaf) for name, leaf in peer.params.items()}
+    return peer_models.relative_error(gradient, reference, preset)
 
 
 def _gradient_of(leaf: torch.Tensor) -> torch.Tensor:

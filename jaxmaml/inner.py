@@ -1,5 +1,6 @@
 """The inner loop of one task, over any optax optimiser."""
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -60,13 +61,14 @@ def adapt(
         num_inner_steps: 0 returns the parameters as they are.
         order: "exact" differentiates the inner gradients, "first" treats them as constants (FOMAML).
         adjoint: how an exact gradient is computed, see `mixed_mode.value_and_grad`.
-            "forward_over_reverse" needs memory for the parameters and the optimiser's state of every
-            step, "checkpoint" the same, "reverse" for the activations of every step. Forward mode
-            through `adapt` itself (`jax.jvp`, `jax.linearize`) needs "reverse" or "checkpoint".
-        checkpoint_every: for hundreds of steps: None keeps the parameters and the optimiser's state
-            of every step, a number k those of every k-th step and, in the backward pass, of k steps
-            at a time, for one more pass over the inner loop. About the square root of
-            num_inner_steps needs least memory.
+            "forward_over_reverse" and "checkpoint" need memory for the parameters and the
+            optimiser's state of every step, and for its gradient where the update is not linear in
+            it (Adam, not SGD); "reverse" for the activations of every step. Forward mode through
+            `adapt` itself (`jax.jvp`, `jax.linearize`) needs "reverse" or "checkpoint".
+        checkpoint_every: None is as above; a number k keeps the parameters and the optimiser's state
+            of every k-th step and, in the backward pass, of k steps at a time, for one more pass over
+            the inner loop. 1 spares Adam's gradient; over hundreds of steps about the square root
+            of num_inner_steps needs least memory.
         mask: what to adapt: a pytree of bools like `params`, or a function of a leaf's path such as
             "head/kernel"; None adapts all. The optimiser sees `optax.MaskedNode` in the other places.
         at_step: `(params, batch, step) -> (params, batch)`, called before each inner step with steps
@@ -251,8 +253,14 @@ def _run(
         selected, opt_state, state = carry
         seen = _call(view, at_step(whole(selected), support, i)[0], state, has_state=has_state)
         (loss, state), grads = gradient(selected, frozen, support, state, i)
+        selected, opt_state = update(grads, opt_state, selected, loss)
+        return (selected, opt_state, state), (loss, seen)
+
+    # Kept of an update are its arguments only, not the squares and roots of an Adam between them.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def update(grads, opt_state, selected, loss):
         updates, opt_state = optimizer.update(grads, opt_state, selected, value=loss)
-        return (optax.apply_updates(selected, updates), opt_state, state), (loss, seen)
+        return optax.apply_updates(selected, updates), opt_state
 
     gradient = _gradient(objective, order, adjoint)
     selected = treedef.unflatten(

@@ -56,7 +56,7 @@ def test_results_are_the_stable_interface(compared):
     results = json.loads((compared[1] / "results.json").read_text())
     assert list(results) == [
         "preset", "seed", "num_test_tasks", "device", "versions", "commit",
-        "matmul_precision", "floor", "runs", "gradient",
+        "matmul_precision", "compute_dtype", "floor", "runs", "gradient",
     ]  # fmt: skip
     assert results["floor"] == {"nearest_neighbour": None}
     assert list(results["runs"]) == ["exact", "first"]

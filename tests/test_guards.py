@@ -67,6 +67,31 @@ def test_memory_of_an_exact_step():
     assert used[16] <= 1.2 * first
 
 
+@pytest.mark.parametrize(("checkpoint_every", "kept"), [(None, 4 / 3), (1, 1.0)])
+def test_memory_of_an_inner_adam_grows_by_what_a_step_must_keep(checkpoint_every, kept):
+    """Parameters and two moments, and its gradient unless that is computed anew."""
+    params = {f"w{i}": jnp.full((64, 64), 0.01) for i in range(8)}
+    batch = jax.ShapeDtypeStruct((4, 64), jnp.float32)
+
+    def loss_fn(params, x):
+        for kernel in params.values():
+            x = jnp.tanh(x @ kernel)
+        return jnp.mean(x**2)
+
+    def used(num_inner_steps):
+        learner = jaxmaml.maml(
+            loss_fn, optax.adam(0.1, eps_root=1e-8), num_inner_steps,
+            checkpoint_every=checkpoint_every,
+        )  # fmt: skip
+        run = jax.jit(jax.grad(learner.loss, has_aux=True))
+        analysis = run.lower(params, jaxmaml.Task(batch, batch)).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    unit = 3 * _num_bytes(params)  # parameters and Adam's state
+    assert (used(12) - used(4)) / (8 * unit) <= 1.05 * kept
+
+
 def test_an_exact_step_does_no_more_than_the_mathematics_and_is_scanned():
     """Five layers; the images have no gradient, so that the first layer has one product fewer."""
     gradient = 3 * 5 - 1

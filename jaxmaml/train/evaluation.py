@@ -7,6 +7,7 @@ from rich.table import Table
 
 from jaxmaml.train import checkpoint, report, results, scoring
 from jaxmaml.train import experiment as experiments
+from jaxmaml.train.averaging import scored_params
 from jaxmaml.train.compare import checkpoint_path
 from jaxmaml.train.experiment import Experiment, Spec
 from jaxmaml.types import MetaState
@@ -56,7 +57,7 @@ def table(restored: Restored, num_test_tasks: int) -> Table:
     scores = {}
     for spec, state in restored.states.items():
         scores[spec.label] = scoring.score(
-            experiment, state.params, spec.inner_lr, "test", num_test_tasks
+            experiment, scored_params(state), spec.inner_lr, "test", num_test_tasks
         )
     floor = scoring.floor(experiment, num_test_tasks)
     return report.scores_table(experiment.preset, scores, num_test_tasks, floor)

@@ -19,6 +19,7 @@ import jaxmaml
 from jaxmaml import metrics, nn, parallel
 from jaxmaml.data import pools, sinusoid, sources
 from jaxmaml.data.pools import Pool
+from jaxmaml.train import averaging
 from jaxmaml.train.presets import Preset
 from jaxmaml.types import Array, Batch, LossFn, MetaLearner, MetaState, Params, Task
 
@@ -103,7 +104,7 @@ def build(
         loss_fn=loss_fn,
         metric_fn=loss_fn if preset.is_regression else accuracy,
         params=params,
-        optimizer=optax.adam(preset.outer_lr),
+        optimizer=averaging.with_average(optax.adam(preset.outer_lr), preset.averaging),
         sources=sources,
         train_key=train_key,
         mesh=parallel.task_mesh(preset.num_tasks),

@@ -11,6 +11,7 @@ import numpy as np
 from jaxmaml.data import sinusoid
 from jaxmaml.train import experiment as experiments
 from jaxmaml.train import plots
+from jaxmaml.train.averaging import scored_params
 from jaxmaml.train.experiment import Experiment
 from jaxmaml.train.presets import Preset
 from jaxmaml.train.results import Gradient
@@ -39,9 +40,11 @@ def draw_all(
         figures["gradient_agreement.png"] = plots.gradient_agreement(**gradient)
     (run, learner), *_ = runs
     if preset.is_regression:
-        figures["regression.png"] = _regression(experiment, learner, run.meta_state.params)
+        figures["regression.png"] = _regression(experiment, learner, scored_params(run.meta_state))
     else:
-        figures["episode.png"] = _predicted_episode(experiment, learner, run.meta_state.params)
+        figures["episode.png"] = _predicted_episode(
+            experiment, learner, scored_params(run.meta_state)
+        )
     for name, figure in figures.items():
         plots.save(figure, out / name)
     return [out / name for name in figures]

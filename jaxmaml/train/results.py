@@ -62,6 +62,7 @@ def results(
         "versions": config["versions"],
         "commit": config["commit"],
         "matmul_precision": config["matmul_precision"],
+        "compute_dtype": preset.compute_dtype,
         "floor": {"nearest_neighbour": floor},
         "runs": {run.spec.label: _run(preset, run) for run in runs},
         "gradient": gradient,

@@ -18,6 +18,7 @@ from rich.progress import (
 
 from jaxmaml.train import experiment as experiments
 from jaxmaml.train import loop, scoring
+from jaxmaml.train.averaging import scored_params
 from jaxmaml.train.experiment import Experiment, Spec
 from jaxmaml.train.scoring import Score
 from jaxmaml.types import MetaLearner, MetaState
@@ -109,7 +110,8 @@ def run(
     _train(program, preset.num_outer_steps, spec, course, look, record, progress, bar)
     progress.update(bar, description=f"{spec.label}: testing")
     final = course.selected if np.isfinite(course.best) and not course.stopped else course.state
-    test = scoring.score(experiment, final.params, spec.inner_lr, "test", num_test_tasks)
+    params = scored_params(final)
+    test = scoring.score(experiment, params, spec.inner_lr, "test", num_test_tasks)
     progress.update(bar, description=spec.label)
     return Run(
         spec=spec,
@@ -208,7 +210,7 @@ def _looker(
         if not preset.num_validations or not _is_due(index, total, preset.num_validations):
             return
         score = scoring.score(
-            experiment, course.state.params, spec.inner_lr, "val", preset.num_val_tasks
+            experiment, scored_params(course.state), spec.inner_lr, "val", preset.num_val_tasks
         )
         course.curve.append((course.done, score))
         record([_validation_line(spec, course.done, score)])

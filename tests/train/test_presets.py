@@ -79,6 +79,7 @@ def test_fewer_test_steps_move_the_headline_and_the_selection():
         ("headline_step", 4),
         ("selection_steps", (4,)),
         ("inner_lr", float("nan")),
+        ("averaging", 1.0),
     ],
 )
 def test_a_setting_out_of_range_is_named(name, value):

@@ -1,0 +1,48 @@
+"""The average is of the parameters as they were, and training does not notice it."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmaml.train.averaging import scored_params, with_average
+from jaxmaml.types import MetaState
+
+
+def _descend(optimizer, num_steps):
+    """(parameters after every step, the last state) of a descent on w**2 from 1."""
+    params, path = jnp.array([1.0, -2.0]), []
+    opt_state = optimizer.init(params)
+    for _ in range(num_steps):
+        updates, opt_state = optimizer.update(2 * params, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        path.append(params)
+    return path, MetaState(params, opt_state, jnp.asarray(num_steps), ())
+
+
+def test_training_is_the_same():
+    plain, _ = _descend(optax.adam(0.1), 5)
+    averaged, _ = _descend(with_average(optax.adam(0.1), 0.9), 5)
+    np.testing.assert_array_equal(plain, averaged)
+
+
+def test_the_average_is_that_of_the_path():
+    path, state = _descend(with_average(optax.sgd(0.1), 0.5), 40)
+    expected = jnp.array([1.0, -2.0])
+    for t, params in enumerate(path):
+        decay = min(0.5, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * params
+    np.testing.assert_allclose(scored_params(state), expected, rtol=1e-6)
+
+
+def test_a_short_run_forgets_the_initial_parameters():
+    path, state = _descend(with_average(optax.sgd(0.1), 0.99), 10)
+    ends = jnp.array([1.0, -2.0]), path[-1]
+    distance = [float(jnp.abs(scored_params(state) - end).sum()) for end in ends]
+    assert distance[1] < 0.5 * distance[0]
+
+
+@pytest.mark.parametrize("optimizer", [with_average(optax.sgd(0.1), 0.0), optax.sgd(0.1)])
+def test_without_an_average_the_last_parameters_are_scored(optimizer):
+    path, state = _descend(optimizer, 3)
+    np.testing.assert_array_equal(scored_params(state), path[-1])
