@@ -8,7 +8,6 @@ implementation); 1 is an exact gradient that costs no more than its arithmetic. 
 training loop, sampling included, over a jitted `meta_step` on tasks sampled before.
 """
 
-import itertools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -63,29 +62,22 @@ def _measure(
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows of one work, by table."""
     steps, orders = [], []
-    for mesh, chunk_size in itertools.product(_meshes(preset), _chunk_sizes(preset)):
-        if isinstance(chunk_size, int) and chunk_size > preset.num_tasks // mesh.size:
-            continue
+    for mesh, chunk_size in _variants(preset):
         pair, order = _step_rows(work, preset, mesh, chunk_size, rounds, limit)
         steps += pair
         orders += [order] if preset.model == "conv" else []
-    loops = [
-        _loop_row(work, preset, order, mesh, rounds, quick)
-        for order, mesh in itertools.product(ORDERS, _meshes(preset))
-    ]
+    every = parallel.task_mesh(preset.num_tasks)
+    loops = [_loop_row(work, preset, order, every, rounds, quick) for order in ORDERS]
     return {"step": steps, "order": orders, "loop": loops}
 
 
-def _meshes(preset: Preset) -> list[Mesh]:
-    """One device, and as many as share the tasks evenly."""
+def _variants(preset: Preset) -> list[tuple[Mesh, Any]]:
+    """(devices, chunk size): one device, and as many as share the tasks with ever larger chunks."""
     one = parallel.task_mesh(preset.num_tasks, jax.devices()[:1])
     every = parallel.task_mesh(preset.num_tasks)
-    return [one, every] if every.size > 1 else [one]
-
-
-def _chunk_sizes(preset: Preset) -> list[Any]:
-    """None is all tasks of a device; larger than these, conv's memory no longer fits a cache."""
-    return ["auto", 4, None] if preset.num_tasks > 4 else ["auto", None]
+    chunk_sizes = ["auto", 4, None] if preset.num_tasks // every.size > 4 else ["auto", None]
+    variants = [(every, chunk_size) for chunk_size in chunk_sizes]
+    return [(one, "auto"), *variants] if every.size > 1 else variants
 
 
 def _step_rows(
@@ -143,8 +135,8 @@ def _loop_row(
 
 
 def _num_steps(problem: peer_works.Problem, quick: bool) -> int:
-    """Steps a dispatch: about 30 GFLOP of them, a second or so, 2 to 500."""
-    return 2 if quick else max(2, min(500, round(30 / peer_works.gflop(problem))))
+    """Steps a dispatch: about 100 GFLOP of them, a second or so, 2 to 500."""
+    return 2 if quick else max(2, min(500, round(100 / peer_works.gflop(problem))))
 
 
 def _bare(
