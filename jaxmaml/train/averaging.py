@@ -14,12 +14,12 @@ class AveragingState(NamedTuple):
     Attributes:
         opt_state: that of the optimiser.
         average: like the parameters.
-        count: int32, outer steps averaged over.
+        num_steps: int32, outer steps averaged over.
     """
 
     opt_state: optax.OptState
     average: MetaParams
-    count: Array
+    num_steps: Array
 
 
 def with_average(
@@ -45,9 +45,9 @@ def with_average(
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AveragingState]:
         updates, opt_state = optimizer.update(updates, state.opt_state, params)
         stepped = optax.apply_updates(params, updates)
-        step_size = 1 - jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        step_size = 1 - jnp.minimum(decay, (1 + state.num_steps) / (10 + state.num_steps))
         average = optax.incremental_update(stepped, state.average, step_size)
-        return updates, AveragingState(opt_state, average, state.count + 1)
+        return updates, AveragingState(opt_state, average, state.num_steps + 1)
 
     return optax.GradientTransformation(init, update)
 

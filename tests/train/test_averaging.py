@@ -1,5 +1,7 @@
 """The average is of the parameters as they were, and training does not notice it."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,7 +13,8 @@ from jaxmaml.types import MetaState
 
 def _descend(optimizer, num_steps):
     """(parameters after every step, the last state) of a descent on w**2 from 1."""
-    params, path = jnp.array([1.0, -2.0]), []
+    params: Any = jnp.array([1.0, -2.0])
+    path = []
     opt_state = optimizer.init(params)
     for _ in range(num_steps):
         updates, opt_state = optimizer.update(2 * params, opt_state, params)
