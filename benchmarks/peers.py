@@ -53,7 +53,7 @@ TOLERANCE = 1e-9
 SECONDS_A_TURN = 0.1
 """A side repeats its step until a turn takes so long: shorter ones measure the clock."""
 
-SECONDS_A_PEER = 120
+SECONDS_A_PEER = 40
 """A slow peer gets fewer rounds, at least three."""
 
 COLUMNS = [
