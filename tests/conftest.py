@@ -1,6 +1,7 @@
 """Fixtures that several test modules use."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,14 @@ from pathlib import Path
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+
+# What one worker has compiled, no other compiles again. The process that pytest was started as makes
+# the directory and removes it; workers find its name in their environment.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _shared_cache = tempfile.TemporaryDirectory(prefix="jaxmaml-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _shared_cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
