@@ -89,16 +89,20 @@ def _text(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def alternate(sides: dict[str, Callable[[], Any]], num_rounds: int) -> dict[str, list[float]]:
+def alternate(
+    sides: dict[str, Callable[[], Any]], num_rounds: int, *, pause: float = 0.0
+) -> dict[str, list[float]]:
     """Seconds of each side in each round, the sides in turn A B A B, after one round unmeasured.
 
-    A side blocks until its result is there.
+    A side blocks until its result is there. Threads of another library may go on spinning for
+    work after that: `pause` seconds before each turn let them fall asleep.
     """
     for run in sides.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(num_rounds):
         for name, run in sides.items():
+            time.sleep(pause)
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

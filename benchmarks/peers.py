@@ -22,7 +22,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import common
@@ -56,6 +56,9 @@ SECONDS_A_TURN = 0.1
 SECONDS_A_PEER = 40
 """A slow peer gets fewer rounds, at least three."""
 
+SECONDS_BETWEEN_TURNS = 0.3
+"""OpenMP's threads, PyTorch's among them, spin for up to 0.2 s after their work."""
+
 COLUMNS = [
     *("work", "peer", "ratio", "seconds", "our_seconds", "gflop", "gflop_per_s"),
     *("threads", "error", "reason"),
@@ -83,17 +86,19 @@ def main() -> None:
     rounds = args.rounds or (3 if args.quick else 11)
     rows = []
     for work in args.work:
-        found = rows_of(work, args.peer or list(peer_torch.PEERS), rounds, quick=args.quick)
-        common.emit(found, args.out)
+        found = []
+        for row in rows_of(work, args.peer or list(peer_torch.PEERS), rounds, quick=args.quick):
+            common.emit([row], args.out)  # at once: a later peer may take long, or fail
+            found.append(row)
         common.print_table(found, COLUMNS)
-        rows += found
-    best = [row for row in rows if row.get("best")]
+        rows += [row for row in found if "ratio" in row]
     print("\nThe best peer of each work:")
-    common.print_table(best, COLUMNS)
+    best = {row["work"]: row for row in sorted(rows, key=lambda row: -row["ratio"])}
+    common.print_table(list(best.values()), COLUMNS)
 
 
-def rows_of(work: str, peers: list[str], rounds: int, *, quick: bool) -> list[dict[str, Any]]:
-    """One row a peer; the fastest peer's has best=True."""
+def rows_of(work: str, peers: list[str], rounds: int, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """One row a peer, as soon as it is measured."""
     name, order = WORKS[work]
     preset = peer_works.PRESETS[name]
     preset = peer_works.shrink(preset) if quick else preset
@@ -110,20 +115,15 @@ def rows_of(work: str, peers: list[str], rounds: int, *, quick: bool) -> list[di
     }  # fmt: skip
     exact_inputs, reference = peer_works.in_float64(problem)
     pools = {"": "max_pool2d", **({POOLED_BY_MAXIMUM: "maximum"} if preset.pooled else {})}
-    rows = []
     for suffix, pool in pools.items():
         timed_model = peer_models.convert(preset, order, problem.params, problem.tasks, pool=pool)
         checked_model = peer_models.convert(preset, order, *exact_inputs, pool=pool)
         for peer in peers:
             print(f"{work}: {peer}{suffix}", flush=True)
             measured = _row(peer, checked_model, timed_model, preset, reference, ours, rounds)
-            rows.append({**shared, "peer": peer + suffix, **measured})
-    timed = [row for row in rows if "ratio" in row]
-    if timed:
-        min(timed, key=lambda row: row["ratio"])["best"] = True
-    for row in timed:
-        row["gflop_per_s"] = row["gflop"] / row["our_seconds"]
-    return rows
+            if "our_seconds" in measured:
+                measured["gflop_per_s"] = shared["gflop"] / measured["our_seconds"]
+            yield {**shared, "peer": peer + suffix, **measured}
 
 
 def _row(
@@ -170,7 +170,8 @@ def _times(ours: Side, theirs: Side, rounds: int) -> dict[str, Any]:
     theirs.run()
     turn = time.perf_counter() - start
     rounds = min(rounds, max(3, int(SECONDS_A_PEER / turn)))
-    seconds = common.alternate({"peer": theirs.run, "ours": ours.run}, rounds)
+    sides = {"peer": theirs.run, "ours": ours.run}
+    seconds = common.alternate(sides, rounds, pause=SECONDS_BETWEEN_TURNS)
     ratio = common.median_ratio(seconds, "peer", "ours")
     return {
         "ratio": ratio * ours.num_steps / theirs.num_steps,
