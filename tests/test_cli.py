@@ -89,6 +89,25 @@ def test_evaluate_reads_the_run_back(compared, capsys):
         assert f"{run['mse_per_step'][2]:.3f} ± {run['ci95_per_step'][2]:.3f}" in shown
 
 
+def test_the_average_is_scored_and_training_stays_the_same(compared, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--out", str(out), *TINY, "--averaging", "0.9"]
+    assert cli.main(["train", "sinusoid-5shot", *options]) == 0
+
+    def exact(run_dir):
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in lines if line["label"] == "exact" and "loss" in line]
+        return losses, json.loads((run_dir / "results.json").read_text())["runs"]["exact"]
+
+    plain_losses, plain = exact(compared[1])
+    losses, averaged = exact(out)
+    np.testing.assert_allclose(losses, plain_losses, rtol=1e-5)
+    assert averaged["mse_per_step"] != plain["mse_per_step"]
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(out), "--num-test-tasks", "5"]) == 0
+    assert f"{averaged['mse_per_step'][2]:.3f} ±" in capsys.readouterr().out
+
+
 def test_another_run_is_not_overwritten(compared, capsys):
     message = _error(capsys, "train", "sinusoid-5shot", "--out", str(compared[1]))
     assert "holds another run" in message
