@@ -63,10 +63,9 @@ def adapt(
         adjoint: how an exact gradient is computed, see `mixed_mode.value_and_grad`.
             "forward_over_reverse" and "checkpoint" need memory for the parameters and the
             optimiser's state of every step, and for its gradient where the update is not linear in
-            it (Adam, not SGD); "linearize" and "reverse" for the activations of every step. With
-            one inner step and no `checkpoint_every` the first is the second, which computes no
-            gradient twice. Forward mode through `adapt` itself (`jax.jvp`, `jax.linearize`) needs
-            "reverse" or "checkpoint".
+            it (Adam, not SGD); "reverse" for the activations of every step. With one inner step and
+            no `checkpoint_every` the first is the last, which computes no gradient twice. Forward
+            mode through `adapt` itself (`jax.jvp`, `jax.linearize`) needs "reverse" or "checkpoint".
         checkpoint_every: None is as above; a number k keeps the parameters and the optimiser's state
             of every k-th step and, in the backward pass, of k steps at a time, for one more pass over
             the inner loop. 1 spares Adam's gradient; over hundreds of steps about the square root
@@ -208,6 +207,9 @@ def _call(function, params, *rest, has_state):
 
 def _scan(step, carry, num_steps, checkpoint_every):
     """`lax.scan` over the step numbers, in segments that are computed anew in the backward pass."""
+    if num_steps == 1 and checkpoint_every is None:
+        carry, output = step(carry, 0)
+        return carry, jax.tree.map(lambda leaf: leaf[None], output)
     steps = jnp.arange(num_steps)
     if checkpoint_every is None or checkpoint_every >= num_steps:
         return jax.lax.scan(step, carry, steps)
@@ -267,7 +269,7 @@ def _run(
     # A single step's values are all there is to keep, and nothing need be computed again.
     keeps_values = num_inner_steps == 1 and checkpoint_every is None
     is_default = adjoint == "forward_over_reverse"
-    gradient = _gradient(objective, order, "linearize" if keeps_values and is_default else adjoint)
+    gradient = _gradient(objective, order, "reverse" if keeps_values and is_default else adjoint)
     selected = treedef.unflatten(
         [leaf if flag else optax.MaskedNode() for flag, leaf in zip(flags, leaves, strict=True)]
     )

@@ -22,7 +22,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-ADJOINTS = ("forward_over_reverse", "linearize", "reverse", "checkpoint")
+ADJOINTS = ("forward_over_reverse", "reverse", "checkpoint")
 _FORWARD_MODE = (
     "forward-mode differentiation does not pass through adjoint='forward_over_reverse': either the "
     "adaptation itself is differentiated forward-mode (jvp, linearize, jacfwd), or the loss function "
@@ -42,12 +42,11 @@ def value_and_grad(
     Args:
         fun: returns a scalar, or with `has_aux` a pair (scalar, aux). aux is never differentiated.
         has_aux: whether `fun` returns such a pair.
-        adjoint: "forward_over_reverse" stores the inputs only, and computes the gradient again
-            beside its directional derivative; "linearize" stores the values that the directional
-            derivative needs instead; "reverse" is plain `jax.value_and_grad`; "checkpoint" is that
-            under `jax.checkpoint`. All give the same derivatives. Forward mode from outside
-            (`jax.jvp`, `jax.linearize` of the result) needs one of the latter two; forward mode
-            over a reverse derivative of the result (`jax.hessian`) works in all.
+        adjoint: "forward_over_reverse" stores the inputs only; "reverse" is plain
+            `jax.value_and_grad`; "checkpoint" is that under `jax.checkpoint`. All give the same
+            derivatives. Forward mode from outside (`jax.jvp`, `jax.linearize` of the result) needs
+            one of the latter two; forward mode over a reverse derivative of the result
+            (`jax.hessian`) works in all three.
 
     Returns:
         A function of the arguments of `fun` that gives (value, gradient), or with `has_aux`
@@ -77,7 +76,7 @@ def value_and_grad(
     def apply(*args):
         hoisted, captured = _hoist(scalar, args)
         with explain_forward_mode():
-            return _forward_over_reverse(hoisted, has_aux, adjoint)((*args, captured))
+            return _forward_over_reverse(hoisted, has_aux)((*args, captured))
 
     return apply
 
@@ -148,67 +147,46 @@ def _hoist(fun: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[...
     return hoisted, [const for t, const in zip(traced, jaxpr.consts, strict=True) if t]
 
 
-def _forward_over_reverse(
-    fun: Callable[..., Any], has_aux: bool, adjoint: str
-) -> Callable[..., Any]:
+def _forward_over_reverse(fun: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
     plain = jax.value_and_grad(fun, has_aux=has_aux)
 
     @jax.custom_vjp
     def apply(args):
         return plain(*args)
 
-    def keep_inputs(args):
+    def forward(args):
         return plain(*args), args
 
-    def compute_again(args, cotangents):
-        gradient = _gradient_in_floats(fun, has_aux, args)
+    def backward(args, cotangents):
+        value_cotangent, grad_cotangent = cotangents
+        loss_cotangent = value_cotangent[0] if has_aux else value_cotangent
         with explain_forward_mode():
-            first, second, _ = jax.jvp(gradient, args[:1], cotangents[1:], has_aux=True)
-        return (_pull_back(args, cotangents[0], first, second, has_aux),)
+            return (_pull_back(fun, has_aux, args, loss_cotangent, grad_cotangent),)
 
-    def keep_linear(args):
-        gradient = _gradient_in_floats(fun, has_aux, args)
-        with explain_forward_mode():
-            first, directional, out = jax.linearize(gradient, args[0], has_aux=True)
-        return (out, first[0]), (args, first, directional)
-
-    def apply_linear(kept, cotangents):
-        args, first, directional = kept
-        return (_pull_back(args, cotangents[0], first, directional(cotangents[1]), has_aux),)
-
-    if adjoint == "linearize":
-        apply.defvjp(keep_linear, apply_linear)
-    else:
-        apply.defvjp(keep_inputs, compute_again)
+    apply.defvjp(forward, backward)
     return apply
 
 
-def _gradient_in_floats(fun, has_aux, args):
-    """`params -> ((dL/dparams, [dL/dx for the other floats x]), what fun returns)`."""
-    leaves, treedef = jax.tree.flatten(args[1:])
-    is_float = _are_floats(leaves)
+def _pull_back(fun, has_aux, args, loss_cotangent, grad_cotangent):
+    """c_loss * dL/dx + d/dx <dL/dp, c_g> for x = args, p = args[0]; float0 where x is no float."""
+    params, *rest = args
+    leaves, treedef = jax.tree.flatten(rest)
+    is_float = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
     floats = [leaf for f, leaf in zip(is_float, leaves, strict=True) if f]
 
     def loss(params, floats):
         out = fun(params, *jax.tree.unflatten(treedef, merge_leaves(is_float, floats, leaves)))
-        return (out[0], out) if has_aux else (out, out)
+        return out[0] if has_aux else out
 
     # Only the parameters have a tangent: those of the other arguments are zeros that JAX never makes.
-    return lambda params: jax.grad(loss, argnums=(0, 1), has_aux=True)(params, floats)
-
-
-def _pull_back(args, value_cotangent, first, second, has_aux):
-    """c_loss * dL/dx + d/dx <dL/dp, c_g> for x = args, p = args[0]; float0 where x is no float."""
-    loss_cotangent = value_cotangent[0] if has_aux else value_cotangent
+    grad = lambda params: jax.grad(loss, argnums=(0, 1))(params, floats)
+    first, second = jax.jvp(grad, (params,), (grad_cotangent,))
     pulled = jax.tree.map(lambda a, b: loss_cotangent.astype(a.dtype) * a + b, first, second)
-    leaves, treedef = jax.tree.flatten(args[1:])
     no_cotangent = [np.zeros(jnp.shape(leaf), jax.dtypes.float0) for leaf in leaves]
-    rest = merge_leaves(_are_floats(leaves), pulled[1], no_cotangent)
-    return (pulled[0], *jax.tree.unflatten(treedef, rest))
-
-
-def _are_floats(leaves):
-    return [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
+    return (
+        pulled[0],
+        *jax.tree.unflatten(treedef, merge_leaves(is_float, pulled[1], no_cotangent)),
+    )
 
 
 def merge_leaves(choose: list[bool], chosen: list[Any], other: list[Any]) -> list[Any]:

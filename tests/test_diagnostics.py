@@ -58,5 +58,5 @@ def test_ten_inner_steps_cost_ten_times_one():
 
     assert flops(10, "first") == 10 * flops(1, "first") > 0
     assert flops(20, "exact") == 10 * flops(2, "exact") > 0
-    # A single exact step is linearised, which spares it a gradient that each of several computes.
+    # A single exact step keeps its values, which spares it a gradient that each of several computes.
     assert flops(1, "exact") < flops(2, "exact") / 2

@@ -61,7 +61,7 @@ def test_memory_of_an_exact_step():
     assert used[4] - used[1] <= 1.1 * 3 * unit + slack
     assert used[16] - used[4] <= 1.1 * 12 * unit + slack
     first, _ = _compiled(4, "first")  # whatever the number of steps
-    # A single step shows values and tangents of its support pass beside those of the query pass.
+    # A single step shows the values of its support pass and gradient beside those of the query pass.
     assert used[1] <= 1.5 * first
     assert used[4] <= 1.1 * first
     assert used[16] <= 1.2 * first

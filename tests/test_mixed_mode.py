@@ -55,7 +55,7 @@ def _assert_equal(found, expected, relative=1e-13):
     assert np.linalg.norm(found - expected) <= relative * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("adjoint", ["forward_over_reverse", "linearize", "checkpoint"])
+@pytest.mark.parametrize("adjoint", ["forward_over_reverse", "checkpoint"])
 def test_gradient_of_every_differentiable_input(adjoint):
     args = _inputs()[0], _floats()
     expected = jax.grad(_after_two_steps("reverse"), (0, 1))(*args)
@@ -69,11 +69,10 @@ def test_gradient_of_every_differentiable_input(adjoint):
         pytest.param(lambda f: jax.jacrev(jax.grad(f)), id="reverse-over-reverse"),
     ],
 )
-@pytest.mark.parametrize("adjoint", ["forward_over_reverse", "linearize"])
-def test_second_derivatives_of_the_meta_loss(derivative, adjoint):
+def test_second_derivatives_of_the_meta_loss(derivative):
     args = _inputs()[0], _floats()
     expected = derivative(_after_two_steps("reverse"))(*args)
-    _assert_equal(jax.jit(derivative(_after_two_steps(adjoint)))(*args), expected)
+    _assert_equal(jax.jit(derivative(_after_two_steps("forward_over_reverse")))(*args), expected)
 
 
 @pytest.mark.parametrize("adjoint", mixed_mode.ADJOINTS)
@@ -130,14 +129,11 @@ def test_forward_mode_from_outside_is_explained():
     assert np.isfinite(jax.jvp(lambda p: plain(p, batch)[1], (params,), (params,))[1]["w"]).all()
 
 
-@pytest.mark.parametrize("num_inner_steps", [1, 2])
-def test_forward_mode_through_adapt_is_explained(num_inner_steps):
+def test_forward_mode_through_adapt_is_explained():
     params, batch = _inputs()
 
     def adapted(params, adjoint):
-        return jaxmaml.adapt(
-            _loss, params, batch, optax.sgd(0.1), num_inner_steps, adjoint=adjoint
-        )[0]
+        return jaxmaml.adapt(_loss, params, batch, optax.sgd(0.1), 2, adjoint=adjoint)[0]
 
     with pytest.raises(TypeError, match="adjoint='reverse'"):
         jax.jvp(lambda p: adapted(p, "forward_over_reverse"), (params,), (params,))
@@ -162,14 +158,13 @@ _outer_square.defvjp(
 )
 
 
-@pytest.mark.parametrize("adjoint", ["forward_over_reverse", "linearize"])
-def test_custom_vjp_that_calls_another_is_explained_and_works_in_reverse(adjoint):
+def test_custom_vjp_that_calls_another_is_explained_and_works_in_reverse():
     def meta_loss(w, adjoint):
         grad = mixed_mode.value_and_grad(_outer_square, adjoint=adjoint)(w)[1]
         return _outer_square(w - 0.1 * grad)
 
     with pytest.raises(TypeError, match="custom_vjp"):
-        jax.grad(meta_loss)(2.0, adjoint)
+        jax.grad(meta_loss)(2.0, "forward_over_reverse")
     np.testing.assert_allclose(jax.grad(meta_loss)(2.0, "reverse"), 0.8**2 * 2 * 2.0)
 
 

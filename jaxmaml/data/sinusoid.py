@@ -62,17 +62,21 @@ def sampler(*, num_tasks: int, shot: int, query: int) -> jax.tree_util.Partial:
 
 
 def _sample(episode: _Episode, key: Array) -> Task:
-    keys = jax.random.split(key, episode.num_tasks)
-    return jax.vmap(partial(_task, episode))(keys)
+    # One draw for all: on a CPU each call of the generator costs as much as a layer of the network.
+    numbers = jax.random.uniform(key, (episode.num_tasks, 2 + episode.shot + episode.query))
+    return jax.vmap(partial(_task, episode))(numbers)
 
 
-def _task(episode: _Episode, key: Array) -> Task:
-    amplitude_key, phase_key, x_key = jax.random.split(key, 3)
-    amplitude = jax.random.uniform(amplitude_key, minval=AMPLITUDE[0], maxval=AMPLITUDE[1])
-    phase = jax.random.uniform(phase_key, minval=PHASE[0], maxval=PHASE[1])
-    shape = (episode.shot + episode.query, 1)
-    x = jax.random.uniform(x_key, shape, minval=X[0], maxval=X[1])
+def _task(episode: _Episode, numbers: Array) -> Task:
+    """A task of numbers uniform in [0, 1)."""
+    amplitude, phase = _spread(numbers[0], AMPLITUDE), _spread(numbers[1], PHASE)
+    x = _spread(numbers[2:, None], X)
     batch = {"inputs": x, "targets": curve(amplitude, phase, x)}
     support = {name: leaf[: episode.shot] for name, leaf in batch.items()}
     query = {name: leaf[episode.shot :] for name, leaf in batch.items()}
     return Task(support, query)
+
+
+def _spread(numbers: Array, interval: tuple[float, float]) -> Array:
+    low, high = interval
+    return low + (high - low) * numbers
