@@ -1,4 +1,4 @@
-"""The command line: `jaxmaml compare`, `train`, `evaluate`, `presets` and `data show`.
+"""The command line: `jaxmaml compare`, `train`, `evaluate`, `presets` and `data`.
 
 Exit codes: 0 success; 1 a loss or gradient that is not finite stopped training; 2 a wrong argument;
 130 interrupted.
@@ -21,6 +21,17 @@ from jaxmaml.train.presets import Preset
 
 PositionalPreset = Annotated[
     str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET", help="see jaxmaml presets")
+]
+PositionalDataset = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="NAME", help="omniglot, cifar-fs, ..., or any name of TFDS"),
+]
+DataDir = Annotated[
+    pathlib.Path | None,
+    tyro.conf.arg(
+        metavar="DIR", help="TFDS directory", help_behavior_hint="(default: $TFDS_DATA_DIR)"
+    ),
 ]
 Precision = Literal["default", "high", "highest"]
 
@@ -62,6 +73,12 @@ class Run:
         tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/PRESET-TIME)"),
     ] = None
     """Directory that is written; it must not hold another run."""
+    stream: bool = False
+    """Read images from disk as they are needed, instead of keeping all on the device."""
+    num_workers: int = 0
+    """With --stream: processes that read and decode (0: threads of this one)."""
+    image_cache: bool = True
+    """With --stream: keep decoded images in the user's cache directory."""
     matmul_precision: Precision = "highest"
     """Of float32 matrix products: less than highest is faster on GPU and TPU, and not exact."""
 
@@ -152,34 +169,116 @@ def list_presets() -> int:
     return 0
 
 
-def data(
-    action: Annotated[
-        Literal["show"], tyro.conf.Positional, tyro.conf.arg(help="draw one test episode")
-    ],
-    preset: PositionalPreset,
-    *,
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Draw one test episode of a preset."""
+
+    preset: PositionalPreset
     out: Annotated[
         pathlib.Path | None,
         tyro.conf.arg(
             metavar="FILE", help="picture to write", help_behavior_hint="(default: PRESET.png)"
         ),
-    ] = None,
-    data_dir: Annotated[
+    ] = None
+    data_dir: DataDir = None
+    preset_settings: Settings = _UNCHANGED
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """List the data sets that are prepared: where, how many classes and images."""
+
+    data_dir: DataDir = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Download and prepare a data set, for reading without TensorFlow."""
+
+    dataset: PositionalDataset
+    data_dir: DataDir = None
+    archive_dir: Annotated[
         pathlib.Path | None,
-        tyro.conf.arg(metavar="DIR", help="prepared TFDS directory"),
-    ] = None,
-    preset_settings: Settings = _UNCHANGED,
+        tyro.conf.arg(
+            metavar="DIR",
+            help="archives downloaded before; for mini-imagenet the folder of images",
+            help_behavior_hint="(default: download)",
+        ),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Divide the classes of a data set at random, once, into a file for --split."""
+
+    dataset: PositionalDataset
+    out: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE", help="file to write")]
+    fractions: Annotated[
+        tuple[float, float, float],
+        tyro.conf.arg(metavar="TRAIN VAL TEST", help="shares of the classes; they add up to 1"),
+    ] = (0.64, 0.16, 0.2)
+    seed: int = 0
+    """Seed of the shuffle."""
+    data_dir: DataDir = None
+
+
+def data(
+    action: Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Split, tyro.conf.subcommand("split")],
 ) -> int:
-    """Look at a preset's data: `jaxmaml data show PRESET` draws one test episode."""
-    del action  # there is one
+    """Look at data, prepare it, divide its classes."""
+    actions: dict[type, Callable[[Any], int]] = {
+        Show: _show, List: _list, Prepare: _prepare, Split: _split
+    }  # fmt: skip
+    return actions[type(action)](action)
+
+
+def _show(action: Show) -> int:
     from jaxmaml.train import experiment, pictures
 
     with _user_errors(), _session("highest"):
-        chosen = presets.override(presets.get(preset), **dataclasses.asdict(preset_settings))
-        path = out or pathlib.Path(f"{preset}.png")
-        built = experiment.build(chosen, seed=0, data_dir=data_dir, num_test_tasks=1)
+        settings = dataclasses.asdict(action.preset_settings)
+        chosen = presets.override(presets.get(action.preset), **settings)
+        path = action.out or pathlib.Path(f"{action.preset}.png")
+        built = experiment.build(chosen, seed=0, data_dir=action.data_dir, num_test_tasks=1)
         pictures.draw_episode(built, path)
     print(path)
+    return 0
+
+
+def _list(action: List) -> int:
+    from jaxmaml.data import prepare, sources
+    from jaxmaml.train import report
+
+    directory = sources.data_directory(action.data_dir)
+    with _user_errors():
+        found = prepare.listing(action.data_dir)
+    if not found:
+        print(f"nothing is prepared in {directory}")
+        return 0
+    report.console().print(report.datasets_table(found, str(directory)))
+    return 0
+
+
+def _prepare(action: Prepare) -> int:
+    from jaxmaml.data import prepare
+
+    with _user_errors():
+        print(prepare.prepare(action.dataset, action.data_dir, action.archive_dir))
+    return 0
+
+
+def _split(action: Split) -> int:
+    from jaxmaml.data import classes, sources
+
+    with _user_errors():
+        names = sources.class_names(action.dataset, action.data_dir)
+        listed = classes.draw(names, action.fractions, action.seed)
+        about = {"dataset": action.dataset, "fractions": action.fractions, "seed": action.seed}
+        classes.write(action.out, listed, **about)
+    print(f"{action.out}: " + ", ".join(f"{len(n)} {part}" for part, n in listed.items()))
     return 0
 
 
@@ -233,7 +332,13 @@ def _execute(preset: Preset, specs: Any, run: Run) -> int:
         with _user_errors():
             logging.check_vacant(out)
             built = experiment.build(
-                preset, seed=run.seed, data_dir=run.data_dir, num_test_tasks=run.num_test_tasks
+                preset,
+                seed=run.seed,
+                data_dir=run.data_dir,
+                num_test_tasks=run.num_test_tasks,
+                streaming=experiment.Streaming(run.num_workers, run.image_cache)
+                if run.stream
+                else None,
             )
             config = results.config(
                 preset,

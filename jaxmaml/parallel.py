@@ -46,6 +46,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def spread(tasks: Any, mesh: Mesh) -> Any:
+    """Tasks, leaves `[num_tasks, ...]`, with an even share of them on every device of the mesh."""
+    _check_divides(outer.check_tasks(tasks), mesh)
+    return jax.device_put(tasks, NamedSharding(mesh, PartitionSpec(TASKS)))
+
+
 def meta_step(
     learner: MetaLearner,
     optimizer: optax.GradientTransformation,
@@ -77,9 +83,9 @@ def meta_step(
             weights=weights, chunk_size=chunk_size, axis_name=TASKS,
         )  # fmt: skip
 
-    spread, whole = PartitionSpec(TASKS), PartitionSpec()
+    shared, whole = PartitionSpec(TASKS), PartitionSpec()
     return jax.shard_map(
-        on_a_device, mesh=mesh, in_specs=(whole, spread, spread), out_specs=(whole, whole)
+        on_a_device, mesh=mesh, in_specs=(whole, shared, shared), out_specs=(whole, whole)
     )(meta_state, tasks, weights)
 
 
@@ -106,10 +112,10 @@ def evaluate(
     def on_a_device(meta_params, tasks):
         return outer.evaluate(learner, metric_fn, meta_params, tasks, **options)
 
-    spread, whole = PartitionSpec(TASKS), PartitionSpec()
+    shared, whole = PartitionSpec(TASKS), PartitionSpec()
     # Nothing is summed over devices here, so that there is nothing for the check to look at.
     return jax.shard_map(
-        on_a_device, mesh=mesh, in_specs=(whole, spread), out_specs=spread, check_vma=False
+        on_a_device, mesh=mesh, in_specs=(whole, shared), out_specs=shared, check_vma=False
     )(meta_params, tasks)
 
 

@@ -18,6 +18,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _shared_cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # And what the package keeps for a user is kept there too: prepared glyphs, indices, images.
+    os.environ["XDG_CACHE_HOME"] = str(Path(_shared_cache.name, "user"))
 
 import jax
 import pytest

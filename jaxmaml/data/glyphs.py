@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxmaml.data.sources import class_list
+from jaxmaml.data.classes import class_list
 
 FACES = tuple(
     [f"DejaVu{family}" for family in ("Sans", "Sans-Bold", "Sans-Oblique", "Sans-BoldOblique")]

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.data.pools import check_counts
+from jaxmaml.data.episodes import check_counts
 from jaxmaml.types import Array, Task
 
 AMPLITUDE = (0.1, 5.0)

@@ -1,156 +1,184 @@
-"""Data sets as pools, one pool for each split of classes: "train", "val" and "test"."""
+"""Data sets by name, as one set of images for each split of classes: "train", "val" and "test".
+
+`images` leaves them on disk, for `stream.sampler`; `load` puts them on the device, for `pools.sampler`.
+"""
 
 import contextlib
+import dataclasses
 import io
-import json
 import os
-from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from jaxmaml.data import pools
+from jaxmaml.data import augment, classes, episodes, files, pools
+from jaxmaml.data import images as stored
+from jaxmaml.data.images import Format, Images
 from jaxmaml.data.pools import Pool
+from jaxmaml.data.records import FolderRecords, Records, TFDSRecords
 
-GLYPHS_SPLITS = ("script",)
-OMNIGLOT_SPLITS = ("finn", "vinyals")
-DATASETS = ("glyphs", "omniglot")
+
+class Dataset(NamedTuple):
+    """A data set that the package knows.
+
+    Attributes:
+        tfds: its name in TFDS.
+        tfds_splits: which of its splits hold the images, in the order of their records.
+        splits: the divisions into classes, the default first.
+        format: what its images become; the size may be asked for otherwise.
+        mean, std: of its pixels per channel, in 0..1.
+    """
+
+    tfds: str
+    tfds_splits: tuple[str, ...]
+    splits: tuple[str, ...]
+    format: Format
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+
+_CIFAR = (augment.CIFAR_MEAN, augment.CIFAR_STD)
+_IMAGENET = (augment.IMAGENET_MEAN, augment.IMAGENET_STD)
+_PARTS = ("train", "validation", "test")
+
+DATASETS: dict[str, Dataset] = {
+    "glyphs": Dataset("glyphs", _PARTS, ("script",), Format(28, "L", "nearest")),
+    "omniglot": Dataset(
+        *("omniglot", ("train", "test"), ("finn", "vinyals")),
+        Format(28, "L", "nearest", ink=True),
+    ),
+    "cifar-fs": Dataset("cifar100", ("train", "test"), ("cifar_fs",), Format(32), *_CIFAR),
+    "fc100": Dataset("cifar100", ("train", "test"), ("fc100",), Format(32), *_CIFAR),
+    "cub": Dataset("caltech_birds2011", ("train", "test"), ("cub",), Format(84), *_IMAGENET),
+    "mini-imagenet": Dataset("mini_imagenet", _PARTS, ("mini_imagenet",), Format(84), *_IMAGENET),
+}
+"""By the name that presets and the command line use."""
 
 
 def load(
-    dataset: str, data_dir: str | os.PathLike[str] | None = None, split: str | None = None
+    dataset: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    image_size: int | None = None,
 ) -> dict[str, Pool]:
-    """The pools of a data set by name.
+    """The pools of a data set, on the device: see `images`, which takes the same arguments."""
+    opened = images(dataset, data_dir, split, image_size, cache=False)
+    return {part: pools.from_images(found) for part, found in opened.items()}
+
+
+def images(
+    dataset: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    image_size: int | None = None,
+    *,
+    cache: bool = True,
+) -> dict[str, Images]:
+    """The images of a data set by name, on disk.
+
+    Omniglot (Lake et al. 2015) has binary images, ink 255 on 0, resized by nearest neighbour as in
+    Finn et al. (2017); its split "finn" has that paper's sizes, 1100 / 100 / 423 characters, in a
+    list of our own (theirs was never published), "vinyals" is the list of Vinyals et al. (2016).
+    CIFAR-FS (Bertinetto et al. 2019) and FC100 (Oreshkin et al. 2018) merge the training and test
+    images of CIFAR-100 in each class. Glyphs are synthetic, see `jaxmaml.data.glyphs`.
 
     Args:
-        dataset: "glyphs" or "omniglot".
-        data_dir: a TFDS data directory, see `glyphs` and `omniglot`.
-        split: which classes train, validate and test; None for the data set's first: "script" for
-            glyphs (its only one), "finn" or "vinyals" for Omniglot.
+        dataset: one of `DATASETS`; "tfds:NAME", any TFDS data set with an image and a class label;
+            or "folder:PATH", with a folder of images for each class.
+        data_dir: a TFDS data directory that holds it as ArrayRecord, which is only read; None for
+            TFDS's default ($TFDS_DATA_DIR, else ~/tensorflow_datasets). Glyphs are prepared there
+            if they are absent (some seconds), by default in the user's cache directory.
+        split: which classes train, validate and test; None for the data set's first. For "tfds:"
+            and "folder:" the path of a file, see `classes.read`.
+        image_size: pixels a side; None is the data set's own, for "tfds:" and "folder:" 84.
+        cache: see `images.open_images`.
 
     Returns:
-        A `Pool` for each of "train", "val" and "test".
+        `Images` for each of "train", "val" and "test".
 
     Raises:
-        ValueError: for an unknown data set or split, or what the data set's own function raises.
+        ValueError: an unknown data set or split, or a directory that does not hold the data set.
     """
-    if dataset == "glyphs":
-        _check_split(split or "script", GLYPHS_SPLITS)
-        return glyphs(data_dir)
+    if image_size is not None:
+        episodes.check_counts(image_size=image_size)
+    records = _own_records(dataset, data_dir)
+    if records is not None:
+        format = Format(image_size or 84, "L" if records.num_channels == 1 else "RGB")
+        return stored.open_images(records, _read_split(dataset, split), format, cache=cache)
+    known = _known(dataset)
+    split = split or known.splits[0]
+    if split not in known.splits:
+        raise ValueError(f"split={split!r} is unknown; choose one of {', '.join(known.splits)}")
+    format = dataclasses.replace(known.format, size=image_size or known.format.size)
+    records = TFDSRecords(known.tfds, _prepared(known, data_dir), known.tfds_splits)
+    return stored.open_images(records, _listed(dataset, split), format, cache=cache)
+
+
+def scaling(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) of a data set's pixels per channel, in 0..1, for `Augment`."""
+    if dataset.partition(":")[0] in ("tfds", "folder"):
+        return (0.5,), (0.5,)
+    known = _known(dataset)
+    return known.mean, known.std
+
+
+def class_names(dataset: str, data_dir: Path | None = None) -> tuple[str, ...]:
+    """Of all classes of a data set, which may be any prepared set of TFDS or "folder:PATH"."""
+    records = _own_records(dataset, data_dir)
+    if records is None:
+        name = DATASETS[dataset].tfds if dataset in DATASETS else dataset
+        records = TFDSRecords(name, data_directory(data_dir))
+    return records.class_names
+
+
+def _own_records(dataset: str, data_dir: str | os.PathLike[str] | None) -> Records | None:
+    """Those of "tfds:NAME" and "folder:PATH"; None for a data set that the package knows."""
+    kind, _, rest = dataset.partition(":")
+    if kind == "folder" and rest:
+        return FolderRecords(Path(rest).expanduser())
+    return TFDSRecords(rest, data_directory(data_dir)) if kind == "tfds" and rest else None
+
+
+def _known(dataset: str) -> Dataset:
+    if dataset not in DATASETS:
+        raise ValueError(
+            f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}, tfds:NAME or "
+            "folder:PATH"
+        )
+    return DATASETS[dataset]
+
+
+def _listed(dataset: str, split: str) -> dict[str, list[str]]:
     if dataset == "omniglot":
-        return omniglot(data_dir, split or "finn")
-    raise ValueError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
+        return classes.omniglot(split)
+    return classes.class_list("glyphs" if dataset == "glyphs" else split)
 
 
-def glyphs(data_dir: str | os.PathLike[str] | None = None) -> dict[str, Pool]:
-    """Glyphs, 28x28: synthetic characters drawn from matplotlib's fonts, with no download.
-
-    Train on Latin letters and digits, validate on Cyrillic, test on Greek, Armenian, Georgian and
-    Lao; 20 drawings a class, ink 255 on 0. See `jaxmaml.data.glyphs`.
-
-    Args:
-        data_dir: a TFDS data directory, where the set is prepared (some seconds) if it is absent;
-            None for the user's cache directory.
-
-    Returns:
-        A `Pool` for each of "train", "val" and "test", images `[num_images, 28, 28, 1]`.
-
-    Raises:
-        ValueError: if the set is absent and `data_dir` cannot be written.
-    """
-    from jaxmaml.data.glyphs import SIZE, Glyphs
-
-    data_dir = _cache_dir() if data_dir is None else Path(data_dir).expanduser()
-    builder = Glyphs(data_dir=data_dir, file_format="array_record")
-    if not _is_complete(builder):
-        _prepare(builder, data_dir)
-    images, labels, names = _read("glyphs", data_dir, ("train", "validation", "test"), SIZE)
-    return _pools(images, labels, names, class_list("glyphs"))
+def _read_split(dataset: str, split: str | None) -> dict[str, list[str]]:
+    if not split:
+        raise ValueError(
+            f"dataset {dataset!r} needs a split file, the classes that train, validate and test; "
+            "jaxmaml data split draws one"
+        )
+    return classes.read(Path(split).expanduser())
 
 
-def omniglot(
-    data_dir: str | os.PathLike[str] | None, split: str = "finn", image_size: int = 28
-) -> dict[str, Pool]:
-    """Omniglot (Lake et al. 2015) from a prepared TFDS directory; all 1,623 characters.
-
-    Images are binary, ink 255 on 0, and resized by nearest neighbour, as in Finn et al. (2017).
-    "finn" has that paper's sizes, 1100 / 100 / 423 characters, in a list of our own (theirs was
-    never published); "vinyals" is the list of Vinyals et al. (2016), 1028 / 172 / 423.
-
-    Args:
-        data_dir: a TFDS data directory with Omniglot as ArrayRecord; None for TFDS's default
-            ($TFDS_DATA_DIR, else ~/tensorflow_datasets). It is only read.
-        split: "finn" or "vinyals".
-        image_size: pixels a side.
-
-    Returns:
-        A `Pool` for each of "train", "val" and "test", images
-        `[num_images, image_size, image_size, 1]`.
-
-    Raises:
-        ValueError: for an unknown split, or a directory that does not hold the data set.
-    """
-    _check_split(split, OMNIGLOT_SPLITS)
-    pools.check_counts(image_size=image_size)
+def data_directory(data_dir: str | os.PathLike[str] | None) -> Path:
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    data_dir = Path(data_dir).expanduser()
-    _check_prepared("omniglot", data_dir)
-    images, labels, names = _read("omniglot", data_dir, ("train", "test"), image_size)
-    inverted = np.where(images > 0, 0, 255).astype(np.uint8)  # ink is 0 as stored
-    return _pools(inverted, labels, names, _omniglot_classes(split))
+    return Path(data_dir).expanduser()
 
 
-def class_list(name: str) -> dict[str, list[str]]:
-    """The classes of "train", "val" and "test" as `splits/<name>.json` lists them.
+def _prepared(known: Dataset, data_dir: str | os.PathLike[str] | None) -> Path:
+    """The directory of a data set; glyphs, which need no download, are made where they are absent."""
+    if known.tfds != "glyphs":
+        return data_directory(data_dir)
+    from jaxmaml.data.glyphs import Glyphs
 
-    >>> {part: len(names) for part, names in class_list("omniglot_finn").items()}
-    {'train': 1100, 'val': 100, 'test': 423}
-    """
-    text = resources.files("jaxmaml.data").joinpath("splits", f"{name}.json").read_text("utf-8")
-    listed = json.loads(text)
-    return {part: listed[part] for part in ("train", "val", "test")}
-
-
-def _omniglot_classes(split: str) -> dict[str, list[str]]:
-    listed = class_list(f"omniglot_{split}")
-    if split == "vinyals":
-        return {part: [_tfds_name(name) for name in names] for part, names in listed.items()}
-    return listed
-
-
-def _tfds_name(name: str) -> str:
-    """`Greek/character01`, as published, is `Greek_0` in TFDS."""
-    alphabet, character = name.split("/")
-    return f"{alphabet}_{int(character.removeprefix('character')) - 1}"
-
-
-def _check_split(split: str, allowed: Sequence[str]) -> None:
-    if split not in allowed:
-        raise ValueError(f"split={split!r} is unknown; choose one of {', '.join(allowed)}")
-
-
-def _check_prepared(dataset: str, data_dir: Path) -> None:
-    """Looks before TFDS does, which would try the network for minutes."""
-    found = [
-        json.loads(path.read_text()).get("fileFormat")
-        for path in data_dir.glob(f"{dataset}/[0-9]*/dataset_info.json")
-    ]
-    if "array_record" not in found:
-        problem = "only in another format than ArrayRecord" if found else "not there"
-        raise ValueError(
-            f"data_dir={str(data_dir)!r} must hold {dataset} as prepared by TFDS, but it is "
-            f"{problem}; prepare it (with TensorFlow, pip install 'jaxmaml[prepare]') by: "
-            f"tfds build {dataset} --file_format=array_record --data_dir={data_dir}"
-        )
-
-
-def _cache_dir() -> Path:
-    import platformdirs
-
-    return platformdirs.user_cache_path("jaxmaml") / "tfds"
+    directory = files.cache_dir() / "tfds" if data_dir is None else Path(data_dir).expanduser()
+    builder = Glyphs(data_dir=directory, file_format="array_record")
+    if not _is_complete(builder):
+        _prepare(builder, directory)
+    return directory
 
 
 def _is_complete(builder: Any) -> bool:
@@ -174,59 +202,3 @@ def _prepare(builder: Any, data_dir: Path) -> None:
                 f"data_dir={str(data_dir)!r}: {builder.name} cannot be written there ({error}); "
                 "choose a directory that can be written"
             ) from error
-
-
-def _read(
-    dataset: str, data_dir: Path, splits: Sequence[str], image_size: int
-) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
-    """uint8 images `[num_images, image_size, image_size, 1]`, labels and the names of all classes.
-
-    PNGs are decoded here: TFDS would expand Omniglot to three channels, and warn where OpenCV is
-    not installed.
-    """
-    import tensorflow_datasets as tfds
-
-    sources: list[Any] = [
-        tfds.data_source(
-            dataset,
-            split=split,
-            data_dir=data_dir,
-            download=False,
-            builder_kwargs={"file_format": "array_record"},
-            decoders={"image": tfds.decode.SkipDecoding()},
-        )
-        for split in splits
-    ]
-    rows = [row for source in sources for row in source.__getitems__(range(len(source)))]
-    images = np.stack([_decode(row["image"], image_size) for row in rows])
-    labels = np.array([row["label"] for row in rows])
-    return images[..., None], labels, sources[0].dataset_info.features["label"].names
-
-
-def _decode(png: bytes, image_size: int) -> np.ndarray:
-    """A PNG of any mode as grey uint8 `[image_size, image_size]`, resized by nearest neighbour."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(png)) as image:
-        resized = image.resize((image_size, image_size), Image.Resampling.NEAREST)
-        return np.asarray(resized.convert("L"))
-
-
-def _pools(
-    images: np.ndarray,
-    labels: np.ndarray,
-    names: Sequence[str],
-    splits: Mapping[str, Sequence[str]],
-) -> dict[str, Pool]:
-    """One pool for each split, with the split's own classes in the split's own order."""
-    return {split: _subset(images, labels, names, listed) for split, listed in splits.items()}
-
-
-def _subset(
-    images: np.ndarray, labels: np.ndarray, names: Sequence[str], listed: Sequence[str]
-) -> Pool:
-    index = {name: label for label, name in enumerate(names)}
-    relabel = np.full(len(names), -1)
-    relabel[[index[name] for name in listed]] = np.arange(len(listed))
-    rows = relabel[labels] >= 0
-    return pools.from_arrays(images[rows], relabel[labels[rows]], listed)

@@ -1,6 +1,7 @@
 """The training loop: many outer steps a dispatch where the source can be traced."""
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -109,13 +110,11 @@ def fit(
     if key is not None:
         raise ValueError("key must be None where source is an iterable, which brings its own order")
 
-    meta_step = _meta_step(learner, optimizer, chunk_size, mesh)
-
-    @jax.jit
-    def step(meta_state, tasks, alive):
-        return _guarded(meta_step, meta_state, tasks, alive)
-
-    return _fit_iterable(step, meta_state, source, num_outer_steps, num_steps_per_dispatch)
+    program = compile_batches(
+        learner, optimizer, meta_state, iter(source),
+        chunk_size=chunk_size, num_steps_per_dispatch=num_steps_per_dispatch, mesh=mesh,
+    )  # fmt: skip
+    return run(program, meta_state, num_outer_steps)
 
 
 def compile_steps(
@@ -156,6 +155,46 @@ def compile_steps(
     analysis = compiled.memory_analysis()
     return Program(
         lambda state, num_steps: compiled(_place(state, mesh), np.int32(num_steps), key, arrays),
+        num_steps_per_dispatch,
+        seconds,
+        None if analysis is None else int(analysis.temp_size_in_bytes),
+    )
+
+
+def compile_batches(
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    meta_state: MetaState,
+    batches: Iterator[Any],
+    *,
+    chunk_size: int | str | None = "auto",
+    num_steps_per_dispatch: int = 100,
+    mesh: Mesh | None = None,
+) -> Program:
+    """Compiles one outer step, for tasks that the host brings: a stream, or any other iterator.
+
+    The first batch is drawn for its shapes, and is that of the first step. The host waits for the
+    device at the end of a dispatch only, so that it can read ahead.
+    """
+    meta_step = _meta_step(learner, optimizer, chunk_size, mesh)
+    meta_state, first = _place(meta_state, mesh), _spread(_next_batch(batches, 0), mesh)
+    start = time.perf_counter()
+    step = functools.partial(_guarded, meta_step)
+    compiled = jax.jit(step).lower(meta_state, first, jnp.array(True)).compile()
+    seconds = time.perf_counter() - start
+    analysis = compiled.memory_analysis()
+    drawn = itertools.chain([first], (_spread(tasks, mesh) for tasks in _checked(batches)))
+
+    def run_steps(meta_state, num_steps):
+        rows, alive = [], jnp.array(True)
+        for tasks in itertools.islice(drawn, num_steps):
+            meta_state, metrics, alive = compiled(_place(meta_state, mesh), tasks, alive)
+            rows.append((metrics, alive))
+        metrics, oks = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
+        return meta_state, metrics, oks.sum()
+
+    return Program(
+        run_steps,
         num_steps_per_dispatch,
         seconds,
         None if analysis is None else int(analysis.temp_size_in_bytes),
@@ -228,29 +267,23 @@ def _many_steps(step, meta_state, num_steps, most):
     return jax.lax.while_loop(unfinished, body, start)[:3]
 
 
-def _fit_iterable(step, meta_state, source, num_outer_steps, num_steps_per_item):
-    batches, alive, rows = iter(source), jnp.array(True), []
-    for number in range(1, num_outer_steps + 1):
-        tasks = _next_batch(batches, number - 1, num_outer_steps)
-        meta_state, metrics, alive = step(meta_state, tasks, alive)
-        rows.append((metrics, alive))
-        if number % num_steps_per_item and number < num_outer_steps:
-            continue
-        stacked, oks = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
-        yield meta_state, _finish(stacked, int(oks.sum()), len(oks), meta_state)
-        if not oks.all():
-            return
-        rows = []
+def _checked(batches):
+    for made in itertools.count(1):
+        yield _next_batch(batches, made)
 
 
-def _next_batch(batches, made, num_outer_steps):
+def _next_batch(batches, made):
     tasks = next(batches, None)
     if tasks is None:
-        raise ValueError(
-            f"source ended after {made} batches of tasks; num_outer_steps={num_outer_steps} need as many"
-        )
+        raise ValueError(f"source ended after {made} batches of tasks; every outer step needs one")
     outer.check_tasks(tasks)
     return tasks
+
+
+def _spread(tasks, mesh):
+    """Tasks where the compiled step reads them."""
+    tasks = jax.tree.map(jnp.asarray, tasks)
+    return tasks if mesh is None else parallel.spread(tasks, mesh)
 
 
 def _finish(metrics, num_good, num_steps, meta_state):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmaml.data import sinusoid
+from jaxmaml.data import sinusoid, sources
 from jaxmaml.train import experiment as experiments
 from jaxmaml.train import plots
 from jaxmaml.train.averaging import scored_params
@@ -98,11 +98,14 @@ def _first_task(experiment: Experiment) -> Task:
 
 
 def _images(preset: Preset, task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """`[way, shot, ...]` and `[way, test_query, ...]`."""
-    return (
-        np.asarray(task.support["inputs"]).reshape(preset.way, preset.shot, 28, 28, -1),
-        np.asarray(task.query["inputs"]).reshape(preset.way, preset.test_query, 28, 28, -1),
-    )
+    """`[way, shot, ...]` and `[way, test_query, ...]`, in 0..1 as they were before scaling."""
+    mean, std = map(np.asarray, sources.scaling(preset.dataset))
+
+    def unscaled(batch: Any, num: int) -> np.ndarray:
+        inputs = np.asarray(batch["inputs"])
+        return np.clip(inputs * std + mean, 0, 1).reshape(preset.way, num, *inputs.shape[1:])
+
+    return unscaled(task.support, preset.shot), unscaled(task.query, preset.test_query)
 
 
 def _predicted_episode(experiment: Experiment, learner: MetaLearner, params: Params) -> Any:

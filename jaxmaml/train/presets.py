@@ -11,6 +11,8 @@ import math
 from typing import Any, Literal
 
 PAPER = "Finn et al. 2017, arXiv 1703.03400"
+CIFAR_FS = "Bertinetto et al. 2019, arXiv 1805.08136"
+FC100 = "Oreshkin et al. 2018, arXiv 1805.10123"
 AVERAGING = 0.99
 """Worth 0.2 to 0.5 points on Omniglot after 5,000 to 6,000 outer steps; 0.999 lags behind."""
 
@@ -31,7 +33,9 @@ class Preset:
     """
 
     name: str
-    dataset: Literal["sinusoid", "glyphs", "omniglot"]
+    dataset: str = _option(
+        "sinusoid, glyphs, omniglot, cifar-fs, fc100, cub, mini-imagenet, tfds:NAME or folder:PATH"
+    )
     paper: str
     table: str
     expected: str
@@ -44,11 +48,20 @@ class Preset:
         "query examples per class at validation and test; with batch statistics it matters",
         default=1,
     )
-    split: str = _option("how classes are divided: finn or vinyals for Omniglot", default="")
+    split: str = _option(
+        "how classes are divided: finn or vinyals for Omniglot, a file for tfds: and folder:",
+        default="",
+    )
+    image_size: int = _option("pixels a side (0: the data set's own)", default=0)
     rotate_train: bool = _option(
         "turn each class by a random multiple of 90 degrees in training", default=False
     )
     rotate_test: bool = _option("the same at validation and test", default=False)
+    crop: int = _option("pixels by which images are moved at most in training", default=0)
+    flip: bool = _option("mirror half of the images in training", default=False)
+    jitter: float = _option(
+        "brightness, contrast and saturation vary by this factor in training", default=0.0
+    )
 
     model: Literal["conv", "mlp"] = _option("the network", default="conv")
     num_filters: int = _option("filters of each convolution (conv)", default=64)
@@ -66,6 +79,10 @@ class Preset:
     num_test_inner_steps: int = _option("inner steps at validation and test", default=3)
     headline_step: int = _option("the inner step whose test score is the headline", default=3)
     outer_lr: float = _option("outer learning rate (Adam)", default=1e-3)
+    outer_clip: float = _option(
+        "largest entry of the meta-gradient, in size; larger ones are clipped (0: none)",
+        default=0.0,
+    )
     num_tasks: int = _option("tasks per outer step", default=32)
     num_outer_steps: int = _option("outer steps", default=60_000)
     chunk_size: int | Literal["auto", "all"] = _option(
@@ -140,7 +157,11 @@ def _check(preset: Preset) -> None:
     )
     for name in at_least_one:
         _require(getattr(preset, name) >= 1, preset, name, "must be at least 1")
-    for name in ("num_inner_steps", "num_test_inner_steps", "num_validations", "head_scale"):
+    not_negative = (
+        *("num_inner_steps", "num_test_inner_steps", "num_validations", "head_scale"),
+        *("image_size", "crop", "jitter", "outer_clip"),
+    )
+    for name in not_negative:
         _require(getattr(preset, name) >= 0, preset, name, "must not be negative")
     for name in ("inner_lr", "outer_lr", "head_scale"):
         _require(math.isfinite(getattr(preset, name)), preset, name, "must be finite")
@@ -241,6 +262,55 @@ def _omniglot(way: int, shot: int, expected: str, cost: str, *, mlp: bool = Fals
     )
 
 
+def _cifar(dataset: str, paper: str, shot: int, expected: str) -> Preset:
+    """The settings of learn2learn's runs of Conv4 (5-shot); for 1-shot the same, with 15 query."""
+    is_fs = dataset == "cifar-fs"
+    query = shot if shot == 5 else 15
+    num_steps = 1 if is_fs else 5
+    return Preset(
+        name=f"{dataset}-5w{shot}s",
+        dataset=dataset,
+        paper=paper,
+        table="learn2learn 0.2, examples/vision/maml",
+        expected=expected,
+        cost=("2.5 days" if shot == 1 else "1.5 days") + ", estimated",
+        shot=shot,
+        query=query,
+        test_query=query,
+        pooled=True,
+        inner_lr=0.5 if is_fs else 0.1,
+        num_inner_steps=num_steps,
+        num_test_inner_steps=num_steps,
+        headline_step=num_steps,
+        outer_lr=3e-3 if is_fs else 1e-3,
+        averaging=AVERAGING,
+    )
+
+
+def _large(dataset: str, shot: int, expected: str) -> Preset:
+    """84x84: the MAML paper's settings for miniImageNet."""
+    return Preset(
+        name=f"{dataset}-5w{shot}s",
+        dataset=dataset,
+        paper=PAPER if dataset == "mini-imagenet" else "Chen et al. 2019, arXiv 1904.04232",
+        table="table 1",
+        expected=expected,
+        cost="4 days, estimated",
+        shot=shot,
+        query=15,
+        test_query=15,
+        pooled=True,
+        num_filters=32,
+        inner_lr=0.05,
+        num_inner_steps=5,
+        num_test_inner_steps=10,
+        headline_step=10,
+        num_tasks=4 if shot == 1 else 2,
+        outer_clip=10.0,
+        averaging=AVERAGING,
+    )
+
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
@@ -258,6 +328,14 @@ PRESETS: dict[str, Preset] = {
         _omniglot(20, 5, "98.9 ± 0.2 %", "2.5 days, estimated"),
         _omniglot(5, 1, "89.7 ± 1.1 %", "1 h, estimated", mlp=True),
         _omniglot(5, 5, "97.5 ± 0.6 %", "2 h, estimated", mlp=True),
+        _cifar("cifar-fs", CIFAR_FS, 1, "58.9 ± 1.9 %"),
+        _cifar("cifar-fs", CIFAR_FS, 5, "73.6 % (learn2learn), 71.5 ± 1.0 %"),
+        _cifar("fc100", FC100, 1, "no published number"),
+        _cifar("fc100", FC100, 5, "49.0 % (learn2learn)"),
+        _large("mini-imagenet", 1, "48.70 ± 1.84 %"),
+        _large("mini-imagenet", 5, "63.11 ± 0.92 %"),
+        _large("cub", 1, "about 55 %, in surveys"),
+        _large("cub", 5, "72 to 76 %, in surveys"),
     )
 }
 """Every preset, by name."""

@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from jaxmaml.data.prepare import Prepared
 from jaxmaml.train.presets import Preset
 from jaxmaml.train.results import Gradient
 from jaxmaml.train.scoring import Score
@@ -101,6 +102,24 @@ def presets_table(presets: Iterable[Preset]) -> Table:
             preset.cost,
             f"{preset.paper}, {preset.table}",
         )
+    return table
+
+
+def datasets_table(found: Iterable[Prepared], directory: str) -> Table:
+    """The data sets of a directory, and what is wrong with those that cannot be read."""
+    table = _titled(f"prepared in {directory}")
+    for name in ("data set", "version"):
+        table.add_column(name)
+    for name in ("classes", "images"):
+        table.add_column(name, justify="right")
+    table.add_column("smallest class")
+    for one in found:
+        if one.problem:
+            table.add_row(one.name, one.directory.name, "-", "-", one.problem, style="red")
+            continue
+        name, count = one.smallest
+        numbers = f"{one.num_classes:,}", f"{one.num_images:,}"
+        table.add_row(one.name, one.directory.name, *numbers, f"{name}, {count}")
     return table
 
 

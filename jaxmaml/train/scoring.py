@@ -84,7 +84,7 @@ def flops_per_outer_step(experiment: Experiment, learner: MetaLearner) -> int:
     state = jax.eval_shape(
         lambda: jaxmaml.init_state(learner, experiment.optimizer, experiment.params)
     )
-    tasks = jax.eval_shape(lambda: experiments.step_tasks(experiment, 0))
+    tasks = experiments.step_tasks(experiment, 0)
 
     def step(state: Any, tasks: Any) -> Any:
         return jaxmaml.meta_step(

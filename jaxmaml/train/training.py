@@ -94,16 +94,7 @@ def run(
     preset = experiment.preset
     state = experiments.init_state(experiment, spec)
     bar = progress.add_task(f"{spec.label}: compiling", total=preset.num_outer_steps, rate="")
-    program = loop.compile_steps(
-        learner,
-        experiment.optimizer,
-        state,
-        experiment.sources["train"],
-        key=experiment.train_key,
-        chunk_size=experiments.chunk_size(preset),
-        num_steps_per_dispatch=loop.steps_per_dispatch(preset.num_outer_steps),
-        mesh=experiment.mesh,
-    )
+    program = _compile(experiment, learner, state)
     progress.update(bar, description=spec.label)
     course = _Course(state, state)
     look = _looker(experiment, spec, course, record, probe)
@@ -125,6 +116,22 @@ def run(
         flops=scoring.flops_per_outer_step(experiment, learner),
         stopped=course.stopped,
     )
+
+
+def _compile(experiment: Experiment, learner: MetaLearner, state: MetaState) -> loop.Program:
+    """Sampling within the program where the images are on the device, else one step a call."""
+    preset = experiment.preset
+    options: dict[str, Any] = {
+        "chunk_size": experiments.chunk_size(preset),
+        "num_steps_per_dispatch": loop.steps_per_dispatch(preset.num_outer_steps),
+        "mesh": experiment.mesh,
+    }
+    source = experiment.sources["train"]
+    if callable(source):
+        options["key"] = experiment.train_key
+        return loop.compile_steps(learner, experiment.optimizer, state, source, **options)
+    source = experiments.batches(experiment, "train", experiment.train_key, int(state.step))
+    return loop.compile_batches(learner, experiment.optimizer, state, source, **options)
 
 
 def _train(

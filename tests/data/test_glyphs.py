@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmaml.data import pools, sources
+from jaxmaml.data import classes, pools, sources
 
 NUM_CLASSES = {"train": 229, "val": 83, "test": 247}
 
@@ -17,13 +17,13 @@ NUM_CLASSES = {"train": 229, "val": 83, "test": 247}
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("glyphs")
-    sources.glyphs(directory)
+    sources.load("glyphs", directory)
     return directory
 
 
 @pytest.fixture(scope="module")
 def glyphs(data_dir):
-    return sources.glyphs(data_dir)
+    return sources.load("glyphs", data_dir)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_features_as_tfds_reads_them(data_dir):
 
 
 def test_preparing_twice_gives_the_same_images(glyphs, tmp_path):
-    again = sources.glyphs(tmp_path / "another")
+    again = sources.load("glyphs", tmp_path / "another")
     for split, pool in glyphs.items():
         assert again[split].names == pool.names
         # Within a class the order is TFDS's, which depends on nothing but its keys.
@@ -112,12 +112,12 @@ def test_the_class_list_is_the_one_that_select_draws():
 
     # Another FreeType may move a pair across the threshold, which is why the list is committed.
     drawn = {name for names in module.select().values() for name in names}
-    listed = {name for names in sources.class_list("glyphs").values() for name in names}
+    listed = {name for names in classes.class_list("glyphs").values() for name in names}
     assert len(drawn ^ listed) <= 0.02 * len(listed)
 
 
 def test_homoglyphs_are_dropped_across_scripts():
-    listed = {name for names in sources.class_list("glyphs").values() for name in names}
+    listed = {name for names in classes.class_list("glyphs").values() for name in names}
     assert "LATIN CAPITAL LETTER A" in listed
     for name in (
         "GREEK CAPITAL LETTER ALPHA",
@@ -137,7 +137,7 @@ def test_preparing_and_reading_need_no_tensorflow_and_print_nothing(tmp_path):
     code = (
         "import sys\n"
         "from jaxmaml.data import sources\n"
-        f"assert len(sources.glyphs({str(tmp_path)!r})['val'].names) == {NUM_CLASSES['val']}\n"
+        f"assert len(sources.load('glyphs', {str(tmp_path)!r})['val'].names) == {NUM_CLASSES['val']}\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

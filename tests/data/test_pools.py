@@ -1,5 +1,7 @@
 """Episodes sampled from pools: what they may contain, how often, and in which order."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmaml.data import pools
+from jaxmaml.data import episodes, pools
 
 # 99.9th percentile of the chi-square distribution, by degrees of freedom.
 CHI_SQUARE_999 = {5: 20.52, 6: 22.46, 9: 27.88, 11: 31.26}
@@ -36,7 +38,7 @@ def chi_square(counts):
 def plans(key, num_plans, sizes, **settings):
     sizes = jnp.asarray(sizes, jnp.int32)
     starts = jnp.cumsum(sizes) - sizes
-    draw = jax.jit(jax.vmap(lambda k: pools.plan(k, starts, sizes, **settings)))
+    draw = jax.jit(jax.vmap(lambda k: episodes.plan(k, starts, sizes, **settings)))
     return jax.tree.map(np.asarray, draw(jax.random.split(key, num_plans)))
 
 
@@ -143,8 +145,8 @@ def test_the_whole_class_can_be_used():
 def test_plan_takes_host_arrays_under_jit():
     sizes = np.array([3, 4])
     settings = {"way": 2, "shot": 1, "query": 1, "rotate": True}
-    eager = pools.plan(jax.random.key(0), np.array([0, 3]), sizes, **settings)
-    jitted = jax.jit(lambda key: pools.plan(key, np.array([0, 3]), sizes, **settings))
+    eager = episodes.plan(jax.random.key(0), np.array([0, 3]), sizes, **settings)
+    jitted = jax.jit(lambda key: episodes.plan(key, np.array([0, 3]), sizes, **settings))
     jax.tree.map(np.testing.assert_array_equal, eager, jitted(jax.random.key(0)))
     assert eager.examples.dtype == eager.rotations.dtype == jnp.int32
 
@@ -159,10 +161,10 @@ def test_same_key_same_task_and_another_key_another_task():
 
 def test_the_sampled_task_is_the_planned_one():
     pool = pool_of([5, 7, 6])
-    settings = {"way": 2, "shot": 1, "query": 2}
+    settings: dict[str, Any] = {"way": 2, "shot": 1, "query": 2}
     key = jax.random.key(7)
     task = pools.sampler(pool, num_tasks=1, rotate=False, **settings)(key)
-    planned = pools.plan(
+    planned = episodes.plan(
         jax.random.split(key, 1)[0], pool.starts, pool.sizes, rotate=False, **settings
     )
     expected = np.asarray(pool.images)[np.asarray(planned.examples)]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmaml.data import pools, sources
+from jaxmaml.data import classes, pools, sources
 
 PARTS = {
     "cifar_fs": (64, 16, 20),
@@ -22,19 +22,19 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def finn(test_data):
-    return sources.omniglot(test_data)
+    return sources.load("omniglot", test_data)
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_class_lists_are_complete_and_disjoint(name):
-    listed = sources.class_list(name)
+    listed = classes.class_list(name)
     assert tuple(len(classes) for classes in listed.values()) == PARTS[name]
     everything = [c for classes in listed.values() for c in classes]
     assert len(set(everything)) == len(everything)
 
 
 def test_the_finn_list_is_the_draw_that_it_states():
-    listed = sources.class_list("omniglot_finn")
+    listed = classes.class_list("omniglot_finn")
     names = sorted(name for part in listed.values() for name in part)
     order = np.random.RandomState(1).permutation(names).tolist()
     assert len(names) == 1623
@@ -44,7 +44,7 @@ def test_the_finn_list_is_the_draw_that_it_states():
 
 
 def test_both_omniglot_lists_name_the_same_characters():
-    finn, vinyals = (sources._omniglot_classes(split) for split in sources.OMNIGLOT_SPLITS)
+    finn, vinyals = (classes.omniglot(split) for split in ("finn", "vinyals"))
     assert {n for part in finn.values() for n in part} == {
         n for part in vinyals.values() for n in part
     }
@@ -57,7 +57,7 @@ def test_omniglot_finn(finn):
         "test": 423,
     }
     for split, pool in finn.items():
-        assert list(pool.names) == sources.class_list("omniglot_finn")[split]
+        assert list(pool.names) == classes.class_list("omniglot_finn")[split]
         assert pool.images.shape == (20 * len(pool.names), 28, 28, 1)
         assert (pool.sizes == 20).all()
 
@@ -99,7 +99,7 @@ def test_sampled_omniglot_classes_stay_in_their_split(finn):
 
 
 def test_omniglot_vinyals_and_image_size(test_data):
-    read = sources.omniglot(test_data, "vinyals", image_size=14)
+    read = sources.load("omniglot", test_data, "vinyals", image_size=14)
     assert {split: pool.images.shape for split, pool in read.items()} == {
         "train": (20560, 14, 14, 1),
         "val": (3440, 14, 14, 1),
@@ -110,23 +110,22 @@ def test_omniglot_vinyals_and_image_size(test_data):
 
 def test_unknown_splits_and_data_sets(tmp_path):
     with pytest.raises(ValueError, match="split='random' is unknown; choose one of finn, vinyals"):
-        sources.omniglot(tmp_path, "random")
+        sources.load("omniglot", tmp_path, "random")
     with pytest.raises(ValueError, match="split='finn' is unknown; choose one of script"):
         sources.load("glyphs", tmp_path, "finn")
     with pytest.raises(ValueError, match="dataset='mnist' is unknown; choose one of glyphs, omni"):
         sources.load("mnist", tmp_path)
     with pytest.raises(ValueError, match="image_size must be a positive integer, got 0"):
-        sources.omniglot(tmp_path, image_size=0)
+        sources.load("omniglot", tmp_path, image_size=0)
 
 
 def test_a_directory_without_omniglot_is_refused_at_once(tmp_path):
-    command = f"tfds build omniglot --file_format=array_record --data_dir={tmp_path}"
+    command = f"jaxmaml data prepare omniglot --data-dir {tmp_path}"
     start = time.perf_counter()
     with pytest.raises(ValueError, match="must hold omniglot") as error:
         sources.load("omniglot", tmp_path)
     assert time.perf_counter() - start < 5
     assert command in str(error.value)
-    assert "jaxmaml[prepare]" in str(error.value)
 
 
 def test_omniglot_in_another_format_is_refused(tmp_path):
@@ -134,7 +133,7 @@ def test_omniglot_in_another_format_is_refused(tmp_path):
     directory.mkdir(parents=True)
     (directory / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
     with pytest.raises(ValueError, match="only in another format than ArrayRecord"):
-        sources.omniglot(tmp_path)
+        sources.load("omniglot", tmp_path)
 
 
 def test_omniglot_without_a_directory_looks_where_tfds_does(tmp_path, monkeypatch):
@@ -146,7 +145,7 @@ def test_omniglot_without_a_directory_looks_where_tfds_does(tmp_path, monkeypatc
 def test_glyphs_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="glyphs cannot be written there"):
-        sources.glyphs(tmp_path / "file")
+        sources.load("glyphs", tmp_path / "file")
 
 
 def test_load_and_the_users_cache_directory(tmp_path, monkeypatch):

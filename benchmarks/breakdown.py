@@ -1,0 +1,113 @@
+"""Where the time of an outer step goes: XLA's own operations, timed by its profiler, by kind.
+
+    python benchmarks/breakdown.py --work conv-1q --out breakdown.jsonl
+
+One CPU device, so that nothing runs beside anything else. The profiler itself costs about a microsecond
+an operation: small operations look larger than they are. `gflop` counts the matrix products only.
+"""
+
+import collections
+import math
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import common
+import jax
+import peer_works
+
+from jaxmaml import parallel
+
+KINDS = {
+    "matrix products": r"\bdot\(|dot_general",
+    "patches (im2col)": r"concatenate|pad_slice",
+    "patches' derivative (col2im)": r"slice_select|slice_add|add_slice",
+    "reductions": r"reduce",
+    "transposes and copies": r"transpose|copy",
+    "random numbers": r"threefry|random_bits|shift-right-logical",
+}
+"""What an operation is, by the first pattern that its text has; the rest is element-wise."""
+
+
+def main() -> None:
+    """Profiles the works asked for."""
+    parser = common.parser((__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", nargs="+", choices=peer_works.PRESETS, default=["conv-1q"])
+    parser.add_argument("--order", choices=["exact", "first"], default="exact")
+    args = parser.parse_args()
+    limit = common.matmul_rate(512 if args.quick else 2048) / 1e9
+    for work in args.work:
+        rows = _profile(work, args.order, limit, quick=args.quick)
+        common.emit(rows, args.out)
+        common.print_table(rows, list(rows[0]))
+
+
+def _profile(work: str, order: str, limit: float, *, quick: bool) -> list[dict[str, Any]]:
+    preset = peer_works.PRESETS[work]
+    problem = peer_works.build(peer_works.shrink(preset) if quick else preset, order)
+    mesh = parallel.task_mesh(problem.preset.num_tasks, jax.devices()[:1])
+    placed = peer_works.place(problem, mesh)
+    gradient = peer_works.gradient(problem, mesh, problem.chunk_size)
+    program = jax.jit(gradient).lower(*placed).compile()
+    kind_of = _kinds(program.as_text() or "")
+    seconds: dict[str, float] = collections.defaultdict(float)
+    counts = collections.Counter[str]()
+    for name, took in _events(lambda: jax.block_until_ready(program(*placed))):
+        if name in kind_of:
+            seconds[kind_of[name]] += took
+            counts[kind_of[name]] += 1
+    total = sum(seconds.values())
+    gflop = peer_works.gflop(problem)
+    return [
+        {
+            "work": work, "order": order, "kind": kind, "ms": 1e3 * took, "share": took / total,
+            "operations": counts[kind], "us_per_operation": 1e6 * took / counts[kind],
+            "gflop_per_s": gflop / took if kind == "matrix products" else None,
+            "limit_gflop_per_s": limit if kind == "matrix products" else None, "quick": quick,
+        }
+        for kind, took in sorted(seconds.items(), key=lambda item: -item[1])
+    ]  # fmt: skip
+
+
+def _kinds(hlo: str) -> dict[str, str]:
+    """Name of each operation of the program -> its kind, looking into what it calls."""
+    bodies = dict(re.findall(r"^%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", hlo, re.M | re.S))
+    kinds = {}
+    for name, text in re.findall(r"^\s+(?:ROOT )?%([\w.\-]+) = ([^\n]*)", hlo, re.M):
+        text = re.sub(r"metadata=\{[^}]*\}", "", text)
+        called = re.search(r"calls=%([\w.\-]+)", text)
+        inside = bodies.get(called.group(1), "") if called else ""
+        body = re.sub(r"metadata=\{[^}]*\}|stack_frame_id=\d+", "", inside)
+        # Control flow holds other operations, which are counted for themselves.
+        if not re.search(r"\b(while|call|conditional|tuple|get-tuple-element)\(", text):
+            kinds[name] = _kind(f"{name} {text} {body}")
+    return kinds
+
+
+def _kind(text: str) -> str:
+    return next((kind for kind, found in KINDS.items() if re.search(found, text)), "element-wise")
+
+
+def _events(run: Any) -> list[tuple[str, float]]:
+    """(name, seconds) of all that XLA ran in a call, after two calls that warm up."""
+    run()
+    run()
+    options = jax.profiler.ProfileOptions()
+    options.host_tracer_level, options.python_tracer_level = 3, 0
+    with tempfile.TemporaryDirectory() as directory:
+        with jax.profiler.trace(directory, profiler_options=options):
+            run()
+        (file,) = Path(directory).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(file))
+        return [
+            (event.name, event.duration_ns / 1e9)
+            for plane in profile.planes
+            for line in plane.lines
+            for event in line.events
+            if math.isfinite(event.duration_ns)
+        ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What is done to pixels: random per image, the same for the same key, and nothing by default."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmaml.data import augment
+from jaxmaml.data.augment import Augment
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
+
+
+def changed(key=0, images=IMAGES, **settings):
+    run = jax.jit(lambda images, key: augment.apply(Augment(**settings), images, key))
+    return np.asarray(run(images, jax.random.key(key)))
+
+
+def test_nothing_changes_but_the_scale():
+    np.testing.assert_allclose(changed(), IMAGES / 255, rtol=1e-6)
+    scaled = changed(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
+    expected = (IMAGES / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2.0]
+    np.testing.assert_allclose(scaled, expected, atol=1e-6)
+
+
+def test_half_of_the_images_are_mirrored():
+    found, plain = changed(flip=True), changed()
+    is_same = (found == plain).all((1, 2, 3))
+    is_mirrored = (found == plain[:, :, ::-1]).all((1, 2, 3))
+    assert (is_same ^ is_mirrored).all()
+    assert 20 < is_mirrored.sum() < 44
+
+
+def test_a_crop_moves_each_image_and_fills_with_black():
+    padded = np.pad(changed(), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    windows = {(i, j): padded[:, i : i + 8, j : j + 8] for i in range(5) for j in range(5)}
+    found = changed(crop=2)
+    moved = [
+        next(at for at, window in windows.items() if (window[n] == found[n]).all())
+        for n in range(len(found))
+    ]
+    assert len(set(moved)) > 15
+    assert {i for i, _ in moved} == {j for _, j in moved} == set(range(5))
+
+
+def test_jitter_changes_colours_within_bounds():
+    found, plain = changed(jitter=0.4), changed()
+    assert found.min() >= 0
+    assert found.max() <= 1
+    ratio = found.mean((1, 2, 3)) / plain.mean((1, 2, 3))
+    assert ratio.std() > 0.1
+    assert 0.55 < ratio.min() < ratio.max() < 1.45
+
+
+def test_grey_images_keep_one_channel():
+    grey = IMAGES[..., :1]
+    found = changed(images=grey, crop=1, flip=True, jitter=0.2)
+    assert found.shape == grey.shape
+
+
+def test_the_same_key_changes_alike_and_another_otherwise():
+    settings = {"crop": 2, "flip": True, "jitter": 0.3}
+    np.testing.assert_array_equal(changed(1, **settings), changed(1, **settings))
+    assert (changed(1, **settings) != changed(2, **settings)).any()
+    assert changed(1, **settings).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop": 8}, "crop must be from 0 to below the image's smaller side 8, got 8"),
+        ({"crop": -1}, "crop must be"),
+        ({"jitter": 1.5}, "jitter must be from 0 to 1"),
+        ({"mean": (0.0, 1.0)}, "mean must be 1 or 3 numbers"),
+        ({"std": (float("nan"),)}, "std must be 1 or 3 numbers"),
+        ({"std": (0.0,)}, "std must be positive"),
+    ],
+)
+def test_settings_that_do_not_suit_the_images_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        augment.check(Augment(**settings), (8, 8, 3))
