@@ -17,8 +17,10 @@ learn2learn 0.2.0 comes as source only, with C files too old for Python 3.11: un
 (below 3) on `learn2learn/data/*.pyx`, install that, and `torchvision` of the same PyTorch build.
 """
 
+import contextlib
 import math
 import os
+import signal
 import statistics
 import time
 import warnings
@@ -52,6 +54,9 @@ TOLERANCE = 1e-9
 
 SECONDS_A_TURN = 0.1
 """A side repeats its step until a turn takes so long: shorter ones measure the clock."""
+
+SECONDS_TO_BUILD = 120
+"""A peer that is not ready by then is not timed."""
 
 SECONDS_A_PEER = 40
 """A slow peer gets fewer rounds, at least three."""
@@ -137,14 +142,16 @@ def _row(
 ) -> dict[str, Any]:
     """A peer's measurements, or the reason why there are none."""
     try:
-        error = _error(peer_torch.PEERS[peer](checked_model), reference, preset)
+        with _time_limit(SECONDS_TO_BUILD):
+            error = _error(peer_torch.PEERS[peer](checked_model), reference, preset)
         if not error < TOLERANCE:
             return {
                 "error": error,
                 "reason": f"not timed: its meta-gradient differs by {error:.1e}",
             }
         made = peer_torch.PEERS[peer](timed_model)
-        made.run()
+        with _time_limit(SECONDS_TO_BUILD):
+            made.run()
         step = _with_outer_step(made, preset) if preset.is_regression else made.run
         threads, theirs = _best_threads(step)
         return {"error": error, "threads": threads, **_times(ours, theirs, rounds)}
@@ -152,6 +159,22 @@ def _row(
     except Exception as failure:
         lines = str(failure).strip().splitlines() or [""]
         return {"reason": f"{type(failure).__name__}: {lines[0][:120]}"}
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    """TimeoutError where the block takes longer: a compiler may take many minutes."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"its first run, compilation included, took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _error(peer: peer_torch.Peer, reference: Any, preset: Preset) -> float:

@@ -209,7 +209,7 @@ class Prepare:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Divide the classes of a data set at random, once, into a file for --split."""
+    """Divide the classes of a data set at random, once, into a file that a preset's split names."""
 
     dataset: PositionalDataset
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE", help="file to write")]

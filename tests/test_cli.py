@@ -159,9 +159,15 @@ def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys)
         (["compare", "sinusoid-5shot", "--num-test-tasks", "0"], "num_test_tasks must be"),
         (["compare", "sinusoid-5shot", "--way", "2"], "way must be 1"),
         (["compare", "sinusoid-5shot", "--inner-lrs", "0.1", "0.1"], "inner_lrs must differ"),
-        (["train", "omniglot-5w1s", "--data-dir", "nowhere"], "tfds build omniglot"),
+        (["train", "omniglot-5w1s", "--data-dir", "nowhere"], "jaxmaml data prepare omniglot"),
         (["train", "omniglot-5w1s", "--split", "mine"], "split='mine'"),
         (["evaluate", "nowhere"], "holds no run"),
+        (["train", "sinusoid-5shot", "--stream"], "no images to stream"),
+        (["train", "glyphs-5w1s", "--crop", "28"], "crop must be from 0"),
+        (["train", "glyphs-5w1s", "--dataset", "mnist"], "dataset='mnist' is unknown"),
+        (["train", "glyphs-5w1s", "--dataset", "folder:nowhere"], "nowhere does not exist"),
+        (["data", "prepare", "omniglot", "--archive-dir", "nowhere"], "omniglot"),
+        (["data", "split", "folder:nowhere", "--out", "s.json"], "nowhere does not exist"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, expected, tmp_path, monkeypatch, capsys):
@@ -183,10 +189,22 @@ def test_presets_are_listed(capsys):
     assert "omniglot-mlp-5w5s" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "data"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "compare",
+        "train",
+        "evaluate",
+        "data",
+        "data show",
+        "data list",
+        "data prepare",
+        "data split",
+    ],
+)
 def test_every_option_has_help(command, capsys):
     with pytest.raises(SystemExit, match="0"):
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     lines = capsys.readouterr().out.replace("│", " ").splitlines()
     for line, following in itertools.pairwise(lines):
         if re.match(r"\s*--[a-z]", line):
@@ -204,6 +222,36 @@ def test_images_are_trained_on_and_drawn(test_data, tmp_path):
     assert 0 < results["floor"]["nearest_neighbour"] <= 1
     assert len(results["runs"]["exact"]["accuracy_per_step"]) == 3
     assert (out / "episode.png").stat().st_size > 0
+
+
+def test_a_stream_trains_as_a_pool_does(tmp_path):
+    runs = {}
+    for name, options in (("pool", []), ("stream", ["--stream"])):
+        out = tmp_path / name
+        size = ["--num-filters", "2", "--way", "3", "--jitter", "0.1"]
+        assert cli.main(["train", "glyphs-5w1s", "--out", str(out), *TINY, *size, *options]) == 0
+        runs[name] = json.loads((out / "results.json").read_text())["runs"]["exact"]
+    accuracy = "accuracy_per_step"
+    np.testing.assert_allclose(runs["stream"][accuracy], runs["pool"][accuracy], atol=1e-6)
+
+
+def test_data_are_prepared_listed_and_divided(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    assert cli.main(["data", "list"]) == 0
+    assert "nothing is prepared" in capsys.readouterr().out
+    assert cli.main(["data", "prepare", "glyphs"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("glyphs/1.0.0")
+    assert cli.main(["data", "list"]) == 0
+    assert re.search(r"glyphs +1\.0\.0 +559 +11,180 ", capsys.readouterr().out)
+    split = tmp_path / "split.json"
+    command = ["data", "split", "tfds:glyphs", "--out", str(split), "--seed", "1"]
+    assert cli.main([*command, "--fractions", "0.5", "0.3", "0.2"]) == 0
+    listed = json.loads(split.read_text())
+    assert [len(listed[part]) for part in ("train", "val", "test")] == [280, 167, 112]
+    assert "a split is drawn once" in _error(capsys, *command)
+    train = ["train", "glyphs-5w1s", *TINY, "--num-filters", "2", "--num-outer-steps", "2"]
+    own = ["--dataset", "tfds:glyphs", "--split", str(split), "--image-size", "16"]
+    assert cli.main([*train, *own, "--out", str(tmp_path / "own")]) == 0
 
 
 def test_an_episode_is_shown(tmp_path, capsys):

@@ -20,7 +20,7 @@ BELOW["rl"] = {*CORE, "nn", "data"}
 BELOW["parallel"] = BELOW["outer"] | {"outer"}
 # `import jaxmaml` names what lies below train, and `fit`, which it loads when first used.
 BELOW["train"] = BELOW["rl"] | {"rl", "parallel", "jaxmaml"}
-BELOW["cli"] = {"train", "jaxmaml"}
+BELOW["cli"] = {"train", "data", "jaxmaml"}
 BELOW["__main__"] = {"cli"}
 BELOW["jaxmaml"] = BELOW["train"] | {"train"}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jaxmaml.data import pools as pools
 from jaxmaml.data import sinusoid as sinusoid
 from jaxmaml.data import sources as sources
+from jaxmaml.data import variable as variable
 
 if TYPE_CHECKING:
     from jaxmaml.data import stream as stream

@@ -80,7 +80,7 @@ def listing(data_dir: Path | None = None) -> list[Prepared]:
 def _describe(name: str, data_dir: Path) -> Prepared:
     newest = records.prepared_versions(name, data_dir)[-1:]
     try:
-        found = TFDSRecords(name, data_dir)
+        found = TFDSRecords(name, data_dir, _splits(name))
         labels = found.labels()
     except ValueError as error:
         return Prepared(name, newest[0] if newest else data_dir / name, problem=str(error))
@@ -89,6 +89,12 @@ def _describe(name: str, data_dir: Path) -> Prepared:
     least = present[sizes[present].argmin()]
     smallest = (found.class_names[least], int(sizes[least]))
     return Prepared(name, found.directory, len(present), len(labels), smallest)
+
+
+def _splits(name: str) -> tuple[str, ...] | None:
+    """Those that this package reads: Omniglot's small1 and small2 repeat images of its others."""
+    known = (found for found in sources.DATASETS.values() if found.tfds == name)
+    return next((found.tfds_splits for found in known), None)
 
 
 def _builder(dataset: str, data_dir: Path) -> Any:

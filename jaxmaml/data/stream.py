@@ -7,7 +7,9 @@ step alone, so that a stream can be stopped, restored, moved, or exchanged for a
 """
 
 import functools
+import shutil
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmaml.data import augment as augmenting
-from jaxmaml.data import episodes
+from jaxmaml.data import episodes, files
 from jaxmaml.data.augment import Augment
 from jaxmaml.data.episodes import Episode, Plan
 from jaxmaml.data.images import Images
@@ -45,7 +47,8 @@ class Stream(Iterator[Task]):
     def __init__(self, images: Images, episode: Episode, key: Array, num_workers: int, part: range):
         self._images, self._episode, self._key = images, episode, key
         self._num_workers, self._part = num_workers, part
-        self._directory = tempfile.TemporaryDirectory(prefix="jaxmaml-plans-")
+        self._directory = tempfile.mkdtemp(prefix="jaxmaml-plans-")
+        self._remove = weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
         self.set_state({"step": 0})
 
     def __next__(self) -> Task:
@@ -89,10 +92,10 @@ class Stream(Iterator[Task]):
     def close(self) -> None:
         """Ends the workers and removes the plans; the stream gives nothing after it."""
         self._batches = iter(())
-        self._directory.cleanup()
+        self._remove()
 
     def _pipeline(self, step: int) -> Any:
-        reader = _EpisodeReader(self._images, Path(self._directory.name), step)
+        reader = _EpisodeReader(self._images, self._directory, step)
         dataset = grain.MapDataset.source(reader)
         threads = grain.ReadOptions(num_threads=READ_AHEAD, prefetch_buffer_size=READ_AHEAD)
         if self._num_workers == 0:
@@ -105,16 +108,21 @@ class Stream(Iterator[Task]):
     def _plan_ahead(self) -> None:
         """This step's block of plans and the next are there before a step of it is read."""
         while self._planned <= self._read // STEPS_PER_BLOCK + 1:
-            first = self._planned * STEPS_PER_BLOCK
-            plans = _plan_block(
-                self._episode, self._images.starts, self._images.sizes, self._key, first
-            )
-            directory = Path(self._directory.name)
-            for name, leaf in plans._asdict().items():
-                mine = np.asarray(leaf)[:, self._part.start : self._part.stop]
-                np.save(directory / f"{name}-{self._planned}.npy", mine)
-                (directory / f"{name}-{self._planned - 3}.npy").unlink(missing_ok=True)
+            self._write_plans(self._planned)
+            for name in Plan._fields:
+                _plan_file(self._directory, name, self._planned - 3).unlink(missing_ok=True)
             self._planned += 1
+
+    def _write_plans(self, block: int) -> None:
+        """Those of a block of steps, which are the same whenever they are drawn."""
+        files_of = [_plan_file(self._directory, name, block) for name in Plan._fields]
+        if all(path.exists() for path in files_of):
+            return
+        sizes = self._images.starts, self._images.sizes
+        plans = _plan_block(self._episode, *sizes, self._key, block * STEPS_PER_BLOCK)
+        for path, leaf in zip(files_of, plans, strict=True):
+            with files.written_whole(path) as file:  # readers may look at any time
+                np.save(file, np.asarray(leaf)[:, self._part.start : self._part.stop])
 
     def _put(self, step: int) -> Task:
         self._plan_ahead()
@@ -126,7 +134,7 @@ class Stream(Iterator[Task]):
 class _EpisodeReader:
     """grain's random-access source: the images of a step, and how they turn."""
 
-    def __init__(self, images: Images, directory: Path, first_step: int):
+    def __init__(self, images: Images, directory: str, first_step: int):
         self.images, self.directory, self.first_step = images, directory, first_step
 
     def __len__(self) -> int:
@@ -135,13 +143,17 @@ class _EpisodeReader:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         block, place = divmod(self.first_step + int(index), STEPS_PER_BLOCK)
         examples, rotations = (
-            np.load(self.directory / f"{name}-{block}.npy", mmap_mode="r")[place]
+            np.load(_plan_file(self.directory, name, block), mmap_mode="r")[place]
             for name in Plan._fields
         )
         return self.images.read(examples), np.array(rotations)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(first_step={self.first_step})"
+
+
+def _plan_file(directory: str, name: str, block: int) -> Path:
+    return Path(directory, f"{name}-{block}.npy")
 
 
 def sampler(

@@ -1,11 +1,13 @@
 """Episodes from disk: those of the pool, from any step, with workers and without, whatever breaks."""
 
+import gc
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from typing import Any
 
@@ -115,6 +117,19 @@ def test_restored_the_next_hundred_episodes_are_the_same(num_workers, cache, fro
         again.set_state(state)
         assert_same(take(again, 100), expected)
     assert_same(expected[:3], of_pool(stored, 17, 3, way=2))
+
+
+def test_a_closed_or_forgotten_stream_leaves_no_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tasks = stream.sampler(unequal(), key=KEY, **EPISODE)
+    next(tasks)
+    assert list(tmp_path.iterdir())
+    tasks.close()
+    assert not list(tmp_path.iterdir())
+    tasks = stream.sampler(unequal(), key=KEY, **EPISODE)
+    del tasks
+    gc.collect()
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_processes_read_what_one_reads():

@@ -120,7 +120,7 @@ def test_errors_come_at_the_call(source, options, message):
 
 
 def test_a_source_that_ends_early_says_so():
-    with pytest.raises(ValueError, match="ended after 3 batches of tasks; num_outer_steps=5"):
+    with pytest.raises(ValueError, match="ended after 3 batches of tasks; every outer step"):
         _items(_batches(3), 5)
 
 

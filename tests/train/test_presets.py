@@ -13,6 +13,8 @@ def test_names_are_those_of_the_readme():
         "glyphs-5w1s", "glyphs-5w5s", "glyphs-20w1s",
         "omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s",
         "omniglot-mlp-5w1s", "omniglot-mlp-5w5s",
+        "cifar-fs-5w1s", "cifar-fs-5w5s", "fc100-5w1s", "fc100-5w5s",
+        "mini-imagenet-5w1s", "mini-imagenet-5w5s", "cub-5w1s", "cub-5w5s",
     ]  # fmt: skip
 
 
@@ -50,8 +52,18 @@ def test_omniglot_is_the_papers_protocol(
     assert preset.head_scale == 1.0
 
 
+def test_mini_imagenet_is_the_papers_protocol():
+    for shot, num_tasks in ((1, 4), (5, 2)):
+        preset = presets.get(f"mini-imagenet-5w{shot}s")
+        assert preset.inner_lr == pytest.approx(0.01 * preset.way)
+        assert (preset.num_inner_steps, preset.num_test_inner_steps) == (5, 10)
+        assert (preset.num_tasks, preset.num_filters, preset.query) == (num_tasks, 32, 15)
+        assert preset.pooled
+        assert preset.outer_clip == 10
+
+
 def test_every_option_has_a_help_text():
-    documentation = {"name", "dataset", "paper", "table", "expected", "cost"}
+    documentation = {"name", "paper", "table", "expected", "cost"}
     names = {field.name for field in dataclasses.fields(presets.Preset)}
     assert set(presets.options()) == names - documentation
     assert all(field.metadata["help"] for field in presets.options().values())
