@@ -27,7 +27,7 @@ from jaxmaml.data.episodes import Episode, Plan
 from jaxmaml.data.images import Images
 from jaxmaml.types import Array, Task
 
-STEPS_PER_BLOCK = 256
+STEPS_PER_BLOCK = 64
 """Plans drawn at once; what is read ahead is far less."""
 READ_AHEAD = 4
 """Steps that threads, or each worker, read ahead."""
@@ -86,8 +86,7 @@ class Stream(Iterator[Task]):
         self._step = self._read = step
         self._ready: deque[Task] = deque()
         self._planned = step // STEPS_PER_BLOCK  # the first block whose plans are not written
-        self._plan_ahead()
-        self._batches: Iterator[Any] = self._pipeline(step)
+        self._batches: Iterator[Any] | None = None  # started by the first step that is asked for
 
     def close(self) -> None:
         """Ends the workers and removes the plans; the stream gives nothing after it."""
@@ -106,7 +105,7 @@ class Stream(Iterator[Task]):
         return iter(dataset.to_iter_dataset(few).mp_prefetch(ahead))
 
     def _plan_ahead(self) -> None:
-        """This step's block of plans and the next are there before a step of it is read."""
+        """The next step's block of plans, and the one after it, are there before it is read."""
         while self._planned <= self._read // STEPS_PER_BLOCK + 1:
             self._write_plans(self._planned)
             for name in Plan._fields:
@@ -118,14 +117,18 @@ class Stream(Iterator[Task]):
         files_of = [_plan_file(self._directory, name, block) for name in Plan._fields]
         if all(path.exists() for path in files_of):
             return
+        # On the host, where the plans are needed.
+        key = jax.device_put(self._key, jax.local_devices(backend="cpu")[0])
         sizes = self._images.starts, self._images.sizes
-        plans = _plan_block(self._episode, *sizes, self._key, block * STEPS_PER_BLOCK)
+        plans = _plan_block(self._episode, *sizes, key, block * STEPS_PER_BLOCK)
         for path, leaf in zip(files_of, plans, strict=True):
             with files.written_whole(path) as file:  # readers may look at any time
                 np.save(file, np.asarray(leaf)[:, self._part.start : self._part.stop])
 
     def _put(self, step: int) -> Task:
         self._plan_ahead()
+        if self._batches is None:
+            self._batches = self._pipeline(step)
         images, rotations = next(self._batches)
         key = jax.random.fold_in(self._key, step)
         return _finish(self._episode, self._part, images, rotations, key)
