@@ -123,20 +123,19 @@ class TFDSRecords:
         return np.array(labels, np.int32)
 
     def _rows(self, numbers: Sequence[int]) -> list[Any]:
+        sources = self._sources  # whose own error names the directory
         try:
-            return self._fetch(numbers)
-        except ValueError:
-            raise
-        except Exception:
-            return [self._row(number) for number in numbers]  # finds the one that is damaged
+            return self._fetch(sources, numbers)
+        except Exception:  # whatever the reader raises of damaged files
+            return [self._row(sources, number) for number in numbers]  # finds the damaged one
 
-    def _row(self, number: int) -> Any:
+    def _row(self, sources: list[Any], number: int) -> Any:
         try:
-            return self._fetch([number])[0]
+            return self._fetch(sources, [number])[0]
         except Exception as error:  # whatever the reader raises of damaged files
             raise ValueError(f"{self.where(number)} cannot be read: {error}") from error
 
-    def _fetch(self, numbers: Sequence[int]) -> list[Any]:
+    def _fetch(self, sources: list[Any], numbers: Sequence[int]) -> list[Any]:
         """One call a split, in the order asked for."""
         ends = np.cumsum(self._lengths).tolist()
         places: dict[int, list[int]] = {}
@@ -145,7 +144,7 @@ class TFDSRecords:
         rows: list[Any] = [None] * len(numbers)
         for split, at in places.items():
             first = ends[split] - self._lengths[split]
-            found = self._sources[split].__getitems__([int(numbers[i]) - first for i in at])
+            found = sources[split].__getitems__([int(numbers[i]) - first for i in at])
             for i, row in zip(at, found, strict=True):
                 rows[i] = row
         return rows
