@@ -93,7 +93,7 @@ class Stream(Iterator[Task]):
         self._batches = iter(())
         self._remove()
 
-    def _pipeline(self, step: int) -> Any:
+    def _pipeline(self, step: int) -> Iterator[Any]:
         reader = _EpisodeReader(self._images, self._directory, step)
         dataset = grain.MapDataset.source(reader)
         threads = grain.ReadOptions(num_threads=READ_AHEAD, prefetch_buffer_size=READ_AHEAD)
