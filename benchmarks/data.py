@@ -31,6 +31,8 @@ from jaxmaml.train.experiment import Spec, Streaming
 WORKS = {"omniglot": "omniglot-5w1s", "cifar-fs": "cifar-fs-5w1s"}
 """The preset whose episodes are drawn, by data set."""
 
+TABLES = ("sampling", "training", "memory")
+
 COPIES = 10
 """How many times the data set is concatenated for the memory table."""
 
@@ -40,6 +42,7 @@ def main() -> None:
     parser = common.parser((__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--dataset", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stream-only", type=Path, help="what the memory table runs: a cache file")
@@ -49,11 +52,13 @@ def main() -> None:
         print(_peak_of_streaming(args.stream_only))
         return
     for dataset in args.dataset:
-        for rows in (
-            list(_sampling(dataset, args.data_dir, args.workers, quick=args.quick)),
-            list(_training(dataset, args.data_dir, args.rounds, quick=args.quick)),
-            list(_memory(dataset, args.data_dir)),
-        ):
+        makers = {
+            "sampling": lambda: _sampling(dataset, args.data_dir, args.workers, quick=args.quick),  # noqa: B023
+            "training": lambda: _training(dataset, args.data_dir, args.rounds, quick=args.quick),  # noqa: B023
+            "memory": lambda: _memory(dataset, args.data_dir),  # noqa: B023
+        }
+        for table in args.table:
+            rows = list(makers[table]())
             common.emit(rows, args.out)
             common.print_table(rows, list(rows[0]))
             print()
@@ -65,7 +70,7 @@ def _sampling(dataset: str, data_dir: Path, workers: list[int], *, quick: bool) 
         "num_tasks": preset.num_tasks, "way": preset.way, "shot": preset.shot,
         "query": preset.query, "rotate": preset.rotate_train,
     }  # fmt: skip
-    num_steps = 5 if quick else 100
+    num_steps = 5 if quick else 100 if dataset == "omniglot" else 20
     decoded = sources.images(dataset, data_dir, cache=False)["train"]
     cached = sources.images(dataset, data_dir, cache=True)["train"]
     sample = jax.jit(pools.sampler(pools.from_images(cached), **settings))
