@@ -20,12 +20,12 @@ import peer_works
 from jaxmaml import parallel
 
 KINDS = {
-    "matrix products": r"\bdot\(|dot_general",
-    "patches (im2col)": r"concatenate|pad_slice",
-    "patches' derivative (col2im)": r"slice_select|slice_add|add_slice",
-    "reductions": r"reduce",
-    "transposes and copies": r"transpose|copy",
-    "random numbers": r"threefry|random_bits|shift-right-logical",
+    "matrix products": r" dot\(",  # the operation, and not an operand that is called after it
+    "patches (im2col)": r" concatenate\(|^pad_slice",
+    "patches' derivative (col2im)": r"^(slice_select|slice_add|add_slice)",
+    "reductions": r" reduce\(",
+    "transposes and copies": r" (transpose|copy)\(",
+    "random numbers": r" shift-right-logical\(",
 }
 """What an operation is, by the first pattern that its text has; the rest is element-wise."""
 

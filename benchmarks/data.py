@@ -52,16 +52,19 @@ def main() -> None:
         print(_peak_of_streaming(args.stream_only))
         return
     for dataset in args.dataset:
-        makers = {
-            "sampling": lambda: _sampling(dataset, args.data_dir, args.workers, quick=args.quick),  # noqa: B023
-            "training": lambda: _training(dataset, args.data_dir, args.rounds, quick=args.quick),  # noqa: B023
-            "memory": lambda: _memory(dataset, args.data_dir),  # noqa: B023
-        }
         for table in args.table:
-            rows = list(makers[table]())
+            rows = list(_rows(table, dataset, args))
             common.emit(rows, args.out)
             common.print_table(rows, list(rows[0]))
             print()
+
+
+def _rows(table: str, dataset: str, args: Any) -> Any:
+    if table == "sampling":
+        return _sampling(dataset, args.data_dir, args.workers, quick=args.quick)
+    if table == "training":
+        return _training(dataset, args.data_dir, args.rounds, quick=args.quick)
+    return _memory(dataset, args.data_dir)
 
 
 def _sampling(dataset: str, data_dir: Path, workers: list[int], *, quick: bool) -> Any:
