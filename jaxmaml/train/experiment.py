@@ -175,12 +175,12 @@ def fixed_tasks(experiment: Experiment, part: str, num_tasks: int) -> Iterator[T
 def batches(experiment: Experiment, part: str, key: Array, first: int = 0) -> Iterator[Task]:
     """The tasks of "train", "val" or "test" for a key at the steps `first`, `first + 1`, ..."""
     source: Any = experiment.sources[part]
-    if not isinstance(source, _Streamed):
-        for step in itertools.count(first):
-            yield _draw(source, key, step)
-    with source.start(key) as tasks:
-        tasks.set_state({"step": first})
-        yield from tasks
+    if isinstance(source, _Streamed):
+        with source.start(key) as tasks:
+            tasks.set_state({"step": first})
+            yield from tasks
+    else:
+        yield from (_draw(source, key, step) for step in itertools.count(first))
 
 
 @jax.jit
