@@ -323,6 +323,17 @@ def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
     return parsed
 
 
+def _streaming(run: Run) -> Any:
+    """How images are streamed; None where they are not, which leaves nothing to be said of it."""
+    from jaxmaml.train import experiment
+
+    if run.stream:
+        return experiment.Streaming(run.num_workers, run.image_cache)
+    if run.num_workers or not run.image_cache:
+        raise ValueError("num_workers and image_cache have a meaning with --stream only")
+    return None
+
+
 def _execute(preset: Preset, specs: Any, run: Run) -> int:
     from jaxmaml.train import compare as comparison
     from jaxmaml.train import experiment, logging, results
@@ -336,9 +347,7 @@ def _execute(preset: Preset, specs: Any, run: Run) -> int:
                 seed=run.seed,
                 data_dir=run.data_dir,
                 num_test_tasks=run.num_test_tasks,
-                streaming=experiment.Streaming(run.num_workers, run.image_cache)
-                if run.stream
-                else None,
+                streaming=_streaming(run),
             )
             config = results.config(
                 preset,

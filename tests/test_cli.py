@@ -163,6 +163,8 @@ def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys)
         (["train", "omniglot-5w1s", "--split", "mine"], "split='mine'"),
         (["evaluate", "nowhere"], "holds no run"),
         (["train", "sinusoid-5shot", "--stream"], "no images to stream"),
+        (["train", "glyphs-5w1s", "--num-workers", "2"], "with --stream only"),
+        (["train", "glyphs-5w1s", "--no-image-cache"], "with --stream only"),
         (["train", "glyphs-5w1s", "--crop", "28"], "crop must be from 0"),
         (["train", "glyphs-5w1s", "--dataset", "mnist"], "dataset='mnist' is unknown"),
         (["train", "glyphs-5w1s", "--dataset", "folder:nowhere"], "nowhere does not exist"),

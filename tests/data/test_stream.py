@@ -132,13 +132,14 @@ def test_a_closed_or_forgotten_stream_leaves_no_files(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_two_processes_read_what_one_reads():
+@pytest.mark.parametrize("augment", [Augment(), Augment(crop=2, flip=True)], ids=["plain", "crop"])
+def test_two_processes_read_what_one_reads(augment):
     stored = unequal()
-    expected = of_pool(stored, 9, 3)
+    expected = of_pool(stored, 9, 3, augment=augment)
     shares = []
     for index in range(2):
         with stream.sampler(
-            stored, key=KEY, **EPISODE, process_index=index, process_count=2
+            stored, key=KEY, **EPISODE, augment=augment, process_index=index, process_count=2
         ) as tasks:
             assert tasks.num_tasks == 2
             tasks.set_state({"step": 9})
