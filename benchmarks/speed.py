@@ -155,8 +155,9 @@ def _bare(
     def run() -> Any:
         stepped = state
         for _ in range(num_steps):
-            stepped, _ = program(stepped, tasks)
-        return jax.block_until_ready(stepped)
+            # One at a time, see `loop.compile_batches`: CPU devices that wait for each other hang.
+            stepped, _ = jax.block_until_ready(program(stepped, tasks))
+        return stepped
 
     return run
 

@@ -70,7 +70,9 @@ def meta_step(
         chunk_size: how many tasks each device computes at once.
 
     Returns:
-        As `jaxmaml.meta_step`, the same on every device.
+        As `jaxmaml.meta_step`, the same on every device. On a CPU, wait for one step
+        (`jax.block_until_ready`) before the next is called: programs in flight at once, each waiting
+        for all devices, can take the threads from one another for good.
 
     Raises:
         ValueError: the tasks cannot be shared evenly.

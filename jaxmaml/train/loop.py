@@ -174,7 +174,9 @@ def compile_batches(
     """Compiles one outer step, for tasks that the host brings: a stream, or any other iterator.
 
     The first batch is drawn for its shapes, and is that of the first step. The host waits for the
-    device at the end of a dispatch only, so that it can read ahead.
+    device at the end of a dispatch only, so that it can read ahead. With several CPU devices it also
+    waits before each step: programs in flight at once, each waiting for all devices in its all-reduce,
+    take the threads from one another, and XLA ends the process after 40 seconds.
     """
     meta_step = _meta_step(learner, optimizer, chunk_size, mesh)
     meta_state, first = _place(meta_state, mesh), _spread(_next_batch(batches, 0), mesh)
@@ -185,9 +187,13 @@ def compile_batches(
     analysis = compiled.memory_analysis()
     drawn = itertools.chain([first], (_spread(tasks, mesh) for tasks in _checked(batches)))
 
+    one_at_a_time = mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+
     def run_steps(meta_state, num_steps):
         rows, alive = [], jnp.array(True)
         for tasks in itertools.islice(drawn, num_steps):
+            if one_at_a_time:
+                jax.block_until_ready(alive)
             meta_state, metrics, alive = compiled(_place(meta_state, mesh), tasks, alive)
             rows.append((metrics, alive))
         metrics, oks = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
