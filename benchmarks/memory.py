@@ -103,7 +103,7 @@ def measure_preset(preset: presets.Preset) -> dict[str, Any]:
     }  # fmt: skip
     for label, size in (("", experiment.chunk_size(preset)), (", all tasks", None)):
         for order in ("first", "exact"):
-            learner = experiment.make_learner(preset, built.loss_fn, order, preset.inner_lr)
+            learner = experiment.learner(built, experiment.Spec(order, order, preset.inner_lr))
             row[f"{order}{label}"] = temp_bytes(learner, built.params, tasks, size) / MIB
         row[f"exact / first{label}"] = row[f"exact{label}"] / row[f"first{label}"]
     above = max(row["exact / first"], row["exact / first, all tasks"]) > NOTEWORTHY

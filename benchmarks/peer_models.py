@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from jaxmaml.nn.models import NORM_EPS
+from jaxmaml.nn.norm import NORM_EPS
 from jaxmaml.train.presets import Preset
 from jaxmaml.types import MetaParams, Task
 

@@ -4,7 +4,6 @@ Pixels and labels are random, because the cost of a step does not depend on what
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,12 +11,11 @@ import common
 import jax
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmaml import diagnostics, nn, outer, parallel
+from jaxmaml import diagnostics, outer, parallel
 from jaxmaml.data import pools, sinusoid
-from jaxmaml.train import experiment, presets
+from jaxmaml.train import experiment, family, network, presets
 from jaxmaml.train.presets import Preset
 from jaxmaml.types import LossFn, MetaLearner, MetaParams, Task
 
@@ -70,9 +68,10 @@ def shrink(preset: Preset) -> Preset:
 
 def build(preset: Preset, order: str) -> Problem:
     """Network, parameters and tasks of a preset; always the same ones."""
-    loss_fn, params = _network(preset)
-    learner = experiment.make_learner(preset, loss_fn, order, preset.inner_lr)
-    return Problem(preset, learner, loss_fn, params, _tasks(preset))
+    shape = (1,) if preset.is_regression else IMAGE_SHAPE
+    model, params, _ = network.build(preset, shape, jax.random.key(0))
+    learner = family.make(family.Parts(preset, model, 0), "maml", order, preset.inner_lr)
+    return Problem(preset, learner, model.loss_fn, params, _tasks(preset))
 
 
 def source(preset: Preset) -> Callable[[jax.Array], Task]:
@@ -145,23 +144,6 @@ def ideal_gflop(problem: Problem, order: str) -> float:
 def optimizer(preset: Preset) -> optax.GradientTransformation:
     """The outer optimiser."""
     return optax.adam(preset.outer_lr)
-
-
-def _network(preset: Preset) -> tuple[LossFn, MetaParams]:
-    head_init = nnx.initializers.normal(preset.head_scale)
-    if preset.model == "conv":
-        return common.conv4(
-            preset.way, pooled=preset.pooled, image_shape=IMAGE_SHAPE, head_init=head_init,
-            num_filters=preset.num_filters, norm_scale=preset.norm_scale,
-        )  # fmt: skip
-    num_inputs = 1 if preset.is_regression else math.prod(IMAGE_SHAPE)
-    module = nn.MLP(
-        num_inputs, preset.way, hidden=preset.hidden_sizes, norm=preset.norm,
-        norm_scale=preset.norm_scale, head_init=head_init, rngs=nnx.Rngs(0),
-    )  # fmt: skip
-    apply_fn, params, _ = nn.from_nnx(module)
-    loss = nn.mean_squared_error if preset.is_regression else nn.cross_entropy
-    return loss(apply_fn), params
 
 
 def _tasks(preset: Preset) -> Task:

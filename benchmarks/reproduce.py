@@ -63,13 +63,13 @@ def run(
     for last in loop.run(program, last[0], preset.num_outer_steps):
         print(f"step {int(last[0].step)}: loss {last[1]['loss'].mean():.4f}", flush=True)
     seconds = time.perf_counter() - start
-    test = scoring.score(built, last[0].params, preset.inner_lr, "test", num_test_tasks)
+    test = scoring.score(built, spec, last[0], "test", num_test_tasks)
     return {
         "preset": preset.name, "order": order, "seed": seed, "expected": preset.expected,
         "num_outer_steps": int(last[0].step), "seconds": seconds, "stopped": "stopped_at" in last[1],
         "num_test_tasks": num_test_tasks, "mean_per_step": test.mean.tolist(),
         "ci95_per_step": test.ci95.tolist(), "num_nonfinite": test.num_nonfinite,
-        "headline": float(test.mean[preset.headline_step]),
+        "headline": float(test.mean[test.headline]),
     }  # fmt: skip
 
 

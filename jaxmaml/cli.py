@@ -35,6 +35,8 @@ DataDir = Annotated[
 ]
 Precision = Literal["default", "high", "highest"]
 
+_LIKE_TRAINING = tyro.conf.arg(help_behavior_hint="(default: the run's)")
+
 _Settings = dataclasses.make_dataclass(
     "Settings",
     [
@@ -83,7 +85,28 @@ class Run:
     """Of float32 matrix products: less than highest is faster on GPU and TPU, and not exact."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """What may differ between training and a test; unless told, nothing does."""
+
+    way: Annotated[int | None, _LIKE_TRAINING] = None
+    """Classes per task: no more than the head has, but for learners without a fixed one."""
+    shot: Annotated[int | None, _LIKE_TRAINING] = None
+    """Support examples per class."""
+    test_query: Annotated[int | None, _LIKE_TRAINING] = None
+    """Query examples per class."""
+    num_test_inner_steps: Annotated[int | None, _LIKE_TRAINING] = None
+    """Inner steps."""
+    dataset: Annotated[str | None, _LIKE_TRAINING] = None
+    """Another data set, with images of the same size."""
+    split: Annotated[str | None, _LIKE_TRAINING] = None
+    """How its classes are divided."""
+    image_size: Annotated[int | None, _LIKE_TRAINING] = None
+    """Pixels a side."""
+
+
 _RUN = Run()
+_AS_TRAINED = Tasks()
 _UNCHANGED = _Settings()
 
 
@@ -94,43 +117,57 @@ class _UserError(Exception):
 def compare(
     preset: PositionalPreset = "glyphs-5w1s",
     *,
+    learners: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="NAME,NAME,...",
+            help="what is compared: maml, fomaml, anil, reptile, imaml, protonet, ...",
+            help_behavior_hint="(default: exact and first-order MAML)",
+        ),
+    ] = "",
     inner_lrs: Annotated[
         tuple[float, ...],
         tyro.conf.arg(
             metavar="FLOAT ...",
-            help="train both at each of these inner rates",
+            help="train each at each of these inner rates",
             help_behavior_hint="(default: the preset's)",
         ),
     ] = (),
     run: Run = _RUN,
     preset_settings: Settings = _UNCHANGED,
 ) -> int:
-    """Train exact and first-order MAML from the same start on the same episodes, and compare."""
+    """Train learners from the same start on the same episodes, and compare them."""
     from jaxmaml.train import compare as comparison
 
     with _user_errors():
         chosen = presets.override(presets.get(preset), **dataclasses.asdict(preset_settings))
-        specs = comparison.specs_of(chosen.inner_lr, inner_lrs)
+        names = [name.strip() for name in learners.split(",")] if learners else []
+        specs = comparison.specs_of(chosen.inner_lr, inner_lrs, names)
     return _execute(chosen, specs, run)
 
 
 def train(
     preset: PositionalPreset,
     *,
+    learner: Annotated[
+        str, tyro.conf.arg(metavar="NAME", help="maml, anil, meta_sgd, reptile, protonet, ...")
+    ] = "maml",
     order: Annotated[
         str, tyro.conf.arg(metavar="{exact,first}", help="order of the meta-gradient")
     ] = "exact",
     run: Run = _RUN,
     preset_settings: Settings = _UNCHANGED,
 ) -> int:
-    """Train MAML on a preset, test it and save its state."""
-    from jaxmaml.train.experiment import ORDERS, Spec
+    """Train a learner on a preset, test it and save its state."""
+    from jaxmaml.train import family
+    from jaxmaml.train.experiment import Spec
 
     with _user_errors():
         chosen = presets.override(presets.get(preset), **dataclasses.asdict(preset_settings))
-        if order not in ORDERS:
-            raise ValueError(f"unknown order {order!r}: it is one of {', '.join(ORDERS)}")
-    return _execute(chosen, [Spec(order, order, chosen.inner_lr)], run)
+        name, own_order = family.resolve(learner)
+        order = order if own_order == "exact" else own_order
+        label = order if learner == "maml" else learner
+    return _execute(chosen, [Spec(label, order, chosen.inner_lr, name)], run)
 
 
 def evaluate(
@@ -147,15 +184,17 @@ def evaluate(
             metavar="DIR", help="prepared TFDS directory", help_behavior_hint="(default: the run's)"
         ),
     ] = None,
+    tasks: Tasks = _AS_TRAINED,
 ) -> int:
-    """Test the saved parameters of a run on other numbers of tasks."""
+    """Test the saved parameters of a run, on tasks like those of its training or on others."""
     from jaxmaml.train import evaluation, logging, report
 
     with _user_errors():
         config = logging.read_config(run_dir)
     with _session(config["matmul_precision"]):
         with _user_errors():
-            restored = evaluation.restore(run_dir, config, data_dir, num_test_tasks)
+            changes = dataclasses.asdict(tasks)
+            restored = evaluation.restore(run_dir, config, data_dir, num_test_tasks, **changes)
         table = evaluation.table(restored, num_test_tasks)
     report.console().print(table)
     return 0
@@ -336,7 +375,7 @@ def _streaming(run: Run) -> Any:
 
 def _execute(preset: Preset, specs: Any, run: Run) -> int:
     from jaxmaml.train import compare as comparison
-    from jaxmaml.train import experiment, logging, results
+    from jaxmaml.train import experiment, family, logging, results
 
     out = run.out or pathlib.Path("runs", f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     with _session(run.matmul_precision):
@@ -348,7 +387,12 @@ def _execute(preset: Preset, specs: Any, run: Run) -> int:
                 data_dir=run.data_dir,
                 num_test_tasks=run.num_test_tasks,
                 streaming=_streaming(run),
+                with_classes=any(
+                    family.needs_class_numbers(preset, spec.learner) for spec in specs
+                ),
             )
+            for spec in specs:
+                family.check(experiment.parts(built), spec.learner, spec.order)
             config = results.config(
                 preset,
                 specs,
@@ -356,6 +400,8 @@ def _execute(preset: Preset, specs: Any, run: Run) -> int:
                 num_test_tasks=run.num_test_tasks,
                 data_dir=run.data_dir,
                 matmul_precision=run.matmul_precision,
+                input_shape=experiment.input_shape(built.sources["train"]),
+                num_classes=built.num_classes,
             )
             comparison.open_run(out, config)
         runs = comparison.execute(built, specs, config, out)

@@ -39,6 +39,7 @@ def adapt(
     num_inner_steps: int,
     *,
     order: str = "exact",
+    num_exact_steps: int | None = None,
     adjoint: str = "forward_over_reverse",
     checkpoint_every: int | None = None,
     mask: Mask = None,
@@ -60,6 +61,8 @@ def adapt(
             exact gradient is NaN wherever an inner gradient is zero.
         num_inner_steps: 0 returns the parameters as they are.
         order: "exact" differentiates the inner gradients, "first" treats them as constants (FOMAML).
+        num_exact_steps: with order="exact", only the last so many inner steps are exact, and those
+            before them are first order; None is all.
         adjoint: how an exact gradient is computed, see `mixed_mode.value_and_grad`.
             "forward_over_reverse" and "checkpoint" need memory for the parameters and the
             optimiser's state of every step, and for its gradient where the update is not linear in
@@ -71,7 +74,8 @@ def adapt(
             the inner loop. 1 spares Adam's gradient; over hundreds of steps about the square root
             of num_inner_steps needs least memory.
         mask: what to adapt: a pytree of bools like `params`, or a function of a leaf's path such as
-            "head/kernel"; None adapts all. The optimiser sees `optax.MaskedNode` in the other places.
+            "head/kernel"; None adapts all, and so does one that is True everywhere. The
+            optimiser sees `optax.MaskedNode` in the other places.
         at_step: `(params, batch, step) -> (params, batch)`, called before each inner step with steps
             0..n-1, and with n on the parameters that are returned.
         has_state: whether `loss_fn` carries state.
@@ -91,9 +95,10 @@ def adapt(
         >>> float(adapted), info.inner_losses.tolist()
         (0.75, [1.0, 0.25])
     """
-    carry, inner_losses, _ = _run(
+    carry, inner_losses, _ = run(
         loss_fn, params, support, _view_nothing, optimizer, num_inner_steps,
-        order=order, adjoint=adjoint, checkpoint_every=checkpoint_every, mask=mask,
+        order=order, num_exact_steps=num_exact_steps, adjoint=adjoint,
+        checkpoint_every=checkpoint_every, mask=mask,
         at_step=at_step, has_state=has_state, state=state,
     )  # fmt: skip
     adapted, state = carry
@@ -109,6 +114,7 @@ def trace(
     num_inner_steps: int,
     *,
     order: str = "exact",
+    num_exact_steps: int | None = None,
     adjoint: str = "forward_over_reverse",
     checkpoint_every: int | None = None,
     mask: Mask = None,
@@ -121,8 +127,8 @@ def trace(
     Args:
         view: `(adapted) -> pytree`, with has_state `(adapted, state) -> pytree`; the parameters are
             those that `at_step` answers, so that a model's per-step parts are the right ones.
-        loss_fn, params, support, optimizer, num_inner_steps, order, adjoint, checkpoint_every,
-            mask, at_step, has_state, state: see `adapt`.
+        loss_fn, params, support, optimizer, num_inner_steps, order, num_exact_steps, adjoint,
+            checkpoint_every, mask, at_step, has_state, state: see `adapt`.
 
     Returns:
         The views, leaves `[num_inner_steps + 1, ...]`.
@@ -134,13 +140,15 @@ def trace(
         >>> jaxmaml.trace(loss_fn, jnp.array(0.0), jnp.ones(3), view, optax.sgd(0.25), 2).tolist()
         [0.0, 0.5, 0.75]
     """
-    carry, _, views = _run(
+    before = _call(view, at_step(params, support, 0)[0], state, has_state=has_state)
+    _, _, views = run(
         loss_fn, params, support, view, optimizer, num_inner_steps,
-        order=order, adjoint=adjoint, checkpoint_every=checkpoint_every, mask=mask,
+        order=order, num_exact_steps=num_exact_steps, adjoint=adjoint,
+        checkpoint_every=checkpoint_every, mask=mask,
         at_step=at_step, has_state=has_state, state=state,
     )  # fmt: skip
-    last = _call(view, *carry, has_state=has_state)
-    return jax.tree.map(lambda before, end: jnp.append(before, end[None], axis=0), views, last)
+    join = lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest])
+    return jax.tree.map(join, before, views)
 
 
 def check_order(order: str) -> None:
@@ -169,21 +177,43 @@ def check_num_inner_steps(num_inner_steps: int) -> int:
     return number
 
 
+def check_num_exact_steps(num_exact_steps: int | None) -> int:
+    """The number as an int, None as 0; ValueError where it is negative or no integer."""
+    is_int = isinstance(num_exact_steps, int) and not isinstance(num_exact_steps, bool)
+    if num_exact_steps is not None and (not is_int or num_exact_steps < 0):
+        raise ValueError(
+            f"num_exact_steps must be None or an integer, 0 or more; got {num_exact_steps!r}"
+        )
+    return num_exact_steps or 0
+
+
 def is_adapted(params: Params, mask: Mask) -> list[bool]:
     """What `mask` says of each leaf of `params`, in the order of `jax.tree.leaves`.
 
     Raises:
         ValueError: the mask matches no leaf, or its structure is not a prefix of the parameters'.
     """
-    if callable(mask):
-        paths = [path for path, _ in jax.tree.leaves_with_path(params)]
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
-        flags = [bool(mask(name)) for name in names]
-    else:
+    if not callable(mask):
         flags = _broadcast(True if mask is None else mask, params)
-    if flags and not any(flags):
-        raise ValueError("mask matches no parameter: the inner loop would have nothing to adapt")
+        _check_matches(flags, "it is False everywhere")
+        return flags
+    names = leaf_paths(params)
+    flags = [bool(mask(name)) for name in names]
+    _check_matches(flags, f"the parameters are {', '.join(names)}")
     return flags
+
+
+def leaf_paths(params: Params) -> list[str]:
+    """The path of each leaf as masks are given it, such as "conv/0/kernel"."""
+    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+
+
+def _check_matches(flags: list[bool], hint: str) -> None:
+    if flags and not any(flags):
+        raise ValueError(
+            f"mask matches no parameter: the inner loop would have nothing to adapt; {hint}"
+        )
 
 
 def _broadcast(mask: Mask, params: Params) -> list[bool]:
@@ -205,12 +235,13 @@ def _call(function, params, *rest, has_state):
     return function(params, *rest) if has_state else function(params, *rest[:-1])
 
 
-def _scan(step, carry, num_steps, checkpoint_every):
-    """`lax.scan` over the step numbers, in segments that are computed anew in the backward pass."""
+def _scan(step, carry, first, last, checkpoint_every):
+    """`lax.scan` over steps first..last-1, in segments computed anew in the backward pass."""
+    num_steps = last - first
     if num_steps == 1 and checkpoint_every is None:
-        carry, output = step(carry, 0)
-        return carry, jax.tree.map(lambda leaf: leaf[None], output)
-    steps = jnp.arange(num_steps)
+        carry, output = step(carry, first)
+        return carry, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], output)
+    steps = jnp.arange(first, last)
     if checkpoint_every is None or checkpoint_every >= num_steps:
         return jax.lax.scan(step, carry, steps)
     num_whole = num_steps // checkpoint_every * checkpoint_every
@@ -221,7 +252,11 @@ def _scan(step, carry, num_steps, checkpoint_every):
     if num_whole == num_steps:
         return carry, outputs
     carry, rest = segment(carry, steps[num_whole:])
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, rest)
+    return carry, _joined(outputs, rest)
+
+
+def _joined(outputs, rest):
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, rest)
 
 
 def _gradient(objective, order, adjoint):
@@ -232,14 +267,19 @@ def _gradient(objective, order, adjoint):
     return lambda *args: jax.lax.stop_gradient(plain(*jax.lax.stop_gradient(args)))
 
 
-def _run(
+def run(
     loss_fn, params, support, view, optimizer, num_inner_steps, *,
-    order, adjoint, checkpoint_every, mask, at_step, has_state, state,
+    order, num_exact_steps, adjoint, checkpoint_every, mask, at_step, has_state, state,
 ):  # fmt: skip
-    """The one inner loop: ((adapted, state), inner losses [n], views before each step [n, ...])."""
+    """The one inner loop: ((adapted, state), inner losses [n], views after each step [n, ...]).
+
+    `adapt` and `trace` are it with fewer arguments and fewer results.
+    """
     num_inner_steps = check_num_inner_steps(num_inner_steps)
     check_order(order)
     check_checkpoint_every(checkpoint_every)
+    num_exact = num_inner_steps if num_exact_steps is None else num_exact_steps
+    num_exact = min(check_num_exact_steps(num_exact), num_inner_steps) if order == "exact" else 0
     flags = is_adapted(params, mask)
     leaves, treedef = jax.tree.flatten(params)
     optimizer = optax.with_extra_args_support(optimizer)
@@ -253,11 +293,12 @@ def _run(
         out = _call(loss_fn, params, batch, state, has_state=has_state)
         return out if has_state else (out, state)
 
-    def step(carry, i):
+    def step(gradient, carry, i):
         selected, opt_state, state = carry
-        seen = _call(view, at_step(whole(selected), support, i)[0], state, has_state=has_state)
         (loss, state), grads = gradient(selected, frozen, support, state, i)
         selected, opt_state = update(grads, opt_state, selected, loss)
+        adapted = at_step(whole(selected), support, i + 1)[0]
+        seen = _call(view, adapted, state, has_state=has_state)
         return (selected, opt_state, state), (loss, seen)
 
     # Kept of an update are its arguments only, not the squares and roots of an Adam between them.
@@ -266,15 +307,27 @@ def _run(
         updates, opt_state = optimizer.update(grads, opt_state, selected, value=loss)
         return optax.apply_updates(selected, updates), opt_state
 
-    # A single step's values are all there is to keep, and nothing need be computed again.
-    keeps_values = num_inner_steps == 1 and checkpoint_every is None
-    is_default = adjoint == "forward_over_reverse"
-    gradient = _gradient(objective, order, "reverse" if keeps_values and is_default else adjoint)
+    def steps(carry, first, last, order):
+        # A single step's values are all there is to keep, and nothing need be computed again.
+        keeps_values = num_inner_steps == 1 and checkpoint_every is None
+        is_default = adjoint == "forward_over_reverse"
+        gradient = _gradient(
+            objective, order, "reverse" if keeps_values and is_default else adjoint
+        )
+        with mixed_mode.explain_forward_mode():
+            return _scan(functools.partial(step, gradient), carry, first, last, checkpoint_every)
+
     selected = treedef.unflatten(
         [leaf if flag else optax.MaskedNode() for flag, leaf in zip(flags, leaves, strict=True)]
     )
     carry = selected, optimizer.init(selected), state
-    with mixed_mode.explain_forward_mode():
-        carry, (losses, views) = _scan(step, carry, num_inner_steps, checkpoint_every)
+    num_first = num_inner_steps - num_exact
+    if 0 < num_first < num_inner_steps:
+        carry, early = steps(carry, 0, num_first, "first")
+        carry, late = steps(carry, num_first, num_inner_steps, "exact")
+        losses, views = _joined(early, late)
+    else:
+        order = "first" if num_first else "exact"
+        carry, (losses, views) = steps(carry, 0, num_inner_steps, order)
     adapted = at_step(whole(carry[0]), support, num_inner_steps)[0]
     return (adapted, carry[2]), losses, views

@@ -231,7 +231,9 @@ def _check_weights(weights: Any, num_tasks: int) -> Array:
     weights = jnp.asarray(weights)
     if weights.shape != (num_tasks,):
         raise ValueError(f"weights must be [num_tasks] = [{num_tasks}]; got {list(weights.shape)}")
-    if not isinstance(weights, Tracer) and not (weights.min() >= 0 < weights.max()):
+    # In NumPy: under jit, JAX would trace the check even where the caller's weights are known.
+    known = None if isinstance(weights, Tracer) else np.asarray(weights)
+    if known is not None and not (known.min() >= 0 < known.max()):
         raise ValueError("weights must be finite, not negative and not all zero")
     return weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
 

@@ -9,7 +9,7 @@ Array = jax.Array
 Params = Any
 """A pytree of floating-point arrays: what is meta-learned."""
 MetaParams = Any
-"""What a meta-learner differentiates: `Params`, and whatever else the algorithm learns."""
+"""What a meta-learner differentiates: `Params`, or `Extended` where the algorithm learns more."""
 Batch = Any
 """A pytree of arrays. Built-in sources give {"inputs", "targets"} and, where examples are padded,
 "weights" [num_examples]; the core takes any pytree."""
@@ -33,6 +33,18 @@ class Task(NamedTuple):
 
     support: Batch
     query: Batch
+
+
+class Extended(NamedTuple):
+    """Meta-parameters of a learner that learns more than the initial parameters.
+
+    Attributes:
+        params: the model's initial parameters.
+        learned: name -> pytree of what else is meta-learned, such as {"inner_lr": learning rates}.
+    """
+
+    params: Params
+    learned: dict[str, Any]
 
 
 class Info(NamedTuple):

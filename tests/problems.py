@@ -12,11 +12,12 @@ from jaxmaml.types import Task
 
 
 class Problem(NamedTuple):
-    """A loss, parameters and tasks `[num_tasks, ...]`."""
+    """A loss, parameters and tasks `[num_tasks, ...]`; features where the model has a head."""
 
     loss_fn: Any
     params: Any
     tasks: Task
+    features_fn: Any = None
 
 
 def quadratic(dtype: Any = jnp.float32) -> Problem:
@@ -34,18 +35,21 @@ def smooth(dtype: Any = jnp.float32) -> Problem:
     """A tanh network with cross-entropy, 3-way, whose loss closes over an array; no kinks."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-    params = {"a": {"kernel": draw(4, 8), "bias": draw(8)}, "head": {"kernel": draw(8, 3) / 3}}
+    head = {"kernel": draw(8, 3) / 3, "bias": jnp.zeros(3, dtype)}
+    params = {"a": {"kernel": draw(4, 8), "bias": draw(8)}, "head": head}
     smoothing = draw(8) / 10
 
+    def features_fn(params, batch):
+        return jnp.tanh(batch["inputs"] @ params["a"]["kernel"] + params["a"]["bias"]) + smoothing
+
     def loss_fn(params, batch):
-        hidden = jnp.tanh(batch["inputs"] @ params["a"]["kernel"] + params["a"]["bias"]) + smoothing
-        logits = hidden @ params["head"]["kernel"]
+        logits = features_fn(params, batch) @ params["head"]["kernel"] + params["head"]["bias"]
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
         return losses.mean()
 
     targets = jnp.asarray(np.tile(np.arange(3), 2), jnp.int32)
     batch = lambda: {"inputs": draw(5, 6, 4), "targets": jnp.tile(targets, (5, 1))}
-    return Problem(loss_fn, params, Task(batch(), batch()))
+    return Problem(loss_fn, params, Task(batch(), batch()), features_fn)
 
 
 def conv4(dtype: Any = jnp.float32) -> Problem:

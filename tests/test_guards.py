@@ -102,6 +102,38 @@ def test_an_exact_step_does_no_more_than_the_mathematics_and_is_scanned():
     assert len(_compiled(16)[1].splitlines()) == len(text.splitlines())
 
 
+def _deep_memory(constructor, num_inner_steps):
+    """(temporary bytes of one meta-gradient of a network whose activations outweigh it, a unit)."""
+    params = {f"w{i}": jnp.full((32, 32), 0.01) for i in range(4)}
+    batch = jax.ShapeDtypeStruct((256, 32), jnp.float32)
+
+    def loss_fn(params, x):
+        for kernel in params.values():
+            x = jnp.tanh(x @ kernel)
+        return jnp.mean(x**2)
+
+    learner = constructor(loss_fn, optax.sgd(0.1), num_inner_steps)
+    run = jax.jit(jax.grad(learner.loss, has_aux=True))
+    analysis = run.lower(params, jaxmaml.Task(batch, batch)).compile().memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes, _num_bytes(params)
+
+
+@pytest.mark.parametrize(
+    ("constructor", "growth"),
+    [
+        # Of each step the parameters, for its own gradient and for the query pass after it.
+        (functools.partial(jaxmaml.maml, multi_step_loss=100), 2.0),
+        (jaxmaml.imaml, 0.0),
+    ],
+    ids=["multi-step loss", "imaml"],
+)
+def test_memory_over_2_and_20_inner_steps(constructor, growth):
+    few, unit = _deep_memory(constructor, 2)
+    many, _ = _deep_memory(constructor, 20)
+    assert many - few <= 1.1 * growth * 18 * unit + 4096
+
+
 def _sinusoid():
     """(learner, outer optimiser, its state, source) of the regression, 25 tasks."""
     apply_fn, params, _ = nn.from_nnx(nn.MLP(1, 1, rngs=nnx.Rngs(0)))

@@ -1,4 +1,6 @@
-"""MAML's meta-gradient in plain torch.func, float64: an implementation that shares nothing with ours.
+"""Meta-gradients in plain torch.func, float64: an implementation that shares nothing with ours.
+
+Of MAML with several inner optimisers, of ANIL (the head is w2) and of Meta-SGD.
 
 `python tests/torch_reference.py` writes golden/torch_maml.npz, so that the comparison also runs where
 PyTorch is not installed.
@@ -11,6 +13,8 @@ import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden" / "torch_maml.npz"
 CASES = list(itertools.product(("sgd", "momentum", "adam"), (1, 3, 10), ("exact", "first")))
+VARIANTS = ("anil", "meta_sgd")
+NUM_VARIANT_STEPS = 3
 RATE, MOMENTUM, EPS_ROOT, EPS = 0.1, 0.9, 1e-8, 1e-8
 
 
@@ -38,12 +42,7 @@ def meta_grad(params, task, optimizer, num_inner_steps, order):
     import torch
 
     tensors = {name: torch.tensor(value) for name, value in params.items()}
-    data = {name: torch.tensor(value) for name, value in task.items()}
-
-    def loss(params, part):
-        hidden = torch.tanh(data[f"{part}_inputs"] @ params["w1"] + params["b1"])
-        logits = hidden @ params["w2"]
-        return torch.nn.functional.cross_entropy(logits, data[f"{part}_targets"])
+    loss = _loss(torch, task)
 
     def query_loss(params):
         state = {name: (torch.zeros_like(x), torch.zeros_like(x)) for name, x in params.items()}
@@ -55,6 +54,36 @@ def meta_grad(params, task, optimizer, num_inner_steps, order):
         return loss(params, "query")
 
     return {name: grad.numpy() for name, grad in torch.func.grad(query_loss)(tensors).items()}
+
+
+def variant_grad(params, task, variant):
+    """Gradient of the query loss after three steps, (of the parameters, of the rates or None)."""
+    import torch
+
+    tensors = {name: torch.tensor(value) for name, value in params.items()}
+    adapts = ("w2",) if variant == "anil" else tuple(tensors)
+    rates = {name: torch.full_like(x, RATE) for name, x in tensors.items() if name in adapts}
+    loss = _loss(torch, task)
+
+    def query_loss(params, rates):
+        for _ in range(NUM_VARIANT_STEPS):
+            grads = torch.func.grad(loss)(params, "support")
+            params = {n: x - rates[n] * grads[n] if n in adapts else x for n, x in params.items()}
+        return loss(params, "query")
+
+    found = torch.func.grad(query_loss, argnums=(0, 1))(tensors, rates)
+    return [{name: grad.numpy() for name, grad in grads.items()} for grads in found]
+
+
+def _loss(torch, task):
+    data = {name: torch.tensor(value) for name, value in task.items()}
+
+    def loss(params, part):
+        hidden = torch.tanh(data[f"{part}_inputs"] @ params["w1"] + params["b1"])
+        logits = hidden @ params["w2"]
+        return torch.nn.functional.cross_entropy(logits, data[f"{part}_targets"])
+
+    return loss
 
 
 def _update(torch, optimizer, params, grads, state, step):
@@ -86,4 +115,9 @@ if __name__ == "__main__":
         for case in CASES
         for name, grad in meta_grad(params, task, *case).items()
     }
+    for variant in VARIANTS:
+        for part, grads in zip(
+            ("params", "rates"), variant_grad(params, task, variant), strict=True
+        ):
+            arrays |= {f"{variant}/{part}/{name}": grad for name, grad in grads.items()}
     np.savez_compressed(GOLDEN, **arrays)

@@ -38,6 +38,7 @@ class Episode:
         query: query examples per class.
         rotate: turn each class slot by a random multiple of 90 degrees.
         augment: what else is done to the pixels.
+        classes: batches also have "classes", each example's class among all of the source.
     """
 
     num_tasks: int
@@ -46,6 +47,7 @@ class Episode:
     query: int
     rotate: bool = False
     augment: Augment = dataclasses.field(default_factory=Augment)
+    classes: bool = False
 
 
 def plan(

@@ -81,6 +81,7 @@ def sampler(
     query: int,
     rotate: bool = False,
     augment: Augment = augmenting.NONE,
+    classes: bool = False,
 ) -> jax.tree_util.Partial:
     """A jittable source of tasks: `key -> Task`, sampled on the device.
 
@@ -96,6 +97,8 @@ def sampler(
         rotate: turn each class slot by a random multiple of 90 degrees, as the Omniglot protocol
             of Santoro et al. (2016) does.
         augment: what else is done to the pixels.
+        classes: batches also have "classes" int32 `[num_tasks, way*shot]` (or query), indices into
+            `pool.names`; a turned class has the number of the upright one.
 
     Returns:
         A function of a PRNG key. Its `Task` has `{"inputs": float32 [num_tasks, way*shot, H, W, C]
@@ -113,8 +116,9 @@ def sampler(
     (3, 10, 8, 8, 1)
     """
     episode = Episode(
-        num_tasks=num_tasks, way=way, shot=shot, query=query, rotate=rotate, augment=augment
-    )
+        num_tasks=num_tasks, way=way, shot=shot, query=query, rotate=rotate, augment=augment,
+        classes=classes,
+    )  # fmt: skip
     episodes.check(episode, pool.sizes, pool.names, pool.images.shape[1:])
     return jax.tree_util.Partial(_sample, pool, episode)
 
@@ -122,4 +126,12 @@ def sampler(
 def _sample(pool: Pool, episode: Episode, key: Array) -> Task:
     planned = episodes.plan_step(episode, pool.starts, pool.sizes, key)
     keys = jax.random.split(key, episode.num_tasks)
-    return episodes.to_tasks(episode, pool.images[planned.examples], planned.rotations, keys)
+    tasks = episodes.to_tasks(episode, pool.images[planned.examples], planned.rotations, keys)
+    if not episode.classes:
+        return tasks
+    numbers = jnp.searchsorted(pool.starts, planned.examples, side="right").astype(jnp.int32) - 1
+    flat = lambda part: part.reshape(episode.num_tasks, -1)
+    return Task(
+        {**tasks.support, "classes": flat(numbers[..., : episode.shot])},
+        {**tasks.query, "classes": flat(numbers[..., episode.shot :])},
+    )

@@ -3,8 +3,8 @@
 import optax
 
 from jaxmaml import inner
-from jaxmaml.mixed_mode import check_adjoint, check_scalar
-from jaxmaml.types import AtStep, Info, LossFn, Mask, MetaLearner
+from jaxmaml.learners.inner_loop import Start, bare, inner_loop
+from jaxmaml.types import AtStep, LossFn, Mask, MetaLearner
 
 
 def maml(
@@ -13,12 +13,17 @@ def maml(
     num_inner_steps: int,
     *,
     outer_loss_fn: LossFn | None = None,
+    test_loss_fn: LossFn | None = None,
     order: str = "exact",
+    num_exact_steps: int | None = None,
+    exact_from: int = 0,
+    multi_step_loss: int = 0,
     adjoint: str = "forward_over_reverse",
     checkpoint_every: int | None = None,
     mask: Mask = None,
     at_step: AtStep = inner.fold_keys,
     has_state: bool = False,
+    refresh_state: bool = False,
 ) -> MetaLearner:
     """MAML with exact or first-order (FOMAML) meta-gradients, over any loss and any inner optimiser.
 
@@ -32,7 +37,16 @@ def maml(
             losses divide by K, so its inner rate is to be multiplied by the way for a mean loss.
         num_inner_steps: inner steps in training; `adapt` and `trace` take another number.
         outer_loss_fn: scores the query where that is not `loss_fn`; takes what `loss_fn` takes.
+        test_loss_fn: what `adapt` and `trace` adapt on where that is not `loss_fn`, such as a model
+            that normalises with running statistics once it is trained.
         order: "exact", or "first" which treats the inner gradients as constants.
+        num_exact_steps: only the last so many inner steps are exact; None is all.
+        exact_from: before this outer step the meta-gradient is first order (derivative-order
+            annealing, Antoniou et al. 2019, arXiv 1810.09502); 0 is exact from the start.
+        multi_step_loss: the query is scored after every inner step, with weights that move to the
+            last one within so many outer steps (the same paper; `learners.multi_step_weights`). Each
+            query pass is computed anew in the backward pass, so that memory does not grow with it. 0
+            scores the last step only.
         adjoint: how an exact gradient is computed: "forward_over_reverse" (memory of first order),
             "checkpoint" or "reverse"; see `jaxmaml.adapt`.
         checkpoint_every: saves memory over hundreds of inner steps; see `jaxmaml.adapt`.
@@ -40,6 +54,9 @@ def maml(
             is outer-learned only.
         at_step: see `jaxmaml.adapt`.
         has_state: whether the losses carry state.
+        refresh_state: compute the state once more on the support with the adapted parameters before
+            the query is scored, and differentiate through it. Inductive normalisation needs it: the
+            last inner step's statistics are those of the parameters before it.
 
     Raises:
         ValueError: an unknown order or adjoint, a negative number of steps, a mask matching nothing.
@@ -54,32 +71,20 @@ def maml(
         >>> float(grad), float(info.query_loss)
         (-0.25, 0.125)
     """
-    inner.check_order(order)
-    check_adjoint(adjoint)
-    inner.check_checkpoint_every(checkpoint_every)
-    default = inner.check_num_inner_steps(num_inner_steps)
-    score = loss_fn if outer_loss_fn is None else outer_loss_fn
-    options = {
-        "order": order, "adjoint": adjoint, "checkpoint_every": checkpoint_every, "mask": mask,
-        "at_step": at_step, "has_state": has_state,
-    }  # fmt: skip
-
-    def adapt(params, support, *, state=(), num_inner_steps=None):
-        number = default if num_inner_steps is None else num_inner_steps
-        return inner.adapt(loss_fn, params, support, optimizer, number, state=state, **options)
-
-    def trace(params, support, view, *, state=(), num_inner_steps=None):
-        number = default if num_inner_steps is None else num_inner_steps
-        return inner.trace(
-            loss_fn, params, support, view, optimizer, number, state=state, **options
-        )
-
-    def loss(params, task, *, step=0, state=()):
-        del step
-        adapted, info = adapt(params, task.support, state=state)
-        out = score(adapted, task.query, *((info.state,) if has_state else ()))
-        query_loss, state = out if has_state else (out, info.state)
-        check_scalar(query_loss)
-        return query_loss, Info(query_loss, info.inner_losses, state)
-
-    return MetaLearner(init=lambda params: params, adapt=adapt, trace=trace, loss=loss)
+    return inner_loop(
+        loss_fn,
+        lambda meta_params, support, state: Start(bare(meta_params), optimizer, state),
+        num_inner_steps,
+        outer_loss_fn=outer_loss_fn,
+        test_loss_fn=test_loss_fn,
+        order=order,
+        num_exact_steps=num_exact_steps,
+        exact_from=exact_from,
+        multi_step_loss=multi_step_loss,
+        adjoint=adjoint,
+        checkpoint_every=checkpoint_every,
+        mask=mask,
+        at_step=at_step,
+        has_state=has_state,
+        refresh_state=refresh_state,
+    )

@@ -1,14 +1,20 @@
-"""Models, convolution, losses, and adapters from other ways of writing a model.
+"""Models, convolution, normalisation, losses, and adapters from other ways of writing a model.
 
 `nn.conv` is the function; it shadows the module of that name.
 """
 
+from jaxmaml.nn.adapters import first_ways as first_ways
 from jaxmaml.nn.adapters import from_function as from_function
 from jaxmaml.nn.adapters import from_linen as from_linen
 from jaxmaml.nn.adapters import from_nnx as from_nnx
 from jaxmaml.nn.conv import conv as conv
 from jaxmaml.nn.conv import max_pool as max_pool
+from jaxmaml.nn.equinox_haiku import from_equinox as from_equinox
+from jaxmaml.nn.equinox_haiku import from_haiku as from_haiku
+from jaxmaml.nn.losses import binary_cross_entropy as binary_cross_entropy
 from jaxmaml.nn.losses import cross_entropy as cross_entropy
 from jaxmaml.nn.losses import mean_squared_error as mean_squared_error
 from jaxmaml.nn.models import MLP as MLP
 from jaxmaml.nn.models import Conv4 as Conv4
+from jaxmaml.nn.norm import make_norm as make_norm
+from jaxmaml.nn.resnet import ResNet12 as ResNet12

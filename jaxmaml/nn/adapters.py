@@ -6,8 +6,8 @@
 - without a state, `apply_fn(params, batch) -> outputs`, and `state == ()`;
 - with one (running statistics), `apply_fn(params, batch, state) -> (outputs, new_state)`.
 
-Models that take an argument `weights` are given `batch["weights"]` where the batch has it. An
-Equinox module needs no adapter of its own: split it with `eqx.partition` and use `from_function`.
+Models that take an argument `weights` are given `batch["weights"]` where the batch has it. Adapters
+from libraries that this package does not depend on are in `jaxmaml.nn.equinox_haiku`.
 """
 
 import inspect
@@ -73,16 +73,16 @@ def from_nnx(
         raise TypeError(f"module must be a flax.nnx.Module, got {type(module).__name__}")
     call = call or _default_call(type(module).__call__)
     graphdef, *parts = nnx.split(module, nnx.Param, _STATE, ...)
-    params, state, constants = (_as_dict(nnx.as_pure(part)) for part in parts)
+    params, state, constants = (as_dict(nnx.as_pure(part)) for part in parts)
 
     def apply_with_state(params: Params, batch: Batch, state: State) -> tuple[Any, State]:
-        params, batch = _cast((params, batch), compute_dtype)
+        params, batch = cast((params, batch), compute_dtype)
         # Without the copy BatchNorm cannot update its statistics under a transformation.
         rebuilt = nnx.merge(graphdef, params, state, constants, copy=True)
-        outputs = _cast_back(call(rebuilt, batch), compute_dtype)
-        return outputs, _as_dict(nnx.as_pure(nnx.state(rebuilt, _STATE)))
+        outputs = cast_back(call(rebuilt, batch), compute_dtype)
+        return outputs, as_dict(nnx.as_pure(nnx.state(rebuilt, _STATE)))
 
-    return _without_empty_state(apply_with_state, params, state)
+    return without_empty_state(apply_with_state, params, state)
 
 
 def from_linen(
@@ -123,24 +123,24 @@ def from_linen(
     """
     if not isinstance(module, linen.Module):
         raise TypeError(f"module must be a flax.linen.Module, got {type(module).__name__}")
-    collections = _as_dict(variables)
+    collections = as_dict(variables)
     if "params" not in collections:
         raise ValueError(f"variables must have the collection 'params', got {sorted(collections)}")
     params = collections.pop("params")
     call = call or _default_call(type(module).__call__)
 
     def apply_with_state(params: Params, batch: Batch, state: State) -> tuple[Any, State]:
-        params, batch = _cast((params, batch), compute_dtype)
+        params, batch = cast((params, batch), compute_dtype)
         outputs, updates = module.apply(
             {"params": params, **state},
             batch,
-            rngs=_random_key(batch),
+            rngs=random_key(batch),
             method=call,
             mutable=list(state),
         )
-        return _cast_back(outputs, compute_dtype), {**state, **_as_dict(updates)}
+        return cast_back(outputs, compute_dtype), {**state, **as_dict(updates)}
 
-    return _without_empty_state(apply_with_state, params, collections)
+    return without_empty_state(apply_with_state, params, collections)
 
 
 def from_function(fn: Callable[..., Any], *, compute_dtype: Any = None) -> ApplyFn:
@@ -166,13 +166,59 @@ def from_function(fn: Callable[..., Any], *, compute_dtype: Any = None) -> Apply
     call = _default_call(fn)
 
     def apply_fn(params: Params, batch: Batch) -> Any:
-        params, batch = _cast((params, batch), compute_dtype)
-        return _cast_back(call(params, batch), compute_dtype)
+        params, batch = cast((params, batch), compute_dtype)
+        return cast_back(call(params, batch), compute_dtype)
 
     return apply_fn
 
 
-def _cast(tree: Any, dtype: Any) -> Any:
+def first_ways(apply_fn: ApplyFn, way: int, *, has_state: bool = False) -> ApplyFn:
+    """Cuts logits to the first `way` columns: one model serves tasks of fewer ways than its head.
+
+    Args:
+        apply_fn: `(params, batch) -> logits [num_examples, ..., num_outputs]`; with has_state,
+            `(params, batch, state) -> (logits, state)`.
+        way: how many columns to keep.
+        has_state: whether apply_fn carries a state.
+
+    Returns:
+        An apply_fn whose logits are `[num_examples, ..., way]`.
+
+    Raises:
+        ValueError: if way is less than 1; when called, if the model has fewer outputs.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxmaml import nn
+    >>> apply_fn = nn.first_ways(nn.from_function(lambda params, inputs: inputs @ params), 2)
+    >>> apply_fn(jnp.ones((3, 5)), {"inputs": jnp.ones((10, 3))}).shape
+    (10, 2)
+    """
+    if way < 1:
+        raise ValueError(f"way must be at least 1, got {way}")
+
+    def cut(logits: Any) -> Any:
+        if logits.shape[-1] < way:
+            raise ValueError(
+                f"a model with a head of {logits.shape[-1]} ways cannot serve {way}; only learners "
+                "without a fixed head (protonet, proto_maml, unicorn) can"
+            )
+        return logits[..., :way]
+
+    def cut_with_state(params: Params, batch: Batch, state: State) -> tuple[Any, State]:
+        logits, state = apply_fn(params, batch, state)
+        return cut(logits), state
+
+    return cut_with_state if has_state else lambda params, batch: cut(apply_fn(params, batch))
+
+
+def inputs_of(batch: Batch) -> Any:
+    """What a model sees of a batch unless told otherwise."""
+    if not isinstance(batch, Mapping) or "inputs" not in batch:
+        raise ValueError("batch must be a mapping with 'inputs', unless `call` says otherwise")
+    return batch["inputs"]
+
+
+def cast(tree: Any, dtype: Any) -> Any:
     """The floating-point leaves of a pytree in another type; None leaves them."""
     if dtype is None:
         return tree
@@ -183,8 +229,9 @@ def _cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(convert, tree)
 
 
-def _cast_back(outputs: Any, compute_dtype: Any) -> Any:
-    return outputs if compute_dtype is None else _cast(outputs, jnp.float32)
+def cast_back(outputs: Any, compute_dtype: Any) -> Any:
+    """What was computed in `compute_dtype`, in float32."""
+    return outputs if compute_dtype is None else cast(outputs, jnp.float32)
 
 
 def _default_call(fn: Callable[..., Any]) -> Callable[[Any, Batch], Any]:
@@ -192,18 +239,18 @@ def _default_call(fn: Callable[..., Any]) -> Callable[[Any, Batch], Any]:
     takes_weights = "weights" in inspect.signature(fn).parameters
 
     def call(model: Any, batch: Batch) -> Any:
-        if not isinstance(batch, Mapping) or "inputs" not in batch:
-            raise ValueError("batch must be a mapping with 'inputs', unless `call` says otherwise")
+        inputs = inputs_of(batch)
         if takes_weights and "weights" in batch:
-            return fn(model, batch["inputs"], weights=batch["weights"])
-        return fn(model, batch["inputs"])
+            return fn(model, inputs, weights=batch["weights"])
+        return fn(model, inputs)
 
     return call
 
 
-def _without_empty_state(
+def without_empty_state(
     apply_with_state: ApplyFn, params: Params, state: dict[str, Any]
 ) -> tuple[ApplyFn, Params, State]:
+    """Leaves a state out of the apply_fn of a model that has none."""
     if state:
         return apply_with_state, params, state
 
@@ -213,13 +260,15 @@ def _without_empty_state(
     return apply_fn, params, ()
 
 
-def _as_dict(node: Any) -> Any:
+def as_dict(node: Any) -> Any:
+    """Nested mappings of any kind as plain dicts."""
     if isinstance(node, Mapping):
-        return {key: _as_dict(value) for key, value in node.items()}
+        return {key: as_dict(value) for key, value in node.items()}
     return node
 
 
-def _random_key(batch: Batch) -> Any:
+def random_key(batch: Batch) -> Any:
+    """The typed random key of a batch, None where it has none."""
     key = batch.get("key") if isinstance(batch, Mapping) else None
     is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return key if is_key else None

@@ -69,6 +69,36 @@ def mean_squared_error(apply_fn: Callable[..., Any], *, has_state: bool = False)
     return _mean_loss(apply_fn, _squared_errors, has_state)
 
 
+def binary_cross_entropy(apply_fn: Callable[..., Any], *, has_state: bool = False) -> LossFn:
+    """Mean sigmoid cross-entropy of a classifier of two classes, by one logit.
+
+    With "weights" `[num_examples]` in the batch it is the weighted mean sum(w l) / sum(w), in nats;
+    examples of zero weight may hold anything. (All weights zero: NaN.)
+
+    Args:
+        apply_fn: `(params, batch) -> logits [num_examples]` or `[num_examples, 1]`, of class 1;
+            with has_state, `(params, batch, state) -> (logits, state)`.
+        has_state: whether apply_fn carries a state.
+
+    Returns:
+        `loss_fn(params, batch)`, or `loss_fn(params, batch, state) -> (loss, state)`. The batch
+        holds "targets" `[num_examples]`: 0 or 1, as integers, bools or floats; a float between is
+        the probability of class 1.
+
+    Raises:
+        TypeError: when called, if logits are not real numbers or the batch is no mapping.
+        ValueError: when called, if targets are absent or shapes are others.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxmaml import nn
+    >>> loss_fn = nn.binary_cross_entropy(nn.from_function(lambda params, inputs: inputs @ params))
+    >>> batch = {"inputs": jnp.eye(2), "targets": jnp.array([0, 1])}
+    >>> print(round(float(loss_fn(jnp.zeros(2), batch)), 4))  # log(2)
+    0.6931
+    """
+    return _mean_loss(apply_fn, _binary_cross_entropies, has_state)
+
+
 def _mean_loss(
     apply_fn: Callable[..., Any], losses: Callable[[Array, Array], Array], has_state: bool
 ) -> LossFn:
@@ -118,6 +148,18 @@ def _cross_entropies(logits: Array, targets: Array) -> Array:
             f"{targets.shape} and {logits.shape}"
         )
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+def _binary_cross_entropies(logits: Array, targets: Array) -> Array:
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise TypeError(f"logits must be floating-point, got {logits.dtype}")
+    if targets.ndim != 1 or logits.shape not in (targets.shape, (*targets.shape, 1)):
+        raise ValueError(
+            f"targets must be [num_examples] for logits [num_examples] or [num_examples, 1], got "
+            f"shapes {targets.shape} and {logits.shape}"
+        )
+    logits = logits.reshape(targets.shape)
+    return optax.losses.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype))
 
 
 def _squared_errors(predictions: Array, targets: Array) -> Array:

@@ -1,87 +1,36 @@
 """The networks of the MAML paper (Finn et al. 2017, arXiv 1703.03400), as Flax NNX modules.
 
-Both are called `module(inputs, weights=None)`. Normalisation uses the statistics of the batch at
-hand, in training and in testing, as the paper's code does: a query example's output depends on the
-other query examples, and there are no running averages to carry.
+Both are called `module(inputs, weights=None)`, which is `module.head(module.features(..))`. Unless
+told, Conv4 normalises with the statistics of the batch at hand, in training and in testing, as the
+paper's code does: a query example's output depends on the other query examples, and there are no
+running averages to carry. `jaxmaml.nn.norm` says what else there is.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmaml.nn.conv import conv, max_pool
+from jaxmaml.nn.conv import max_pool
+from jaxmaml.nn.layers import (
+    SMALL,
+    Conv,
+    Initializer,
+    check_image_shape,
+    check_images,
+    check_positive,
+)
+from jaxmaml.nn.norm import cancels_bias, make_norm
 from jaxmaml.nn.padding import blank_padding
 from jaxmaml.types import Array
 
-Initializer = Callable[..., Array]
-
-NORM_EPS = 1e-3
-"""Added to the variance; the default of the paper's code (tf.contrib.layers.batch_norm)."""
-
-_SMALL = nnx.initializers.normal(0.01)
-
-
-class BatchStatisticsNorm(nnx.Module):
-    """Normalises each channel by its mean and variance over the examples (and space) at hand.
-
-    Args:
-        num_channels: size of the last axis.
-        scale: whether to learn a scale beside the offset.
-        param_dtype: type of the parameters.
-    """
-
-    def __init__(self, num_channels: int, *, scale: bool = True, param_dtype: Any = jnp.float32):
-        self.offset = nnx.Param(jnp.zeros(num_channels, param_dtype))
-        if scale:
-            self.scale = nnx.Param(jnp.ones(num_channels, param_dtype))
-        self.has_scale = scale
-
-    def __call__(self, inputs: Array, weights: Array | None = None) -> Array:
-        """Normalises `[num_examples, ..., num_channels]`, examples counting by their weights."""
-        offset = self.offset[...]
-        dtype = jnp.result_type(inputs, offset)
-        values = inputs.astype(jnp.promote_types(dtype, jnp.float32))
-        # The variance of the deviations: E[x²] - E[x]² would cancel where the mean is large.
-        mean = _batch_mean(values, weights)
-        factor = jax.lax.rsqrt(_batch_mean((values - mean) ** 2, weights) + NORM_EPS)
-        if self.has_scale:
-            factor = factor * _as_row(self.scale[...], values.ndim)
-        # One line of x, and not a product of deviations, which would be kept beside x: with 75 query
-        # images this takes a fifth off an outer step of Conv4 on a CPU, where memory is what costs.
-        return (values * factor + (_as_row(offset, values.ndim) - mean * factor)).astype(dtype)
-
-
-class Conv(nnx.Module):
-    """A 3x3 convolution with `nn.conv`; `kernel` `[3, 3, channels, num_filters]`."""
-
-    def __init__(
-        self,
-        channels: int,
-        num_filters: int,
-        *,
-        stride: int,
-        use_bias: bool,
-        param_dtype: Any,
-        rngs: nnx.Rngs,
-    ):
-        init = nnx.initializers.xavier_uniform()
-        self.kernel = nnx.Param(init(rngs.params(), (3, 3, channels, num_filters), param_dtype))
-        if use_bias:
-            self.bias = nnx.Param(jnp.zeros(num_filters, param_dtype))
-        self.use_bias = use_bias
-        self.stride = stride
-
-    def __call__(self, inputs: Array) -> Array:
-        outputs = conv(inputs, self.kernel[...], stride=self.stride)
-        return outputs + _as_row(self.bias[...], outputs.ndim) if self.use_bias else outputs
-
 
 class Conv4(nnx.Module):
-    """Four blocks of 3x3 convolution, batch-statistics normalisation and ReLU, then a linear head.
+    """Four blocks of 3x3 convolution, normalisation and ReLU, then a linear head.
 
     With `head_init=nnx.initializers.normal(1.0)`, `norm_scale=False` and a mask under which the
     inner loop adapts all but the offsets, this is the network of the MAML paper. Parameters:
@@ -94,21 +43,28 @@ class Conv4(nnx.Module):
         pooled: False strides by 2 and averages over space (the paper's Omniglot network); True
             strides by 1, max-pools 2x2 and flattens (its miniImageNet network).
         head_init: initialiser of the head's kernel; N(0, 0.01²) unless told.
+        norm: a policy of `jaxmaml.nn.norm`: "transductive", "inductive", "running", "per_step",
+            "layer", "group" or "none".
         norm_scale: whether normalisation learns a scale beside its offset.
-        conv_bias: whether convolutions have a bias. Normalisation cancels it exactly, so that it
-            only reproduces the paper's parameter count.
+        num_steps: the number of inner steps, for norm="per_step" and only for it.
+        per_step_weights: whether norm="per_step" learns an offset and a scale for each step too.
+        conv_bias: whether convolutions have a bias; unless told, where the normalisation would not
+            cancel it exactly, as batch statistics do: there it only reproduces the paper's
+            parameter count.
         param_dtype: type of the parameters.
         rngs: source of the initial parameters.
 
     Raises:
-        ValueError: if way, num_filters or image_shape is not positive, or the image is too small
-            to be pooled four times.
+        ValueError: if way, num_filters or image_shape is not positive, the image is too small to be
+            pooled four times, or norm and num_steps are none that `make_norm` takes.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
     >>> from jaxmaml import nn
-    >>> nn.Conv4(5, rngs=nnx.Rngs(0))(jnp.ones((10, 28, 28, 1))).shape
-    (10, 5)
+    >>> model = nn.Conv4(5, rngs=nnx.Rngs(0))
+    >>> images = jnp.ones((10, 28, 28, 1))
+    >>> model(images).shape, model.features(images).shape
+    ((10, 5), (10, 64))
     """
 
     def __init__(
@@ -118,26 +74,31 @@ class Conv4(nnx.Module):
         image_shape: Sequence[int] = (28, 28, 1),
         num_filters: int = 64,
         pooled: bool = False,
-        head_init: Initializer = _SMALL,
+        head_init: Initializer = SMALL,
+        norm: str = "transductive",
         norm_scale: bool = True,
-        conv_bias: bool = False,
+        num_steps: int | None = None,
+        per_step_weights: bool = True,
+        conv_bias: bool | None = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        _check_positive(way=way, num_filters=num_filters)
-        self.image_shape = _check_image_shape(image_shape, pooled)
+        check_positive(way=way, num_filters=num_filters)
+        self.image_shape = check_image_shape(image_shape, smallest=16 if pooled else 1)
         self.pooled = pooled
         channels = [self.image_shape[-1], *[num_filters] * 3]
         stride = 1 if pooled else 2
+        use_bias = not cancels_bias(norm) if conv_bias is None else conv_bias
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         self.conv = nnx.List(
-            Conv(num_inputs, num_filters, stride=stride, use_bias=conv_bias, **options)
+            Conv(num_inputs, num_filters, stride=stride, use_bias=use_bias, **options)
             for num_inputs in channels
         )
-        self.norm = nnx.List(
-            BatchStatisticsNorm(num_filters, scale=norm_scale, param_dtype=param_dtype)
-            for _ in channels
-        )
+        new_norm = functools.partial(
+            make_norm, norm, scale=norm_scale, num_steps=num_steps,
+            per_step_weights=per_step_weights, param_dtype=param_dtype,
+        )  # fmt: skip
+        self.norm = nnx.List(new_norm(num_filters) for _ in channels)
         height, width, _ = self.image_shape
         num_features = (height // 16) * (width // 16) * num_filters if pooled else num_filters
         self.head = nnx.Linear(num_features, way, kernel_init=head_init, **options)
@@ -156,43 +117,50 @@ class Conv4(nnx.Module):
         Raises:
             ValueError: if inputs or weights have another shape.
         """
-        if jnp.ndim(inputs) != 4 or inputs.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"inputs must be [num_examples, {', '.join(map(str, self.image_shape))}], "
-                f"got shape {jnp.shape(inputs)}"
-            )
+        return self.head(self.features(inputs, weights))
+
+    def features(self, inputs: Array, weights: Array | None = None) -> Array:
+        """What the head sees of a batch of images, `[num_examples, num_features]`.
+
+        Inputs, weights and errors are those of a call.
+        """
+        check_images(inputs, self.image_shape)
         features = inputs if weights is None else blank_padding(inputs, weights)
         for convolve, normalise in zip(self.conv, self.norm, strict=True):
             features = jax.nn.relu(normalise(convolve(features), weights))
             features = max_pool(features) if self.pooled else features
         if self.pooled:
-            return self.head(features.reshape(features.shape[0], -1))
-        return self.head(features.mean(axis=(1, 2)))
+            return features.reshape(features.shape[0], -1)
+        return features.mean(axis=(1, 2))
 
 
 class MLP(nnx.Module):
     """A multi-layer perceptron with ReLU.
 
     `MLP(1, 1)` is the MAML paper's sinusoid regressor; `MLP(784, way, hidden=(256, 128, 64, 64),
-    norm=True, norm_scale=False)` its fully connected Omniglot network. Parameters: `dense/i/kernel`
-    (`dense/i/bias`), with norm `norm/i/offset` (`norm/i/scale`), `head/kernel`, `head/bias`.
+    norm="transductive", norm_scale=False)` its fully connected Omniglot network. Parameters:
+    `dense/i/kernel` (`dense/i/bias`), with a norm `norm/i/offset` (`norm/i/scale`), `head/kernel`,
+    `head/bias`.
 
     Args:
         num_inputs: numbers per example, once flattened.
         num_outputs: outputs per example.
         hidden: sizes of the hidden layers; `()` gives a linear model.
-        norm: whether batch-statistics normalisation stands between each hidden layer and its ReLU.
+        norm: the normalisation between each hidden layer and its ReLU: a policy of
+            `jaxmaml.nn.norm`, as in `Conv4`, or None, which is "none".
         norm_scale: whether normalisation learns a scale beside its offset.
+        num_steps: the number of inner steps, for norm="per_step" and only for it.
+        per_step_weights: whether norm="per_step" learns an offset and a scale for each step too.
         hidden_init: initialiser of the hidden layers' kernels; LeCun normal unless told. The
             paper's code uses `nnx.initializers.truncated_normal(0.01)`, for the head too.
         head_init: initialiser of the head's kernel; LeCun normal unless told.
-        hidden_bias: whether hidden layers have a bias; unless told, where there is no
-            normalisation, which would cancel it exactly.
+        hidden_bias: whether hidden layers have a bias; unless told, where the normalisation would
+            not cancel it exactly, as batch statistics do.
         param_dtype: type of the parameters.
         rngs: source of the initial parameters.
 
     Raises:
-        ValueError: if a size is not positive.
+        ValueError: if a size is not positive, or norm and num_steps are none that `make_norm` takes.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -207,19 +175,22 @@ class MLP(nnx.Module):
         num_outputs: int,
         *,
         hidden: Sequence[int] = (40, 40),
-        norm: bool = False,
+        norm: str | None = None,
         norm_scale: bool = True,
+        num_steps: int | None = None,
+        per_step_weights: bool = True,
         hidden_init: Initializer | None = None,
         head_init: Initializer | None = None,
         hidden_bias: bool | None = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        _check_positive(
+        check_positive(
             num_inputs=num_inputs, num_outputs=num_outputs, hidden=min(hidden, default=1)
         )
         default_init = nnx.initializers.lecun_normal()
-        use_bias = not norm if hidden_bias is None else hidden_bias
+        policy = "none" if norm is None else norm
+        use_bias = not cancels_bias(policy) if hidden_bias is None else hidden_bias
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         sizes = (num_inputs, *hidden)
         self.num_inputs = num_inputs
@@ -233,10 +204,11 @@ class MLP(nnx.Module):
             )
             for fan_in, fan_out in zip(sizes[:-1], hidden, strict=True)
         )
-        self.norm = nnx.List(
-            BatchStatisticsNorm(size, scale=norm_scale, param_dtype=param_dtype)
-            for size in (hidden if norm else ())
-        )
+        new_norm = functools.partial(
+            make_norm, policy, scale=norm_scale, num_steps=num_steps,
+            per_step_weights=per_step_weights, param_dtype=param_dtype,
+        )  # fmt: skip
+        self.norm = nnx.List(new_norm(size) for size in hidden)
         self.head = nnx.Linear(
             sizes[-1], num_outputs, kernel_init=head_init or default_init, **options
         )
@@ -255,6 +227,13 @@ class MLP(nnx.Module):
         Raises:
             ValueError: if inputs or weights have another shape.
         """
+        return self.head(self.features(inputs, weights))
+
+    def features(self, inputs: Array, weights: Array | None = None) -> Array:
+        """What the head sees of a batch, `[num_examples, hidden[-1]]`; without hidden layers, all.
+
+        Inputs, weights and errors are those of a call.
+        """
         shape = jnp.shape(inputs)
         if not shape or math.prod(shape[1:]) != self.num_inputs:
             raise ValueError(
@@ -263,40 +242,6 @@ class MLP(nnx.Module):
             )
         features = inputs if weights is None else blank_padding(inputs, weights)
         features = features.reshape(shape[0], self.num_inputs)
-        for i, layer in enumerate(self.dense):
-            features = layer(features)
-            features = self.norm[i](features, weights) if len(self.norm) else features
-            features = jax.nn.relu(features)
-        return self.head(features)
-
-
-def _batch_mean(values: Array, weights: Array | None) -> Array:
-    """Mean over all axes but the last, which are kept with size 1."""
-    axes = tuple(range(values.ndim - 1))
-    if weights is None:
-        return values.mean(axis=axes, keepdims=True)
-    means = values.mean(axis=axes[1:], keepdims=True)
-    column = jnp.asarray(weights, values.dtype).reshape((-1,) + (1,) * (values.ndim - 1))
-    return (column * means).sum(axis=0, keepdims=True) / column.sum()
-
-
-def _as_row(vector: Array, ndim: int) -> Array:
-    """`[1, ..., 1, num_channels]`: broadcasting without promoting ranks."""
-    return vector.reshape((1,) * (ndim - 1) + (-1,))
-
-
-def _check_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-
-
-def _check_image_shape(image_shape: Sequence[int], pooled: bool) -> tuple[int, int, int]:
-    smallest = 16 if pooled else 1
-    if len(image_shape) != 3 or min(image_shape[:2]) < smallest or image_shape[2] < 1:
-        raise ValueError(
-            f"image_shape must be (height, width, channels), with sides of at least {smallest} "
-            f"for pooled={pooled}, got {tuple(image_shape)}"
-        )
-    height, width, channels = image_shape
-    return height, width, channels
+        for layer, normalise in zip(self.dense, self.norm, strict=True):
+            features = jax.nn.relu(normalise(layer(features), weights))
+        return features

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from jaxmaml.train import checkpoint, logging, pictures, report, results, scoring, training
+from jaxmaml.train import checkpoint, family, logging, pictures, report, results, scoring, training
 from jaxmaml.train import experiment as experiments
 from jaxmaml.train.experiment import Experiment, Spec
 from jaxmaml.train.results import Gradient
@@ -15,23 +15,39 @@ from jaxmaml.train.training import Run
 from jaxmaml.types import MetaLearner, MetaState
 
 
-def specs_of(preset_lr: float, inner_lrs: Sequence[float]) -> list[Spec]:
-    """The runs of a comparison: both orders at the preset's rate, or at each of `inner_lrs`.
+def specs_of(
+    preset_lr: float, inner_lrs: Sequence[float], learners: Sequence[str] = ()
+) -> list[Spec]:
+    """The runs of a comparison: each learner at the preset's rate, or at each of `inner_lrs`.
+
+    Args:
+        preset_lr: the preset's inner rate.
+        inner_lrs: rates to use instead.
+        learners: names of `family.LEARNERS` and `ALIASES`; none is exact and first-order MAML, which
+            are then called "exact" and "first".
 
     Raises:
-        ValueError: the same rate twice.
+        ValueError: the same rate or learner twice, or a learner that does not exist.
 
     >>> [spec.label for spec in specs_of(0.4, [0.1, 2.0])]
     ['exact@0.1', 'first@0.1', 'exact@2', 'first@2']
+    >>> [spec.label for spec in specs_of(0.4, [], ["fomaml", "reptile"])]
+    ['fomaml', 'reptile']
     """
-    if len(set(inner_lrs)) != len(inner_lrs):
-        raise ValueError(f"inner_lrs must differ from each other, got {tuple(inner_lrs)}")
+    for name, given in (("inner_lrs", inner_lrs), ("learners", learners)):
+        if len(set(given)) != len(given):
+            raise ValueError(f"{name} must differ from each other, got {tuple(given)}")
     if not all(np.isfinite(inner_lrs)):
         raise ValueError(f"inner_lrs must be finite, got {tuple(inner_lrs)}")
-    orders = experiments.ORDERS
+    runs = {name: family.resolve(name) for name in learners}
+    runs = runs or {order: ("maml", order) for order in family.ORDERS}
     if not inner_lrs:
-        return [Spec(order, order, preset_lr) for order in orders]
-    return [Spec(f"{order}@{rate:g}", order, rate) for rate in inner_lrs for order in orders]
+        return [Spec(name, order, preset_lr, of) for name, (of, order) in runs.items()]
+    return [
+        Spec(f"{name}@{rate:g}", order, rate, of)
+        for rate in inner_lrs
+        for name, (of, order) in runs.items()
+    ]
 
 
 def open_run(out: pathlib.Path, config: dict[str, Any]) -> None:
@@ -90,11 +106,11 @@ class _Watch(NamedTuple):
 
 
 def _watch(experiment: Experiment, learners: dict[Spec, MetaLearner]) -> _Watch | None:
-    """Watches the exact run nearest to the preset's rate; None unless both orders are run."""
-    pairs = {spec.inner_lr: {} for spec in learners}
-    for spec in learners:
-        pairs[spec.inner_lr][spec.order] = spec
-    rates = [rate for rate, specs in pairs.items() if set(specs) == set(experiments.ORDERS)]
+    """Watches MAML's exact run nearest to the preset's rate; None unless both orders are run."""
+    pairs: dict[float, dict[str, Spec]] = {}
+    for spec in (spec for spec in learners if spec.learner == "maml"):
+        pairs.setdefault(spec.inner_lr, {})[spec.order] = spec
+    rates = [rate for rate, specs in pairs.items() if set(specs) == set(family.ORDERS)]
     if not rates:
         return None
     pair = pairs[min(rates, key=lambda rate: abs(rate - experiment.preset.inner_lr))]
@@ -102,11 +118,10 @@ def _watch(experiment: Experiment, learners: dict[Spec, MetaLearner]) -> _Watch 
     gradient: Gradient = {"cosine": [], "norm_ratio": [], "step": []}
 
     def probe(state: MetaState) -> None:
-        step = int(state.step)
-        found = scoring.agreement(experiment, learners[exact], learners[first], state.params, step)
+        found = scoring.agreement(experiment, learners[exact], learners[first], state)
         for name, number in zip(("cosine", "norm_ratio"), found, strict=True):
             gradient[name].append(number)
-        gradient["step"].append(step)
+        gradient["step"].append(int(state.step))
 
     return _Watch(exact, gradient, probe)
 
@@ -142,9 +157,15 @@ def _print(
     num_test_tasks: int,
     floor: float | None,
 ) -> None:
-    scores = {run.spec.label: run.test for run in runs}
-    table = report.scores_table(experiment.preset, scores, num_test_tasks, floor)
-    report.add_costs(table, runs)
-    console.print(table)
+    if len(runs) > report.MAX_COLUMNS:
+        console.print(report.summary_table(experiment.preset, runs, num_test_tasks, floor))
+    else:
+        scores = {run.spec.label: run.test for run in runs}
+        table = report.scores_table(experiment.preset, scores, num_test_tasks, floor)
+        report.add_costs(table, runs)
+        console.print(table)
+    for run in (run for run in runs if run.spec.learner == "imaml"):
+        residuals = scoring.cg_residuals(experiment, run.spec, run.meta_state)
+        console.print(report.residual_line(run.spec.label, residuals))
     if len({run.spec.inner_lr for run in runs}) > 1:
         console.print(report.best_line(experiment.preset, runs))

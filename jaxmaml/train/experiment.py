@@ -6,29 +6,28 @@ and seed give the same experiment.
 
 import functools
 import itertools
-import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 
 import jaxmaml
-from jaxmaml import metrics, nn, parallel
+from jaxmaml import parallel
 from jaxmaml.data import pools, sinusoid, sources
 from jaxmaml.data.augment import Augment
 from jaxmaml.data.pools import Pool
-from jaxmaml.train import averaging
+from jaxmaml.train import averaging, family, network
+from jaxmaml.train.family import Parts
+from jaxmaml.train.network import Model
 from jaxmaml.train.presets import Preset
-from jaxmaml.types import Array, Batch, LossFn, MetaLearner, MetaState, Params, Task
+from jaxmaml.types import Array, MetaLearner, MetaState, Params, State, Task
 
 Source = Callable[[Array], Task]
-"""A jittable `key -> tasks`, a `jax.tree_util.Partial`."""
+"""A jittable `key -> tasks`, a `jax.tree_util.Partial`; or a stream that is not started."""
 
-ORDERS = ("exact", "first")
 MAX_TASKS_DRAWN = 100
 """Validation and test draw at most so many tasks at a time, which bounds their memory."""
 SCORING_SEEDS = {"val": 1, "test": 2}
@@ -53,6 +52,7 @@ class Spec(NamedTuple):
     label: str
     order: str
     inner_lr: float
+    learner: str = "maml"
 
 
 class Experiment(NamedTuple):
@@ -60,23 +60,23 @@ class Experiment(NamedTuple):
 
     Attributes:
         preset: the settings.
-        apply_fn: `(params, batch) -> outputs`.
-        loss_fn: the mean loss adapted on.
-        metric_fn: `(adapted, query) -> ` accuracy or mean squared error.
+        model: the functions of the network.
         params: the initial parameters.
+        state: the initial statistics of the normalisation, `()` for none.
         optimizer: the outer optimiser.
         sources: "train", "val" and "test"; `batches` draws from them.
+        num_classes: of the training split; 0 for regression.
         train_key: the key of the training episodes.
         mesh: the devices that the tasks of an outer step are spread over.
     """
 
     preset: Preset
-    apply_fn: Callable[[Params, Batch], Array]
-    loss_fn: LossFn
-    metric_fn: Callable[[Params, Batch], Array]
+    model: Model
     params: Params
+    state: State
     optimizer: optax.GradientTransformation
     sources: Mapping[str, Source]
+    num_classes: int
     train_key: Array
     mesh: Mesh
 
@@ -89,6 +89,8 @@ def build(
     data_dir: pathlib.Path | None = None,
     classes: Mapping[str, Pool] | None = None,
     streaming: Streaming | None = None,
+    with_classes: bool = False,
+    trained_as: Preset | None = None,
 ) -> Experiment:
     """The experiment of a preset.
 
@@ -100,6 +102,9 @@ def build(
         classes: the images of "train", "val" and "test", where they are at hand; else they are read.
         streaming: how images are read as they are needed; None puts all of them on the device. The
             episodes are the same.
+        with_classes: training batches also tell each example's class among all.
+        trained_as: the settings of the network, where `preset` has other tasks than it was trained
+            on.
 
     Raises:
         ValueError: the data set is missing, or cannot give such tasks.
@@ -107,44 +112,37 @@ def build(
     if num_test_tasks < 1:
         raise ValueError(f"num_test_tasks must be at least 1, got {num_test_tasks}")
     params_key, train_key = jax.random.split(jax.random.key(seed))
-    sources = _sources(preset, data_dir, classes, num_test_tasks, streaming)
-    apply_fn, params = _network(preset, _input_shape(sources["train"]), params_key)
-    loss_fn = (nn.mean_squared_error if preset.is_regression else nn.cross_entropy)(apply_fn)
-
-    def accuracy(adapted: Params, query: Batch) -> Array:
-        return metrics.accuracy(apply_fn(adapted, query), query["targets"])
-
+    sources = _sources(preset, data_dir, classes, num_test_tasks, streaming, with_classes)
+    model, params, state = network.build(
+        trained_as or preset, input_shape(sources["train"]), params_key
+    )
     return Experiment(
         preset=preset,
-        apply_fn=apply_fn,
-        loss_fn=loss_fn,
-        metric_fn=loss_fn if preset.is_regression else accuracy,
+        model=model,
         params=params,
+        state=state,
         optimizer=averaging.with_average(_outer_optimizer(preset), preset.averaging),
         sources=sources,
+        num_classes=_num_classes(sources["train"]),
         train_key=train_key,
         mesh=parallel.task_mesh(preset.num_tasks),
     )
 
 
+def parts(experiment: Experiment) -> Parts:
+    """What a learner of the experiment is made of."""
+    return Parts(experiment.preset, experiment.model, experiment.num_classes)
+
+
 def learner(experiment: Experiment, spec: Spec) -> MetaLearner:
-    """MAML of the run's order and inner rate on the experiment's loss.
+    """The learner of a run.
 
     Raises:
-        ValueError: an unknown order.
+        ValueError: an unknown learner or order, or one that does not fit the preset.
     """
-    return make_learner(experiment.preset, experiment.loss_fn, spec.order, spec.inner_lr)
-
-
-def make_learner(preset: Preset, loss_fn: LossFn, order: str, inner_lr: Any) -> MetaLearner:
-    """As `learner`; the inner rate may be traced."""
-    return jaxmaml.maml(
-        loss_fn,
-        optax.sgd(inner_lr),
-        preset.num_inner_steps,
-        order=order,
-        mask=None if preset.adapt_norm else _is_not_norm,
-    )
+    made_of = parts(experiment)
+    family.check(made_of, spec.learner, spec.order)
+    return family.make(made_of, spec.learner, spec.order, spec.inner_lr)
 
 
 def chunk_size(preset: Preset) -> Any:
@@ -154,7 +152,9 @@ def chunk_size(preset: Preset) -> Any:
 
 def init_state(experiment: Experiment, spec: Spec) -> MetaState:
     """The state that a run starts from: the same parameters whatever the learner."""
-    return jaxmaml.init_state(learner(experiment, spec), experiment.optimizer, experiment.params)
+    return jaxmaml.init_state(
+        learner(experiment, spec), experiment.optimizer, experiment.params, experiment.state
+    )
 
 
 def step_tasks(experiment: Experiment, step: int) -> Task:
@@ -194,6 +194,7 @@ def _sources(
     classes: Mapping[str, Pool] | None,
     num_test_tasks: int,
     streaming: Streaming | None,
+    with_classes: bool,
 ) -> dict[str, Any]:
     # As many for validation as for the test, so that one program scores both.
     num_val_tasks = preset.num_val_tasks if preset.num_validations else 1
@@ -213,7 +214,10 @@ def _sources(
         images: Mapping[str, Any] = classes or sources.load(*where)
     else:
         images = sources.images(*where, cache=streaming.cache)
+        if with_classes:
+            raise ValueError("joint pre-training needs class numbers, which a stream does not give")
         sample = functools.partial(_Streamed, num_workers=streaming.num_workers)
+    more = {"train": {"classes": True} if with_classes else {}}
     return {
         part: sample(
             images[part],
@@ -223,6 +227,7 @@ def _sources(
             query=query[part],
             rotate=preset.rotate_train if part == "train" else preset.rotate_test,
             augment=_augment(preset, part),
+            **more.get(part, {}),
         )
         for part, count in counts.items()
     }
@@ -251,49 +256,22 @@ class _Streamed:
         return self._start(key=key)
 
 
-def _input_shape(source: Any) -> tuple[int, ...]:
+def input_shape(source: Any) -> tuple[int, ...]:
     """Of one example."""
     if isinstance(source, _Streamed):
         return source.input_shape
     return jax.eval_shape(source, jax.random.key(0)).support["inputs"].shape[2:]
 
 
-def _network(preset: Preset, shape: tuple[int, ...], key: Array) -> tuple[Any, Params]:
-    head_init = jax.nn.initializers.normal(preset.head_scale)
-    if preset.head_scale == 0:
-        head_init = jax.nn.initializers.zeros
-    if preset.model == "conv":
-        module = nn.Conv4(
-            preset.way,
-            image_shape=shape,
-            num_filters=preset.num_filters,
-            pooled=preset.pooled,
-            head_init=head_init,
-            norm_scale=preset.norm_scale,
-            rngs=nnx.Rngs(key),
-        )
-    else:
-        module = nn.MLP(
-            math.prod(shape),
-            preset.way,
-            hidden=preset.hidden_sizes,
-            norm=preset.norm,
-            norm_scale=preset.norm_scale,
-            head_init=head_init,
-            rngs=nnx.Rngs(key),
-        )
-    apply_fn, params, _ = nn.from_nnx(module, compute_dtype=_compute_dtype(preset))
-    return apply_fn, params
+def _num_classes(source: Source) -> int:
+    """Of a pool's images; 0 where there are none on the device."""
+    pool = source.args[0] if isinstance(source, jax.tree_util.Partial) and source.args else None
+    return len(pool.names) if isinstance(pool, Pool) else 0
 
 
 def _outer_optimizer(preset: Preset) -> optax.GradientTransformation:
-    adam = optax.adam(preset.outer_lr)
+    rate: Any = preset.outer_lr
+    if preset.outer_schedule == "cosine":
+        rate = optax.cosine_decay_schedule(preset.outer_lr, preset.num_outer_steps, alpha=0.01)
+    adam = optax.adam(rate)
     return optax.chain(optax.clip(preset.outer_clip), adam) if preset.outer_clip else adam
-
-
-def _compute_dtype(preset: Preset) -> Any:
-    return None if preset.compute_dtype == "float32" else preset.compute_dtype
-
-
-def _is_not_norm(path: str) -> bool:
-    return not path.startswith("norm/")

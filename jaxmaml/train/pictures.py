@@ -16,7 +16,7 @@ from jaxmaml.train.experiment import Experiment
 from jaxmaml.train.presets import Preset
 from jaxmaml.train.results import Gradient
 from jaxmaml.train.training import Run
-from jaxmaml.types import MetaLearner, Params, Task
+from jaxmaml.types import MetaLearner, Params, State, Task
 
 
 def draw_all(
@@ -38,13 +38,9 @@ def draw_all(
         figures["learning_curves.png"] = _learning_curves(preset, [run for run, _ in runs])
     if gradient is not None and gradient["step"]:
         figures["gradient_agreement.png"] = plots.gradient_agreement(**gradient)
-    (run, learner), *_ = runs
-    if preset.is_regression:
-        figures["regression.png"] = _regression(experiment, learner, scored_params(run.meta_state))
-    else:
-        figures["episode.png"] = _predicted_episode(
-            experiment, learner, scored_params(run.meta_state)
-        )
+    draw = _regression if preset.is_regression else _predicted_episode
+    name = "regression.png" if preset.is_regression else "episode.png"
+    figures[name] = draw(experiment, *runs[0])
     for name, figure in figures.items():
         plots.save(figure, out / name)
     return [out / name for name in figures]
@@ -73,23 +69,26 @@ def _ylabel(preset: Preset) -> str:
 
 def _metric_per_step(preset: Preset, runs: list[Run], floor: float | None) -> Any:
     curves = {run.spec.label: {"mean": run.test.mean, "ci95": run.test.ci95} for run in runs}
+    headlines = {run.test.headline for run in runs}
+    headline = headlines.pop() if len(headlines) == 1 else None
     return plots.metric_per_step(
-        curves, ylabel=f"test {_ylabel(preset)}", floor=floor, headline=preset.headline_step
+        curves, ylabel=f"test {_ylabel(preset)}", floor=floor, headline=headline
     )
 
 
 def _learning_curves(preset: Preset, runs: list[Run]) -> Any:
-    at = preset.headline_step
     curves = {
         run.spec.label: {
             "step": [step for step, _ in run.curve],
-            "value": [score.mean[at] for _, score in run.curve],
-            "ci95": [score.ci95[at] for _, score in run.curve],
+            "value": [score.mean[score.headline] for _, score in run.curve],
+            "ci95": [score.ci95[score.headline] for _, score in run.curve],
         }
         for run in runs
     }
-    steps = f"after {at} inner step{'s' * (at != 1)}"
-    return plots.learning_curves(curves, ylabel=f"validation {_ylabel(preset)} {steps}")
+    headlines = {run.test.headline for run in runs}
+    steps = "".join(f" after {at} inner step{'s' * (at != 1)}" for at in headlines)
+    steps = steps if len(headlines) == 1 else ""
+    return plots.learning_curves(curves, ylabel=f"validation {_ylabel(preset)}{steps}")
 
 
 def _first_task(experiment: Experiment) -> Task:
@@ -108,33 +107,37 @@ def _images(preset: Preset, task: Task) -> tuple[np.ndarray, np.ndarray]:
     return unscaled(task.support, preset.shot), unscaled(task.query, preset.test_query)
 
 
-def _predicted_episode(experiment: Experiment, learner: MetaLearner, params: Params) -> Any:
+def _predicted_episode(experiment: Experiment, run: Run, learner: MetaLearner) -> Any:
     preset, task = experiment.preset, _first_task(experiment)
+    model, state = experiment.model, run.meta_state.state
 
     @jax.jit
-    def predict(params: Params, task: Task) -> Any:
-        adapted, _ = learner.adapt(params, task.support, num_inner_steps=preset.headline_step)
-        return experiment.apply_fn(adapted, task.query)
+    def predict(params: Params, state: State, task: Task) -> Any:
+        adapted, info = learner.adapt(
+            params, task.support, state=state, num_inner_steps=run.test.headline
+        )
+        carried = (info.state,) if model.has_state else ()
+        return model.apply_fn(adapted, task.query, *carried)
 
-    logits = predict(params, task)
+    logits = predict(scored_params(run.meta_state), state, task)
     predictions = np.asarray(logits.argmax(-1)).reshape(preset.way, preset.test_query)
     return plots.episode(*_images(preset, task), predictions)
 
 
-def _regression(experiment: Experiment, learner: MetaLearner, params: Params) -> Any:
+def _regression(experiment: Experiment, run: Run, learner: MetaLearner) -> Any:
     """The fit of one fixed curve before and after adaptation."""
     x, shape = jnp.linspace(-5.0, 5.0, 200)[:, None], (jnp.array(3.0), jnp.array(1.0))
     support_x = jnp.linspace(-4.5, 2.0, experiment.preset.shot)[:, None]
     support = {"inputs": support_x, "targets": sinusoid.curve(*shape, support_x)}
-    last = experiment.preset.headline_step
+    last = run.test.headline
 
     @jax.jit
-    def fits(params: Params) -> Any:
-        view = lambda adapted: experiment.apply_fn(adapted, {"inputs": x})
-        return learner.trace(params, support, view, num_inner_steps=last)
+    def fits(params: Params, state: State) -> Any:
+        view = lambda adapted, *state: experiment.model.apply_fn(adapted, {"inputs": x}, *state)
+        return learner.trace(params, support, view, state=state, num_inner_steps=last)
 
     curves = {"truth": sinusoid.curve(*shape, x)}
-    after = fits(params)
+    after = fits(scored_params(run.meta_state), run.meta_state.state)
     for i in sorted({0, min(1, last), last}):
         curves[f"after {i} step{'s' * (i != 1)}" if i else "before"] = after[i]
     return plots.regression(x, curves, support_x, support["targets"])

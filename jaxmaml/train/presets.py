@@ -67,7 +67,16 @@ class Preset:
     num_filters: int = _option("filters of each convolution (conv)", default=64)
     pooled: bool = _option("max-pooling instead of stride 2 (conv)", default=False)
     hidden_sizes: tuple[int, ...] = _option("units of each hidden layer (mlp)", default=(40, 40))
-    norm: bool = _option("batch normalisation (mlp)", default=True)
+    norm: Literal["transductive", "inductive", "running", "per_step", "layer", "group", "none"] = (
+        _option(
+            "normalisation: by the statistics of the batch at hand, of the support, of training (also "
+            "per inner step), of each example, or none",
+            default="transductive",
+        )
+    )
+    per_step_weights: bool = _option(
+        "with norm per_step, scale and offset are per inner step too", default=True
+    )
     norm_scale: bool = _option("the normalisation learns a scale", default=True)
     adapt_norm: bool = _option(
         "the inner loop adapts the normalisation too, not only the outer loop", default=True
@@ -89,6 +98,9 @@ class Preset:
         "tasks computed at once: a number, auto or all", default="auto"
     )
 
+    outer_schedule: Literal["constant", "cosine"] = _option(
+        "the outer rate stays, or falls along a cosine to a hundredth", default="constant"
+    )
     averaging: float = _option(
         "decay of the moving average of the parameters that is scored (0: the last ones)",
         default=0.0,
@@ -198,7 +210,7 @@ def _sinusoid(shot: int, expected: str) -> Preset:
         test_query=100,
         model="mlp",
         hidden_sizes=(40, 40),
-        norm=False,
+        norm="none",
         inner_lr=0.01,
         num_test_inner_steps=10,
         headline_step=10,

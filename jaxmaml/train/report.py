@@ -15,6 +15,8 @@ from jaxmaml.train.scoring import Score
 from jaxmaml.train.training import Run
 
 MAX_ROWS = 7
+MAX_COLUMNS = 4
+"""Runs that have a column each; more of them have a row each."""
 
 
 def console() -> Console:
@@ -26,7 +28,7 @@ def console() -> Console:
 def scores_table(
     preset: Preset, scores: Mapping[str, Score], num_test_tasks: int, floor: float | None
 ) -> Table:
-    """One row per inner step, one column per run; the headline step is marked.
+    """One row per inner step, one column per run; what is quoted is marked.
 
     Args:
         preset: what was run.
@@ -39,15 +41,44 @@ def scores_table(
     table.add_column("inner steps")
     for label in scores:
         table.add_column(label, justify="right")
-    for i in range(preset.num_test_inner_steps + 1):
-        headline = i == preset.headline_step
-        cells = [value(preset, score, i) for score in scores.values()]
-        table.add_row(f"{i} (headline)" if headline else f"{i}", *cells, style="bold" * headline)
+    headlines = {score.headline for score in scores.values()}
+    for i in range(max(len(score.mean) for score in scores.values())):
+        cells = [_cell(preset, score, i, mark=len(headlines) > 1) for score in scores.values()]
+        quoted = headlines == {i}
+        table.add_row(f"{i} (headline)" if quoted else f"{i}", *cells, style="bold" * quoted)
     if floor is not None:
         table.add_row("nearest neighbour", *[f"{100 * floor:.1f}"] * len(scores), style="dim")
     if any(score.num_nonfinite for score in scores.values()):
         counts = [str(score.num_nonfinite) for score in scores.values()]
         table.add_row("tasks not finite", *counts, style="red")
+    return table
+
+
+def summary_table(
+    preset: Preset, runs: list[Run], num_test_tasks: int, floor: float | None
+) -> Table:
+    """One row per run, for a comparison of many: the score that is quoted, and the costs.
+
+    Args:
+        preset: what was run.
+        runs: in the order of the rows.
+        num_test_tasks: how many tasks were scored.
+        floor: nearest neighbour's accuracy.
+    """
+    metric = "MSE" if preset.is_regression else "accuracy, %"
+    table = _titled(f"{preset.name}: test {metric}, 95 % CI over {num_test_tasks} tasks")
+    table.add_column("learner")
+    for name in ("0 steps", "1 step", "inner steps", "score", "ms/step", "MiB", "GFLOP/step"):
+        table.add_column(name, justify="right")
+    for run in runs:
+        score = run.test
+        early = [_cell(preset, score, i, mark=False) for i in (0, 1)]
+        quoted = value(preset, score, score.headline)
+        memory = "unknown" if run.temp_bytes is None else f"{run.temp_bytes / 2**20:.3g}"
+        costs = [f"{1e3 * run.seconds_per_outer_step:.3g}", memory, f"{run.flops / 1e9:.3g}"]
+        table.add_row(run.spec.label, *early, f"{score.headline}", quoted, *costs)
+    if floor is not None:
+        table.add_row("nearest neighbour", "", "", "", f"{100 * floor:.1f}", style="dim")
     return table
 
 
@@ -77,14 +108,22 @@ def gradient_table(gradient: Gradient, label: str) -> Table:
     return table
 
 
+def residual_line(label: str, residuals: tuple[float, float]) -> str:
+    """What `scoring.cg_residuals` found, in words."""
+    solved, minimum = residuals
+    return (
+        f"{label}: conjugate gradients leave {solved:.2g} of the right-hand side, the inner loop "
+        f"{minimum:.2g} of its first gradient (means over test tasks; 0 is a solution)"
+    )
+
+
 def best_line(preset: Preset, runs: list[Run]) -> str:
-    """Each order at the inner rate that the last validation prefers, with its test score."""
+    """Each learner at the inner rate that the last validation prefers, with its test score."""
     found = []
-    for order in dict.fromkeys(run.spec.order for run in runs):
-        best = max(
-            (run for run in runs if run.spec.order == order), key=lambda r: _merit(preset, r)
-        )
-        found.append(f"{best.spec.label} {value(preset, best.test, preset.headline_step)}")
+    kind = lambda run: (run.spec.learner, run.spec.order)
+    for wanted in dict.fromkeys(map(kind, runs)):
+        best = max((run for run in runs if kind(run) == wanted), key=lambda r: _merit(preset, r))
+        found.append(f"{best.spec.label} {value(preset, best.test, best.test.headline)}")
     chosen_on = "validation" if all(run.curve for run in runs) else "test"
     return f"each at its best rate (chosen on {chosen_on} tasks): {', '.join(found)}"
 
@@ -133,9 +172,16 @@ def value(preset: Preset, score: Score, step: int) -> str:
     return f"{100 * mean:.1f} ± {100 * ci95:.1f}"
 
 
+def _cell(preset: Preset, score: Score, step: int, *, mark: bool) -> str:
+    if step >= len(score.mean):
+        return ""
+    text = value(preset, score, step)
+    return f"[bold]{text}[/bold]" if mark and step == score.headline else text
+
+
 def _merit(preset: Preset, run: Run) -> float:
     score = run.curve[-1][1] if run.curve else run.test
-    mean: Any = score.mean[preset.headline_step]
+    mean: Any = score.mean[score.headline]
     if not np.isfinite(mean) or run.stopped:
         return -np.inf
     return -mean if preset.is_regression else mean

@@ -26,6 +26,8 @@ def config(
     num_test_tasks: int,
     data_dir: pathlib.Path | None,
     matmul_precision: str,
+    input_shape: tuple[int, ...],
+    num_classes: int,
 ) -> dict[str, Any]:
     """What config.json holds: all that is needed to run or evaluate again."""
     return {
@@ -35,6 +37,8 @@ def config(
         "num_test_tasks": num_test_tasks,
         "data_dir": None if data_dir is None else str(data_dir.absolute()),
         "matmul_precision": matmul_precision,
+        "input_shape": list(input_shape),
+        "num_classes": num_classes,
         "versions": versions(),
         "commit": commit(),
     }

@@ -4,14 +4,17 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxmaml
 from jaxmaml import diagnostics, metrics, parallel
 from jaxmaml.train import experiment as experiments
-from jaxmaml.train.experiment import Experiment
-from jaxmaml.train.presets import Preset
-from jaxmaml.types import Array, LossFn, MetaLearner, Params, Task
+from jaxmaml.train import family
+from jaxmaml.train.averaging import scored_params
+from jaxmaml.train.experiment import Experiment, Spec
+from jaxmaml.train.family import Parts
+from jaxmaml.types import Array, MetaLearner, MetaState, Params, State, Task
 
 
 class Score(NamedTuple):
@@ -21,34 +24,36 @@ class Score(NamedTuple):
         mean: `[n+1]`, NaN where a task is not finite.
         ci95: half width of the 95 % confidence interval `[n+1]`.
         num_nonfinite: tasks with a value that is not finite.
+        headline: the inner step whose value is quoted.
     """
 
     mean: np.ndarray
     ci95: np.ndarray
     num_nonfinite: int
+    headline: int
 
 
 def score(
-    experiment: Experiment, params: Params, inner_lr: float, part: str, num_tasks: int
+    experiment: Experiment, spec: Spec, meta_state: MetaState, part: str, num_tasks: int
 ) -> Score:
-    """Score `params` on the fixed "val" or "test" tasks of an experiment.
+    """Score a run's parameters on the fixed "val" or "test" tasks of an experiment.
 
     Args:
-        experiment: whose sources, metric and number of test steps are used.
-        params: meta-parameters.
-        inner_lr: the inner rate to adapt them with.
+        experiment: whose sources and metric are used.
+        spec: the run: its learner and inner rate.
+        meta_state: the run's state, of which the averaged parameters are scored if there are any.
         part: "val" or "test".
         num_tasks: the first so many of the fixed tasks.
     """
-    preset, metric_fn = experiment.preset, experiment.metric_fn
-    params = jax.device_get(params)  # the mesh that they were trained on need not suit these tasks
+    # The mesh that they were trained on need not suit these tasks.
+    params, state = jax.device_get((scored_params(meta_state), meta_state.state))
+    made_of = experiments.parts(experiment)
     values = [
-        _values(
-            params, tasks, inner_lr, preset=preset, loss_fn=experiment.loss_fn, metric_fn=metric_fn
-        )
+        _values(params, state, tasks, spec.inner_lr, parts=made_of, learner=spec.learner)
         for tasks in experiments.fixed_tasks(experiment, part, num_tasks)
     ]
-    return Score(*metrics.mean_and_ci95(np.concatenate(values)[:num_tasks]))
+    summary = metrics.mean_and_ci95(np.concatenate(values)[:num_tasks])
+    return Score(*summary, family.headline_step(experiment.preset, spec.learner))
 
 
 def floor(experiment: Experiment, num_tasks: int) -> float | None:
@@ -59,20 +64,21 @@ def floor(experiment: Experiment, num_tasks: int) -> float | None:
     return float(np.concatenate(values)[:num_tasks].mean())
 
 
-# The inner rate is an argument and the order, on which adapting does not depend, is not: one
-# program scores all runs on all splits.
-@functools.partial(jax.jit, static_argnames=("preset", "loss_fn", "metric_fn"))
+# The inner rate is an argument, and the order, on which adapting does not depend, is no part of it:
+# one program scores all runs of a learner on all splits.
+@functools.partial(jax.jit, static_argnames=("parts", "learner"))
 def _values(
-    params: Params, tasks: Task, inner_lr: Any, *, preset: Preset, loss_fn: LossFn, metric_fn: Any
+    params: Params, state: State, tasks: Task, inner_lr: Any, *, parts: Parts, learner: str
 ) -> Array:
     return parallel.evaluate(
-        experiments.make_learner(preset, loss_fn, "first", inner_lr),
-        metric_fn,
+        family.make(parts, learner, "exact", inner_lr),
+        parts.model.metric_fn,
         params,
         tasks,
         mesh=parallel.task_mesh(len(jax.tree.leaves(tasks)[0])),
-        num_inner_steps=preset.num_test_inner_steps,
-        chunk_size=experiments.chunk_size(preset),
+        state=state,
+        num_inner_steps=family.num_test_inner_steps(parts.preset, learner),
+        chunk_size=experiments.chunk_size(parts.preset),
     )
 
 
@@ -82,7 +88,9 @@ _floors = jax.jit(jax.vmap(metrics.nearest_neighbour))
 def flops_per_outer_step(experiment: Experiment, learner: MetaLearner) -> int:
     """Floating-point operations of one outer step, counted from its jaxpr."""
     state = jax.eval_shape(
-        lambda: jaxmaml.init_state(learner, experiment.optimizer, experiment.params)
+        lambda: jaxmaml.init_state(
+            learner, experiment.optimizer, experiment.params, experiment.state
+        )
     )
     tasks = experiments.step_tasks(experiment, 0)
 
@@ -99,23 +107,48 @@ def flops_per_outer_step(experiment: Experiment, learner: MetaLearner) -> int:
 
 
 def agreement(
-    experiment: Experiment, exact: MetaLearner, first: MetaLearner, params: Params, step: int
+    experiment: Experiment, exact: MetaLearner, first: MetaLearner, meta_state: MetaState
 ) -> tuple[float, float]:
     """First-order against exact meta-gradient, at the same parameters and the tasks of one step.
 
     Returns:
         (cosine of the angle between them, norm of the first-order one over that of the exact one).
     """
-    tasks, params = experiments.step_tasks(experiment, step), jax.device_get(params)
+    tasks = experiments.step_tasks(experiment, int(meta_state.step))
+    params, state = jax.device_get((meta_state.params, meta_state.state))
     chunk_size = experiments.chunk_size(experiment.preset)
-    cosine, ratio = _agreement(params, tasks, exact=exact, first=first, chunk_size=chunk_size)
-    return float(cosine), float(ratio)
+    found = _agreement(params, state, tasks, exact=exact, first=first, chunk_size=chunk_size)
+    return float(found[0]), float(found[1])
+
+
+def cg_residuals(experiment: Experiment, spec: Spec, meta_state: MetaState) -> tuple[float, float]:
+    """Of an iMAML, the mean over some test tasks of what `diagnostics.cg_residual` gives."""
+    tasks = next(experiments.fixed_tasks(experiment, "test", 1))
+    made_of, params = experiments.parts(experiment), jax.device_get(scored_params(meta_state))
+    learner = experiments.learner(experiment, spec)
+
+    @jax.jit
+    def run(params: Params, tasks: Task) -> Any:
+        residual = lambda task: diagnostics.cg_residual(
+            learner, made_of.model.loss_fn, params, task, **family.imaml_options(made_of.preset)
+        )
+        return jax.tree.map(jnp.mean, jax.lax.map(residual, tasks))
+
+    solved, minimum = run(params, tasks)
+    return float(solved), float(minimum)
 
 
 @functools.partial(jax.jit, static_argnames=("exact", "first", "chunk_size"))
 def _agreement(
-    params: Params, tasks: Any, *, exact: MetaLearner, first: MetaLearner, chunk_size: Any
+    params: Params,
+    state: State,
+    tasks: Any,
+    *,
+    exact: MetaLearner,
+    first: MetaLearner,
+    chunk_size: Any,
 ) -> tuple[Array, Array]:
-    _, reference, _ = jaxmaml.meta_grad(exact, params, tasks, chunk_size=chunk_size)
-    _, grads, _ = jaxmaml.meta_grad(first, params, tasks, chunk_size=chunk_size)
+    options = {"state": state, "chunk_size": chunk_size}
+    _, reference, _ = jaxmaml.meta_grad(exact, params, tasks, **options)
+    _, grads, _ = jaxmaml.meta_grad(first, params, tasks, **options)
     return diagnostics.agreement(grads, reference)

@@ -18,7 +18,6 @@ from rich.progress import (
 
 from jaxmaml.train import experiment as experiments
 from jaxmaml.train import loop, scoring
-from jaxmaml.train.averaging import scored_params
 from jaxmaml.train.experiment import Experiment, Spec
 from jaxmaml.train.scoring import Score
 from jaxmaml.types import MetaLearner, MetaState
@@ -101,8 +100,7 @@ def run(
     _train(program, preset.num_outer_steps, spec, course, look, record, progress, bar)
     progress.update(bar, description=f"{spec.label}: testing")
     final = course.selected if np.isfinite(course.best) and not course.stopped else course.state
-    params = scored_params(final)
-    test = scoring.score(experiment, params, spec.inner_lr, "test", num_test_tasks)
+    test = scoring.score(experiment, spec, final, "test", num_test_tasks)
     progress.update(bar, description=spec.label)
     return Run(
         spec=spec,
@@ -216,9 +214,7 @@ def _looker(
             probe(course.state)
         if not preset.num_validations or not _is_due(index, total, preset.num_validations):
             return
-        score = scoring.score(
-            experiment, scored_params(course.state), spec.inner_lr, "val", preset.num_val_tasks
-        )
+        score = scoring.score(experiment, spec, course.state, "val", preset.num_val_tasks)
         course.curve.append((course.done, score))
         record([_validation_line(spec, course.done, score)])
         criterion = _criterion(score, preset.selection_steps)
@@ -232,7 +228,8 @@ def _criterion(score: Score, steps: tuple[int, ...]) -> float:
     """Mean log error over some inner steps, which weighs them alike; infinite if not finite."""
     if not steps:
         return np.inf
-    value = float(np.mean(np.log(score.mean[list(steps)])))
+    made = [i for i in steps if i < len(score.mean)] or [score.headline]
+    value = float(np.mean(np.log(score.mean[made])))
     return value if np.isfinite(value) else np.inf
 
 

@@ -183,7 +183,7 @@ def test_linen_without_state():
 
 
 def test_weights_go_to_models_that_take_them():
-    module, batch = nn.MLP(3, 2, norm=True, rngs=nnx.Rngs(0)), {"inputs": draw(0, 8, 3)}
+    module, batch = nn.MLP(3, 2, norm="transductive", rngs=nnx.Rngs(0)), {"inputs": draw(0, 8, 3)}
     weights = jnp.arange(8.0)
     apply_fn, params, _ = nn.from_nnx(module)
     assert_trees_close(
@@ -245,3 +245,20 @@ def test_compute_dtype_is_that_of_the_model_alone(adapter):
     assert seen[-1] == (jnp.bfloat16, jnp.bfloat16)
     assert loss.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
+
+
+def test_first_ways_cuts_the_logits():
+    def stateful(params, batch, state):
+        return batch["inputs"] @ params, state + 1
+
+    params, batch = draw(0, 3, 5), {"inputs": draw(1, 4, 3)}
+    plain = nn.from_function(lambda params, inputs: inputs @ params)
+    expected = plain(params, batch)[:, :2]
+    np.testing.assert_array_equal(nn.first_ways(plain, 2)(params, batch), expected)
+    logits, state = nn.first_ways(stateful, 2, has_state=True)(params, batch, 6)
+    np.testing.assert_array_equal(logits, expected)
+    assert state == 7
+    with pytest.raises(ValueError, match=r"a head of 5 ways cannot serve 20; only .*protonet"):
+        jax.eval_shape(nn.first_ways(plain, 20), params, batch)
+    with pytest.raises(ValueError, match="way must be at least 1"):
+        nn.first_ways(plain, 0)

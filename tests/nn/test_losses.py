@@ -29,9 +29,18 @@ def regressed(**extra):
     return {"inputs": inputs, "targets": jnp.array([[0.0], [5.0], [1.0]]), **extra}
 
 
+def judged(**extra):
+    inputs = jnp.array([[2.0], [-1.0], [0.5]])
+    return {"inputs": inputs, "targets": jnp.array([0, 1, 1]), **extra}
+
+
+BINARY_CROSS_ENTROPIES = np.log1p(np.exp([2.0, 1.0, -0.5]))
+
 CASES = [
     (nn.cross_entropy, classified, jnp.eye(3), CROSS_ENTROPIES),
     (nn.mean_squared_error, regressed, jnp.eye(1), SQUARED_ERRORS),
+    (nn.binary_cross_entropy, judged, jnp.eye(1), BINARY_CROSS_ENTROPIES),
+    (nn.binary_cross_entropy, judged, jnp.ones(1), BINARY_CROSS_ENTROPIES),
 ]
 
 
@@ -60,7 +69,7 @@ def test_targets_may_have_further_axes():
     np.testing.assert_allclose(loss, np.log(5), rtol=1e-6)
 
 
-@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("norm", [None, "transductive", "layer"])
 @pytest.mark.parametrize("classify", [False, True])
 def test_a_padded_batch_has_the_loss_and_gradient_of_the_unpadded_one(x64, classify, norm):
     module = nn.MLP(4, 3, norm=norm, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
@@ -142,6 +151,8 @@ def test_losses_keep_dtype_and_ranks(x64, loss, batch, params, _values):
         (nn.mean_squared_error, classified(targets=jnp.zeros((3, 1))), ValueError, "targets"),
         (nn.mean_squared_error, classified(weights=jnp.ones(2)), ValueError, "weights"),
         (nn.cross_entropy, classified(weights=jnp.ones((3, 1))), ValueError, "weights"),
+        (nn.binary_cross_entropy, classified(), ValueError, "targets must be \\[num_examples\\]"),
+        (nn.binary_cross_entropy, classified(targets=jnp.ones((3, 3))), ValueError, "targets"),
         (nn.cross_entropy, {"inputs": jnp.ones((3, 3))}, ValueError, "'targets'"),
         (nn.cross_entropy, (jnp.ones((3, 3)), jnp.zeros(3)), TypeError, "batch"),
         (nn.cross_entropy, {"targets": jnp.zeros(3, int)}, ValueError, "'inputs'"),
@@ -153,8 +164,17 @@ def test_losses_name_what_is_wrong(loss, batch, error, named):
         jax.eval_shape(loss_fn, jnp.eye(3), batch)
 
 
-def test_integer_predictions_are_refused():
-    loss_fn = nn.mean_squared_error(nn.from_function(linear))
+@pytest.mark.parametrize("as_type", [int, float, bool])
+def test_binary_targets_may_be_of_any_type(as_type):
+    loss_fn = nn.binary_cross_entropy(nn.from_function(linear))
+    batch = judged(targets=jnp.array([0, 1, 1]).astype(as_type))
+    np.testing.assert_allclose(
+        loss_fn(jnp.ones(1), batch), BINARY_CROSS_ENTROPIES.mean(), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("loss", [nn.mean_squared_error, nn.binary_cross_entropy])
+def test_integer_outputs_are_refused(loss):
     batch = {"inputs": jnp.ones((3, 1), int), "targets": jnp.ones((3, 1))}
-    with pytest.raises(TypeError, match="predictions"):
-        loss_fn(jnp.ones((1, 1), int), batch)
+    with pytest.raises(TypeError, match=r"(predictions|logits) must be floating-point"):
+        loss(nn.from_function(linear))(jnp.ones((1, 1), int), batch)

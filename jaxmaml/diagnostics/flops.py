@@ -1,35 +1,10 @@
-"""Pure functions that look inside."""
+"""How much is computed, counted without running it."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
-
-from jaxmaml.types import Array
-
-
-def agreement(grads: Any, reference: Any) -> tuple[Array, Array]:
-    """How far a gradient agrees with a reference, over the whole tree.
-
-    Args:
-        grads: pytree, such as the first-order meta-gradient.
-        reference: pytree of the same structure, such as the exact one.
-
-    Returns:
-        (cosine of the angle between them, norm of `grads` over norm of `reference`).
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> cosine, ratio = agreement({"w": jnp.array([3.0, 0.0])}, {"w": jnp.array([1.0, 0.0])})
-        >>> float(cosine), float(ratio)
-        (1.0, 3.0)
-    """
-    norm, reference_norm = optax.tree.norm(grads), optax.tree.norm(reference)
-    product = jnp.asarray(optax.tree.vdot(grads, reference))
-    return product / (norm * reference_norm), jnp.asarray(norm / reference_norm)
 
 
 def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:

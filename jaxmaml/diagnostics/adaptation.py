@@ -1,0 +1,111 @@
+"""What the inner loop does, step by step."""
+
+from typing import Any
+
+import jax
+import optax
+
+from jaxmaml.diagnostics.layers import by_layer
+from jaxmaml.types import Array, Batch, LossFn, MetaLearner, MetaParams, State, Task
+
+
+def inner_losses(
+    learner: MetaLearner,
+    loss_fn: LossFn,
+    meta_params: MetaParams,
+    task: Task,
+    *,
+    state: State = (),
+    num_inner_steps: int | None = None,
+) -> dict[str, Array]:
+    """The loss on the support and on the query after 0, 1, .. n inner steps.
+
+    Args:
+        learner: the meta-learner.
+        loss_fn: what is reported: `(params, batch) -> loss`, with a learner that carries state
+            `(params, batch, state) -> (loss, state)`. It sees both batches as they are, where the
+            inner loop folds its step into their keys, or draws a minibatch of the support.
+        meta_params: what the learner's `init` made, or training after it.
+        task: one task.
+        state: what the loss function carries.
+        num_inner_steps: None is as in training.
+
+    Returns:
+        {"support": `[n+1]`, "query": `[n+1]`}, in the units of the loss.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, jaxmaml
+        >>> loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2)
+        >>> learner = jaxmaml.maml(loss_fn, optax.sgd(0.25), 2)
+        >>> task = jaxmaml.Task(support=jnp.ones(4), query=2 * jnp.ones(4))
+        >>> losses = inner_losses(learner, loss_fn, jnp.array(0.0), task)
+        >>> losses["support"].tolist(), losses["query"].tolist()
+        ([1.0, 0.25, 0.0625], [4.0, 2.25, 1.5625])
+    """
+
+    def view(adapted, *state):
+        def score(batch):
+            out = loss_fn(adapted, batch, *state)
+            return out[0] if state else out
+
+        return {"support": score(task.support), "query": score(task.query)}
+
+    return learner.trace(
+        meta_params, task.support, view, state=state, num_inner_steps=num_inner_steps
+    )
+
+
+def update_norms(
+    learner: MetaLearner,
+    meta_params: MetaParams,
+    support: Batch,
+    *,
+    depth: int | None = None,
+    state: State = (),
+    num_inner_steps: int | None = None,
+) -> dict[str, tuple[Array, Array]]:
+    """How far the inner loop has moved each layer after 0, 1, .. n inner steps.
+
+    Args:
+        learner: the meta-learner. What is measured are the adapted parameters that its `trace`
+            shows, from those after no step: a head that is filled in beforehand has not moved.
+        meta_params: what the learner's `init` made, or training after it.
+        support: of one task.
+        depth: how many components of a leaf's path make its layer, see `agreement_by_layer`.
+        state: what the loss function carries.
+        num_inner_steps: None is as in training.
+
+    Returns:
+        {path of the layer: (Euclidean norm of the change `[n+1]`, the same over the norm of the
+        layer's parameters before the first step `[n+1]`)}. A layer that starts from zero has no
+        relative change: it is NaN or inf.
+
+    Raises:
+        ValueError: a depth that is no positive integer.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, jaxmaml
+        >>> loss_fn = lambda params, batch: jnp.mean((params["w"] - batch) ** 2)
+        >>> learner = jaxmaml.maml(loss_fn, optax.sgd(0.25), 2)
+        >>> norms, relative = update_norms(learner, {"w": jnp.array(2.0)}, jnp.zeros(4))["w"]
+        >>> norms.tolist(), relative.tolist()
+        ([0.0, 1.0, 1.5], [0.0, 0.5, 0.75])
+    """
+
+    def params_of(adapted, *_):
+        return adapted
+
+    # No number of steps says what a learner starts from: meta-parameters may be more than that.
+    start = learner.trace(meta_params, support, params_of, state=state, num_inner_steps=0)
+    start = jax.tree.map(lambda leaf: leaf[0], start)
+
+    def view(adapted, *_):
+        return _layer_norms(optax.tree.sub(adapted, start), depth)
+
+    norms = learner.trace(meta_params, support, view, state=state, num_inner_steps=num_inner_steps)
+    sizes = _layer_norms(start, depth)
+    return {layer: (norms[layer], norms[layer] / size) for layer, size in sizes.items()}
+
+
+def _layer_norms(tree: Any, depth: int | None) -> dict[str, Array]:
+    return {layer: optax.tree.norm(leaves) for layer, leaves in by_layer(tree, depth).items()}

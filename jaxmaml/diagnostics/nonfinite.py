@@ -1,0 +1,126 @@
+"""Where the first number that is not finite comes from, in words."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmaml.diagnostics.layers import leaf_name
+from jaxmaml.types import MetaLearner, MetaParams, State, Task
+
+
+def first_nonfinite(
+    learner: MetaLearner,
+    meta_params: MetaParams,
+    task: Task,
+    *,
+    step: int = 0,
+    state: State = (),
+) -> str | None:
+    """Where in one task's meta-gradient a NaN or an infinity first appears.
+
+    Looked at are, in this order: the meta-parameters, the support, the query, the state; of each
+    inner step the loss before it, then the state and the parameters after it, as `learner.trace`
+    shows them; the query loss, the meta-loss and the meta-gradient. Within one of these the leaves go
+    by their paths in alphabetical order. It compiles what it needs and waits for it, so that it
+    cannot itself be called under `jit`.
+
+    Args:
+        learner: the meta-learner.
+        meta_params: where the meta-gradient is not finite, or is feared not to be.
+        task: one task; `jax.tree.map(lambda leaf: leaf[i], tasks)` takes one of many.
+        step: the outer step, for learners that follow a schedule.
+        state: what the loss function carries.
+
+    Returns:
+        Such as "support inputs" or "inner step 3: parameter conv/0/kernel", with steps counted from
+        1; None where everything is finite.
+
+    Example:
+        Adam's square root has an infinite derivative at 0, which the inner gradient of a model
+        whose input is always zero is. The loss shows nothing of it.
+
+        >>> import jax.numpy as jnp, optax, jaxmaml
+        >>> loss_fn = lambda params, batch: jnp.mean((batch @ params["kernel"] - 1) ** 2)
+        >>> params, batch = {"kernel": jnp.ones(2)}, jnp.array([[1.0, 0.0], [2.0, 0.0]])
+        >>> learner = jaxmaml.maml(loss_fn, optax.adam(0.1), 2)
+        >>> first_nonfinite(learner, params, jaxmaml.Task(batch, batch))
+        'meta-gradient kernel'
+        >>> learner = jaxmaml.maml(loss_fn, optax.adam(0.1, eps_root=1e-8), 2)
+        >>> first_nonfinite(learner, params, jaxmaml.Task(batch, batch)) is None
+        True
+    """
+    flags = jax.device_get(_flags(learner, meta_params, task, step, state))
+    return next((place for place, finite in _in_order(flags) if not finite), None)
+
+
+class _Flags(NamedTuple):
+    """Whether all numbers of a leaf are finite, {path: flag}, for each of the places.
+
+    Attributes:
+        given: by what it is called.
+        inner_losses: before each inner step, flags `[n]`.
+        state, adapted: after 0..n inner steps, flags `[n+1]`.
+        losses: the query loss, the meta-loss.
+        grads: of the meta-parameters.
+    """
+
+    given: dict[str, Any]
+    inner_losses: dict[str, Any]
+    state: dict[str, Any]
+    adapted: dict[str, Any]
+    losses: tuple[dict[str, Any], ...]
+    grads: dict[str, Any]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _flags(learner, meta_params, task, step, state):
+    def view(adapted, *state):
+        return _finite(state[0] if state else ()), _finite(adapted)
+
+    given = {"meta-parameter": meta_params, **task._asdict(), "state": state}
+    states, adapted = learner.trace(meta_params, task.support, view, state=state)
+    loss = lambda meta_params: learner.loss(meta_params, task, step=step, state=state)
+    (meta_loss, info), grads = jax.value_and_grad(loss, has_aux=True)(meta_params)
+    losses = info.inner_losses
+    return _Flags(
+        given={name: _finite(tree) for name, tree in given.items()},
+        inner_losses={} if losses is None else {"": jnp.isfinite(losses)},
+        state=states,
+        adapted=adapted,
+        losses=(_finite({"query loss": info.query_loss}), _finite({"meta-loss": meta_loss})),
+        grads=_finite(grads),
+    )
+
+
+def _finite(tree: Any) -> dict[str, Any]:
+    """{path: whether all of the leaf is finite}, as integers and keys always are."""
+    return {
+        leaf_name(path): jnp.all(jnp.isfinite(leaf))
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _in_order(flags: _Flags) -> Iterator[tuple[str, bool]]:
+    """(place in words, whether it is finite), in the order in which they are computed."""
+    for name in ("meta-parameter", "support", "query", "state"):
+        yield from _named(name, flags.given[name])
+    yield from _named("before the first inner step: parameter", _at(flags.adapted, 0))
+    num_steps = len(next(iter(flags.adapted.values()), [()])) - 1
+    for i in range(1, num_steps + 1):
+        yield from _named(f"inner step {i}: loss", _at(flags.inner_losses, i - 1))
+        yield from _named(f"inner step {i}: state", _at(flags.state, i))
+        yield from _named(f"inner step {i}: parameter", _at(flags.adapted, i))
+    for losses in flags.losses:
+        yield from _named("", losses)
+    yield from _named("meta-gradient", flags.grads)
+
+
+def _at(flags: dict[str, Any], index: int) -> dict[str, Any]:
+    return {name: values[index] for name, values in flags.items()}
+
+
+def _named(place: str, flags: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    return ((f"{place} {name}".strip(), finite) for name, finite in flags.items())

@@ -1,0 +1,163 @@
+"""How much hangs on which class of a task is called which.
+
+The head of an N-way learner starts from weights of its own for each of N labels, and a task's classes
+may be given these labels in N! ways. Ye and Chao 2021 (arXiv 2106.16245, section 5) find accuracies
+far apart; a learner whose head starts alike for every label does not depend on it.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxmaml import outer
+from jaxmaml.types import Array, Batch, MetaLearner, MetaParams, State, Task
+
+_LARGEST_WAY = 8
+"""8! is 40,320 permutations, which takes as many adaptations."""
+
+
+def label_permutations(
+    way: int, *, key: Array | None = None, num_permutations: int | None = None
+) -> Array:
+    """Permutations of the labels of one task.
+
+    Args:
+        way: number of classes.
+        key: draws `num_permutations` of them at random, some perhaps twice; without both, all are
+            listed, the identity first.
+        num_permutations: how many to draw.
+
+    Returns:
+        Integers `[num_permutations, way]`: a row's entry c is the label that class c is given.
+
+    Raises:
+        ValueError: a way that is not positive or, where all are listed, above 8; one of key and
+            num_permutations without the other; fewer than one permutation.
+
+    Example:
+        >>> label_permutations(3)[:3].tolist(), label_permutations(5).shape
+        ([[0, 1, 2], [0, 2, 1], [1, 0, 2]], (120, 5))
+        >>> label_permutations(20, key=jax.random.key(0), num_permutations=50).shape
+        (50, 20)
+    """
+    if way < 1:
+        raise ValueError(f"way must be at least 1; got {way}")
+    if (key is None) != (num_permutations is None):
+        raise ValueError("key and num_permutations must be given together")
+    if key is not None and num_permutations is not None:
+        if num_permutations < 1:
+            raise ValueError(f"num_permutations must be at least 1; got {num_permutations}")
+        draw = lambda key: jax.random.permutation(key, way)
+        return jax.vmap(draw)(jax.random.split(key, num_permutations))
+    if way > _LARGEST_WAY:
+        raise ValueError(
+            f"{way} classes have {math.factorial(way):,} permutations; give key and "
+            "num_permutations to draw some of them"
+        )
+    return jnp.asarray(np.array(list(itertools.permutations(range(way))), np.int32))
+
+
+def metric_by_permutation(
+    learner: MetaLearner,
+    metric_fn: Callable[..., Any],
+    meta_params: MetaParams,
+    task: Task,
+    permutations: Any,
+    *,
+    state: State = (),
+    num_inner_steps: int | None = None,
+    chunk_size: int | str | None = "auto",
+) -> Any:
+    """A metric after every inner step for every labelling of one task's classes.
+
+    Args:
+        learner: the meta-learner.
+        metric_fn: `(adapted, query) -> metric`, as in `jaxmaml.evaluate`.
+        meta_params: what the learner's `init` made, or training after it.
+        task: one task whose batches are mappings with integer "targets" in 0..way-1.
+        permutations: `[num_permutations, way]`, see `label_permutations`.
+        state: what the loss function carries.
+        num_inner_steps: None is as in training.
+        chunk_size: how many permutations are computed at once, as in `jaxmaml.evaluate`.
+
+    Returns:
+        `[num_permutations, n+1]`, or such leaves: the mean, best and spread over the first axis say
+        how much hangs on the labels. All rows are equal where nothing does.
+
+    Raises:
+        ValueError: batches without "targets", targets beyond the way, or rows that are no
+            permutations. Under `jit` the values of what is traced cannot be looked at.
+        TypeError: targets that are no integers.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, jaxmaml
+        >>> def loss_fn(logits, batch):
+        ...     return optax.losses.softmax_cross_entropy_with_integer_labels(
+        ...         logits, batch["targets"]
+        ...     ).mean()
+        >>> learner = jaxmaml.maml(lambda p, batch: loss_fn(p[None], batch), optax.sgd(1.0), 1)
+        >>> score = lambda adapted, query: jaxmaml.accuracy(adapted[None], query["targets"])
+        >>> batch = {"targets": jnp.array([0])}
+        >>> params = jnp.array([9.0, 0.0])
+        >>> metric_by_permutation(
+        ...     learner, score, params, jaxmaml.Task(batch, batch), label_permutations(2)
+        ... ).tolist()
+        [[1.0, 1.0], [0.0, 0.0]]
+    """
+    rows = _checked(permutations)
+    for name, batch in task._asdict().items():
+        _check_targets(name, batch, rows.shape[1])
+
+    def relabelled(permutation: Array) -> Task:
+        return Task(*(_relabel(batch, permutation) for batch in task))
+
+    # To `evaluate` the permutations are the tasks, so that what they share is there once only.
+    def trace(meta_params, permutation, view, **options):
+        return learner.trace(meta_params, relabelled(permutation).support, view, **options)
+
+    def loss(meta_params, permutation, **options):
+        return learner.loss(meta_params, relabelled(permutation.support), **options)
+
+    def score(adapted, permutation, *state):
+        return metric_fn(adapted, relabelled(permutation).query, *state)
+
+    return outer.evaluate(
+        learner._replace(trace=trace, loss=loss), score, meta_params, Task(rows, rows),
+        state=state, num_inner_steps=num_inner_steps, chunk_size=chunk_size,
+    )  # fmt: skip
+
+
+def _relabel(batch: Batch, permutation: Array) -> Batch:
+    targets = jnp.asarray(batch["targets"])
+    return {**batch, "targets": permutation.astype(targets.dtype)[targets]}
+
+
+def _check_targets(name: str, batch: Batch, way: int) -> None:
+    if not isinstance(batch, Mapping) or "targets" not in batch:
+        raise ValueError(f'the {name} must be a mapping with integer "targets"')
+    dtype = jnp.result_type(batch["targets"])
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"the {name}'s targets must be integers; got {dtype}")
+    if isinstance(batch["targets"], Tracer):
+        return
+    targets = np.asarray(batch["targets"])
+    if ((targets < 0) | (targets >= way)).any():
+        raise ValueError(f"the {name}'s targets must be in 0..{way - 1}, as the permutations are")
+
+
+def _checked(permutations: Any) -> Array:
+    rows = permutations if isinstance(permutations, Tracer) else np.asarray(permutations)
+    if rows.ndim != 2 or not jnp.issubdtype(rows.dtype, jnp.integer):
+        raise ValueError(
+            f"permutations must be integers [num_permutations, way]; got {rows.dtype} {rows.shape}"
+        )
+    num_labels = rows.shape[1]
+    if not isinstance(rows, Tracer) and (np.sort(rows) != np.arange(num_labels)).any():
+        raise ValueError(f"each row of permutations must hold 0..{num_labels - 1} once")
+    return jnp.asarray(rows)

@@ -1,0 +1,255 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import assert_adjoints_agree, assert_trees_close, classified, draw, jitter
+from flax import nnx
+
+import jaxmaml
+from jaxmaml import nn
+from jaxmaml.nn.norm import NORM_EPS, POLICIES, BatchStatisticsNorm, make_norm
+
+STORED = ("inductive", "running", "per_step")
+BY_BATCH = ("transductive", *STORED)
+WEIGHTS = np.array([1.0, 0.0, 2.0, 1.0, 0.5])
+
+
+def options(policy, num_steps: int = 2) -> dict[str, Any]:
+    return {"num_steps": num_steps} if policy == "per_step" else {}
+
+
+def build(policy, num_channels, **options) -> Any:
+    return make_norm(policy, num_channels, **options)
+
+
+def moments(inputs, weights=None):
+    """Of each channel over examples and space."""
+    values = np.asarray(inputs).reshape(len(inputs), -1, inputs.shape[-1])
+    weights = np.ones(len(values)) if weights is None else weights
+    shares = weights[:, None, None] / weights.sum() / values.shape[1]
+    mean = (shares * values).sum((0, 1))
+    return mean, (shares * (values - mean) ** 2).sum((0, 1))
+
+
+def standardise(inputs, mean, variance):
+    return (inputs - mean) / np.sqrt(variance + NORM_EPS)
+
+
+def by_groups(num_groups):
+    def reference(inputs, weights):
+        outputs = np.array(inputs)
+        for example in outputs:
+            for channels in np.split(np.arange(inputs.shape[-1]), num_groups):
+                part = example[..., channels]
+                example[..., channels] = standardise(part, part.mean(), part.var())
+        return outputs
+
+    return reference
+
+
+REFERENCES = {
+    **dict.fromkeys(BY_BATCH, lambda x, weights: standardise(x, *moments(x, weights))),
+    "layer": by_groups(1),
+    "group": by_groups(6),  # of 12 channels: as many as divide them, 8 at most
+    "none": lambda x, weights: x,
+}
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("shape", [(5, 12), (5, 3, 2, 12)])
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_in_training_mode(x64, policy, scale, shape, weights):
+    norm = build(policy, 12, scale=scale, param_dtype=jnp.float64, **options(policy))
+    params = jitter(nnx.as_pure(nnx.state(norm, nnx.Param)))
+    nnx.update(norm, params)
+    inputs = 3 + 2 * draw(0, *shape)
+    expected = REFERENCES[policy](inputs, weights)
+    if policy != "none":
+        assert set(params) == ({"offset", "scale"} if scale else {"offset"})
+        row = 0 if policy == "per_step" else ...
+        expected = expected * (params["scale"][row] if scale else 1) + params["offset"][row]
+    np.testing.assert_allclose(norm(inputs, weights), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_in_evaluation_mode(x64, policy):
+    norm = build(policy, 12, param_dtype=jnp.float64, **options(policy, num_steps=0))
+    batches, inputs = [3 + 2 * draw(i, 5, 12) for i in range(2)], draw(2, 5, 12)
+    for batch in batches:
+        norm(batch, WEIGHTS)
+    norm.eval()
+    (mean_1, variance_1), (mean_2, variance_2) = (moments(batch, WEIGHTS) for batch in batches)
+    average = 0.09 * mean_1 + 0.1 * mean_2, 0.81 + 0.09 * variance_1 + 0.1 * variance_2
+    expected = {
+        "inductive": (mean_2, variance_2), "running": average, "per_step": average,
+    }.get(policy)  # fmt: skip
+    if expected is None:
+        np.testing.assert_allclose(norm(inputs), REFERENCES[policy](inputs, None), rtol=1e-9)
+    else:
+        np.testing.assert_allclose(norm(inputs), standardise(inputs, *expected), rtol=1e-9)
+
+
+@pytest.mark.parametrize("per_step_weights", [True, False])
+def test_per_step_takes_a_row_each_call_and_the_last_for_ever(x64, per_step_weights):
+    norm = build(
+        "per_step", 2, num_steps=2, per_step_weights=per_step_weights, param_dtype=jnp.float64
+    )
+    offsets = np.array([0.0, 10.0, 20.0]) if per_step_weights else np.zeros(1)
+    norm.offset[...] = jnp.repeat(offsets, 2).reshape(norm.offset.shape)
+    batches = [3 * i + draw(i, 4, 2) for i in range(4)]
+    centres = [norm(batch).mean() for batch in batches]
+    assert norm.step[...] == 4
+    expected = [0, 10, 20, 20] if per_step_weights else np.zeros(4)
+    np.testing.assert_allclose(centres, expected, atol=1e-5)
+    means = [0.1 * batch.mean(0) for batch in batches]
+    np.testing.assert_allclose(norm.mean[...], [*means[:2], 0.9 * means[2] + means[3]], rtol=1e-6)
+    norm.eval()
+    norm.step[...] = jnp.int32(1)
+    row = norm.mean[...][1], norm.var[...][1]
+    expected = standardise(batches[0], *row) + (10 if per_step_weights else 0)
+    np.testing.assert_allclose(norm(batches[0]), expected, rtol=1e-5)
+    assert norm.step[...] == 2
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_only_transductive_lets_a_query_example_depend_on_others(policy):
+    module = nn.MLP(4, 3, hidden=(12,), norm=policy, rngs=nnx.Rngs(0), **options(policy))
+    module(draw(0, 6, 4))
+    module.eval()
+    apply_fn, params, state = nn.from_nnx(module)
+    apply = jax.jit(
+        lambda inputs: apply_fn(params, {"inputs": inputs}, *([state] if state else []))
+    )
+    query = draw(1, 5, 4)
+    outputs, others = (
+        out[0] if state else out for out in map(apply, (query, query.at[1:].add(draw(2, 4, 4))))
+    )
+    assert np.allclose(outputs[0], others[0], rtol=1e-6) == (policy != "transductive")
+    assert not np.allclose(outputs[1:], others[1:], rtol=1e-3)
+
+
+def stateful_losses(policy):
+    """(loss in training mode, loss in evaluation mode, parameters, state) of one small network."""
+    module = nn.MLP(
+        4, 3, hidden=(6,), norm=policy, param_dtype=jnp.float64, rngs=nnx.Rngs(0),
+        **options(policy),
+    )  # fmt: skip
+    train_fn, params, state = nn.from_nnx(module)
+    module.eval()
+    losses = (nn.cross_entropy(fn, has_state=True) for fn in (train_fn, nn.from_nnx(module)[0]))
+    return *losses, jitter(params), state
+
+
+@pytest.mark.parametrize(
+    ("policy", "refresh"), [*((policy, False) for policy in STORED), ("inductive", True)]
+)
+def test_meta_gradient_through_state_is_that_of_a_loop_by_hand(x64, policy, refresh):
+    loss_fn, outer_loss_fn, params, state = stateful_losses(policy)
+    task = classified(4)
+
+    @jax.jit
+    @jax.grad
+    def by_hand(params, state=state):
+        for _ in range(2):
+            grads, state = jax.grad(loss_fn, has_aux=True)(params, task.support, state)
+            state = jax.lax.stop_gradient(state)
+            params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        if refresh:
+            _, state = loss_fn(params, task.support, state)
+        return outer_loss_fn(params, task.query, state)[0]
+
+    grads, info = assert_adjoints_agree(
+        loss_fn,
+        params,
+        task,
+        outer_loss_fn=outer_loss_fn,
+        has_state=True,
+        state=state,
+        refresh_state=refresh,
+    )
+    assert_trees_close(grads, by_hand(params), rtol=1e-10, atol=1e-12)
+    assert jax.tree.map(jnp.result_type, info.state) == jax.tree.map(jnp.result_type, state)
+
+
+@pytest.mark.parametrize("policy", STORED)
+def test_state_goes_through_an_outer_step(x64, policy):
+    loss_fn, outer_loss_fn, params, state = stateful_losses(policy)
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2, outer_loss_fn=outer_loss_fn, has_state=True)
+    tasks = jax.tree.map(lambda *leaves: jnp.stack(leaves), classified(4), classified(4, seed=3))
+    meta_state = jaxmaml.init_state(learner, optax.adam(1e-2), params, state)
+    step = jax.jit(
+        lambda meta_state: jaxmaml.meta_step(learner, optax.adam(1e-2), meta_state, tasks)
+    )
+    meta_state, metrics = step(meta_state)
+    assert jnp.isfinite(metrics["query_loss"])
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), meta_state.state, state)
+    stored = meta_state.state["norm"][0]
+    assert abs(stored["mean"]).max() > 1e-3
+    assert policy != "per_step" or stored["step"] == 3
+
+
+@pytest.mark.parametrize("policy", STORED)
+@pytest.mark.parametrize("dtypes", ["float32 float64", "float64 float32", "bfloat16 bfloat16"])
+def test_state_keeps_its_type_whatever_the_inputs_are(x64, policy, dtypes):
+    param_dtype, input_dtype = dtypes.split()
+    module = nn.MLP(4, 3, norm=policy, param_dtype=param_dtype, rngs=nnx.Rngs(0), **options(policy))
+    apply_fn, params, state = nn.from_nnx(module)
+    stored = jnp.promote_types(param_dtype, jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} <= {stored, jnp.dtype(jnp.int32)}
+    batch = {"inputs": jnp.ones((6, 4), input_dtype)}
+    _, new_state = jax.eval_shape(apply_fn, params, batch, state)
+    assert jax.tree.map(lambda leaf: leaf.dtype, new_state) == jax.tree.map(
+        lambda leaf: leaf.dtype, state
+    )
+
+
+@pytest.mark.parametrize("weights", [None, jnp.ones(4000)])
+def test_batch_statistics_are_accurate_where_the_mean_is_large(weights):
+    values = draw(0, 4000, 2).astype(jnp.float32) + 3000
+    exact = np.asarray(values, np.float64)
+    exact = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-3)
+    normed = BatchStatisticsNorm(2)(values, weights)
+    np.testing.assert_allclose(normed, exact, atol=1e-3)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_norms_compute_in_float32_at_least(policy):
+    values = draw(0, 500, 6).astype(jnp.bfloat16)
+    low = build(policy, 6, param_dtype=jnp.bfloat16, **options(policy))
+    if policy == "group":
+        values = values.reshape(100, 5, 6)
+    normed = low(values)
+    assert normed.dtype == jnp.bfloat16
+    exact = build(policy, 6, **options(policy))(values.astype(jnp.float32))
+    np.testing.assert_array_equal(normed, exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("num_channels", "num_groups"), [(1, 1), (6, 6), (7, 7), (11, 1), (12, 6), (64, 8), (40, 8)]
+)
+def test_groups_divide_the_channels(num_channels, num_groups):
+    assert build("group", num_channels).num_groups == num_groups
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (lambda: make_norm("batch", 4), "norm must be one of transductive, inductive, .*'batch'"),
+        (lambda: make_norm(True, 4), "norm must be one of .* got True"),  # type: ignore[arg-type]
+        (lambda: make_norm("layer", 0), "num_channels"),
+        (lambda: make_norm("per_step", 4), "needs num_steps.* got None"),
+        (lambda: make_norm("per_step", 4, num_steps=-1), "needs num_steps.* got -1"),
+        (lambda: make_norm("running", 4, num_steps=1), "num_steps is for norm='per_step' only"),
+        (lambda: make_norm("running", 4, momentum=1.0), "momentum"),
+        (lambda: make_norm("group", 4)(jnp.ones((3, 4))), "a group of one number"),
+        (lambda: nn.MLP(1, 1, norm="batch", rngs=nnx.Rngs(0)), "norm must be one of"),
+        (lambda: nn.Conv4(5, norm="batch", rngs=nnx.Rngs(0)), "norm must be one of"),
+    ],
+)
+def test_norms_name_what_is_wrong(build, named):
+    with pytest.raises(ValueError, match=named):
+        build()
