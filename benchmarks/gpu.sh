@@ -49,6 +49,8 @@ if [ -n "$data" ]; then
         run benchmarks/reproduce.py run omniglot-5w1s --data "$data" --order "$order" \
             --num-test-tasks 2000 --out "$out/reproduce.jsonl"
     done
+    run benchmarks/family.py omniglot-5w1s --data "$data" --inner-lrs 0.4 1.0 2.0 --num-outer-steps 6000 \
+        --out "$out/family.jsonl"
 fi
 run benchmarks/reproduce.py run sinusoid-5shot --num-test-tasks 2000 --out "$out/reproduce.jsonl"
 

@@ -166,20 +166,27 @@ ROWS = {
     "template": Row(_of(_template.template, _SGD, 3), _sgd_closed_form(3, True)),
     "unicorn": Row(_of(jaxmaml.unicorn, _SGD, 3), needs="head"),
 }  # fmt: skip
-# Rows that differ from another one in a number only; `pytest -m slow` runs them too.
+# Rows that differ from another one in a number only.
 ALIKE = {
     *("maml-10-steps", "maml-momentum", "fomaml-adam", "maml++-fixed-rates"),
     *("meta-sgd-layer-per-step", "meta-sgd-scalar", "learned-momentum"),
 }
-each_row = pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(row, id=name, marks=[pytest.mark.slow] * (name in ALIKE))
+THOROUGH = {"maml-1-step", "maml-3-steps", "fomaml", "meta-sgd", "imaml", "protonet"}
+MANY_WAYS = [ROWS[name] for name in THOROUGH]
+
+
+def _rows(slow):
+    """Every row; `pytest -m slow` runs those whose name is in `slow`, and CI where it can."""
+    params = [
+        pytest.param(row, id=name, marks=[pytest.mark.slow] * (name in slow))
         for name, row in ROWS.items()
-    ],
-)
-# How tasks are batched is outer.py's affair: all ways of it for these, the hardest for the others.
-THOROUGH = [ROWS[name] for name in ("maml-1-step", "maml-3-steps", "fomaml", "meta-sgd", "imaml")]
+    ]
+    return pytest.mark.parametrize("row", params)
+
+
+each_row = _rows(slow=ALIKE)
+# What is outer.py's or inner.py's affair more than a learner's: here for a learner of each kind.
+each_kind = _rows(slow=ROWS.keys() - THOROUGH)
 
 
 def _meta_grad(row, problem, **options):
@@ -243,7 +250,7 @@ def test_central_differences_of_a_network_with_kinks():
     np.testing.assert_allclose(derivative, difference, rtol=1e-6)
 
 
-@each_row
+@each_kind
 @pytest.mark.usefixtures("x64")
 def test_every_adjoint_gives_the_same(row):
     if not row.takes_adjoint:
@@ -277,7 +284,7 @@ def test_vmap_equals_a_loop_and_every_chunk_size_agrees(row):
         for i in range(5)
     ]
     expected = jax.tree.map(lambda *x: np.mean(x, axis=0), *one_by_one)
-    for chunk_size in (None, 1, 2, 7) if row in THOROUGH else (2,):
+    for chunk_size in (None, 1, 2, 7) if row in MANY_WAYS else (2,):
         loss, grads, info = _meta_grad(row, problem, chunk_size=chunk_size)
         _assert_close(grads, expected, 2e-5)
         assert info.query_loss.shape == (5,)
@@ -285,7 +292,7 @@ def test_vmap_equals_a_loop_and_every_chunk_size_agrees(row):
             np.testing.assert_allclose(loss, info.query_loss.mean(), rtol=1e-5)
 
 
-@each_row
+@each_kind
 def test_every_device_count_gives_the_same_gradient(row):
     problem = smooth()
     tasks = jax.tree.map(lambda x: x[jnp.array([0, 1, 2, 3])], problem.tasks)
@@ -294,7 +301,7 @@ def test_every_device_count_gives_the_same_gradient(row):
     meta_params = learner.init(problem.params)
     alone = jax.jit(lambda *args: jaxmaml.meta_grad(learner, *args, weights=weights)[:2])
     expected = alone(meta_params, tasks)
-    for num_devices in (1, 2, 4) if row in THOROUGH else (4,):
+    for num_devices in (1, 2, 4) if row in MANY_WAYS else (4,):
         found = _on_devices(num_devices, learner, meta_params, tasks, weights)
         _assert_close(found, expected, 2e-6)
 
@@ -311,7 +318,7 @@ def _on_devices(num_devices, learner, *args):
     return jax.jit(run)(*map(place, args, specs))
 
 
-@each_row
+@each_kind
 def test_number_of_traces_does_not_grow_with_steps(row):
     problem = smooth()
     learner, optimizer = row.make(problem), optax.adam(1e-3)
@@ -329,9 +336,13 @@ def test_number_of_traces_does_not_grow_with_steps(row):
 
 
 @each_row
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.usefixtures("x64")
-def test_dtype_and_structure_are_preserved(row, dtype):
+def test_dtype_and_structure_are_preserved(row):
+    for dtype in ("bfloat16", "float32", "float64") if row in MANY_WAYS else ("bfloat16",):
+        _assert_dtype_is_preserved(row, dtype)
+
+
+def _assert_dtype_is_preserved(row, dtype):
     problem = smooth(jnp.dtype(dtype))
     learner = row.make(problem)
     meta_params = learner.init(problem.params)
@@ -343,7 +354,7 @@ def test_dtype_and_structure_are_preserved(row, dtype):
     chex.assert_trees_all_equal_shapes_and_dtypes(adapted, problem.params)
 
 
-@each_row
+@each_kind
 def test_float32_agrees_with_float64(row):
     low = _meta_grad(row, smooth())[1]
     with jax.enable_x64(True):
@@ -351,7 +362,7 @@ def test_float32_agrees_with_float64(row):
     _assert_close(low, high, 1e-4)
 
 
-@each_row
+@each_kind
 @pytest.mark.usefixtures("x64")
 def test_what_the_loss_closes_over_is_differentiated(row):
     problem = smooth(jnp.float64)

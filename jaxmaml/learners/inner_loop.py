@@ -71,19 +71,12 @@ def inner_loop(
         outer_loss_fn, test_loss_fn, order, num_exact_steps, exact_from, multi_step_loss, adjoint,
             checkpoint_every, mask, at_step, has_state, refresh_state: see `jaxmaml.maml`.
     """
-    inner.check_order(order)
-    if order == "first" and (num_exact_steps is not None or exact_from):
-        raise ValueError(
-            "num_exact_steps and exact_from say where the meta-gradient is exact, and with "
-            "order='first' it is nowhere"
-        )
-    inner.check_num_exact_steps(num_exact_steps)
+    default = inner.check_num_inner_steps(num_inner_steps)
     check_adjoint(adjoint)
     inner.check_checkpoint_every(checkpoint_every)
-    _check_outer_steps(exact_from=exact_from, multi_step_loss=multi_step_loss)
-    _check_state_options(has_state, refresh_state)
-    default = inner.check_num_inner_steps(num_inner_steps)
+    _check_orders(order, num_exact_steps, exact_from)
     _check_multi_step_loss(multi_step_loss, default)
+    _check_state_options(has_state, refresh_state)
     score = loss_fn if outer_loss_fn is None else outer_loss_fn
     at_test = loss_fn if test_loss_fn is None else test_loss_fn
     options: dict[str, Any] = {
@@ -147,9 +140,8 @@ def inner_loop(
     def loss(meta_params, task, *, step=0, state=()):
         if order == "first" or not exact_from:
             return loss_of_order(meta_params, task, step, state, order)
-        first, exact = (
-            functools.partial(loss_of_order, order=order) for order in inner.ORDERS[::-1]
-        )
+        first = functools.partial(loss_of_order, order="first")
+        exact = functools.partial(loss_of_order, order="exact")
         return jax.lax.cond(step < exact_from, first, exact, meta_params, task, step, state)
 
     return MetaLearner(init=init, adapt=adapt, trace=trace, loss=loss)
@@ -210,16 +202,27 @@ def bare(meta_params: MetaParams) -> Params:
     return meta_params
 
 
-def _check_outer_steps(**numbers: int) -> None:
-    for name, number in numbers.items():
-        is_int = isinstance(number, int) and not isinstance(number, bool)
-        if not is_int or number < 0:
-            raise ValueError(f"{name} must be a number of outer steps, 0 or more; got {number!r}")
+def _check_orders(order: str, num_exact_steps: int | None, exact_from: int) -> None:
+    inner.check_order(order)
+    inner.check_num_exact_steps(num_exact_steps)
+    _check_outer_steps("exact_from", exact_from)
+    if order == "first" and (num_exact_steps is not None or exact_from):
+        raise ValueError(
+            "num_exact_steps and exact_from say where the meta-gradient is exact, and with "
+            "order='first' it is nowhere"
+        )
 
 
 def _check_multi_step_loss(multi_step_loss: int, num_inner_steps: int) -> None:
+    _check_outer_steps("multi_step_loss", multi_step_loss)
     if multi_step_loss and not num_inner_steps:
         raise ValueError("multi_step_loss needs at least one inner step; got num_inner_steps=0")
+
+
+def _check_outer_steps(name: str, number: int) -> None:
+    is_int = isinstance(number, int) and not isinstance(number, bool)
+    if not is_int or number < 0:
+        raise ValueError(f"{name} must be a number of outer steps, 0 or more; got {number!r}")
 
 
 def _check_state_options(has_state: bool, refresh_state: bool) -> None:

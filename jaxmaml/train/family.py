@@ -90,6 +90,11 @@ def check(parts: Parts, learner: str, order: str) -> None:
         raise ValueError(
             f"learner {learner!r} classifies, and {parts.preset.dataset} is regression"
         )
+    if parts.preset.norm == "per_step" and learner != "maml_plus_plus":
+        raise ValueError(
+            f"norm='per_step' counts inner steps, which learner {learner!r} does not begin anew with "
+            "each task: only 'maml_plus_plus' does"
+        )
     if learner in WITHOUT_STATE and parts.model.has_state:
         raise ValueError(
             f"learner {learner!r} takes no norm={parts.preset.norm!r}, which carries statistics"

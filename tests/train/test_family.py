@@ -10,7 +10,7 @@ import pytest
 
 from jaxmaml import cli
 from jaxmaml.data import pools
-from jaxmaml.train import experiment, family, network, presets
+from jaxmaml.train import experiment, family, presets
 from jaxmaml.train.experiment import Spec
 
 TINY = presets.override(
@@ -56,8 +56,18 @@ def test_every_learner_fits_a_classifier(learner, classes):
     assert info.inner_losses.shape == (expected,)
 
 
-@pytest.mark.parametrize("norm", network.CARRIES_STATE)
-@pytest.mark.parametrize("learner", [n for n in family.LEARNERS if n not in family.WITHOUT_STATE])
+@pytest.mark.parametrize(
+    ("learner", "norm"),
+    [
+        ("maml_plus_plus", "per_step"),
+        *(
+            (learner, norm)
+            for learner in family.LEARNERS
+            for norm in ("inductive", "running")
+            if learner not in family.WITHOUT_STATE
+        ),
+    ],
+)
 def test_learners_carry_the_statistics_of_a_normalisation(learner, norm, classes):
     state, ((_, info), _) = _loss_shapes(presets.override(TINY, norm=norm), classes, learner)
     assert jax.tree.leaves(info.state)
@@ -127,6 +137,7 @@ def test_the_residual_of_imaml_is_printed(tmp_path, capsys):
         (["compare", "sinusoid-5shot", "--learners", "protonet"], "'protonet' classifies"),
         (["train", "glyphs-5w1s", "--learner", "reptile", "--order", "first"], "has no order"),
         (["train", "glyphs-5w1s", "--learner", "r2d2", "--norm", "inductive"], "norm='inductive'"),
+        (["train", "glyphs-5w1s", "--norm", "per_step"], "only 'maml_plus_plus'"),
         (["train", "glyphs-5w1s", "--learner", "fine_tuning", "--stream"], "class numbers"),
     ],
 )
