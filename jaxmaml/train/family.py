@@ -45,7 +45,6 @@ class Entry(NamedTuple):
         has_order: whether its meta-gradient is exact or first order.
         num_inner_steps: `(preset) -> ` inner steps in training.
         has_any_way: whether it serves more ways than its head has.
-        inner_loop: whether it adapts step by step.
     """
 
     make: Callable[[Parts, Any, str], MetaLearner]

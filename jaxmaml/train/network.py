@@ -158,5 +158,8 @@ def _module(preset: Preset, input_shape: tuple[int, ...], key: Array) -> Any:
     }
     if preset.model == "mlp":
         return nn.MLP(math.prod(input_shape), preset.way, hidden=preset.hidden_sizes, **shared)
+    if preset.model == "resnet12":
+        filters = tuple(preset.num_filters * factor for factor in (1, 2, 4, 8))
+        return nn.ResNet12(preset.way, image_shape=input_shape, num_filters=filters, **shared)
     conv = {"image_shape": input_shape, "num_filters": preset.num_filters, "pooled": preset.pooled}
     return nn.Conv4(preset.way, **conv, **shared)

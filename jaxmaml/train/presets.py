@@ -63,8 +63,10 @@ class Preset:
         "brightness, contrast and saturation vary by this factor in training", default=0.0
     )
 
-    model: Literal["conv", "mlp"] = _option("the network", default="conv")
-    num_filters: int = _option("filters of each convolution (conv)", default=64)
+    model: Literal["conv", "mlp", "resnet12"] = _option("the network", default="conv")
+    num_filters: int = _option(
+        "filters of each convolution (conv), of the first block's (resnet12)", default=64
+    )
     pooled: bool = _option("max-pooling instead of stride 2 (conv)", default=False)
     hidden_sizes: tuple[int, ...] = _option("units of each hidden layer (mlp)", default=(40, 40))
     norm: Literal["transductive", "inductive", "running", "per_step", "layer", "group", "none"] = (

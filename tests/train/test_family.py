@@ -10,7 +10,7 @@ import pytest
 
 from jaxmaml import cli
 from jaxmaml.data import pools
-from jaxmaml.train import experiment, family, presets
+from jaxmaml.train import experiment, family, network, presets
 from jaxmaml.train.experiment import Spec
 
 TINY = presets.override(
@@ -79,6 +79,17 @@ def test_a_normalisation_of_single_examples_has_no_state(norm, classes):
     preset = presets.override(TINY, norm=norm, hidden_sizes=(12,))
     state, _ = _loss_shapes(preset, classes, "maml")
     assert state.state == ()
+
+
+def test_a_residual_network_is_a_model_too():
+    preset = presets.override(TINY, model="resnet12", num_filters=1, adapt_norm=False)
+    built = network.build(preset, (16, 16, 1), jax.random.key(0))
+    batch = {"inputs": jax.ShapeDtypeStruct((6, 16, 16, 1), jnp.float32)}
+    assert jax.eval_shape(built.model.apply_fn, built.params, batch).shape == (6, 3)
+    assert built.params["block"][3]["conv"][0]["kernel"].shape == (3, 3, 4, 8)
+    made = family.make(family.Parts(preset, built.model, 0), "maml", "exact", 0.1)
+    support = {**batch, "targets": jax.ShapeDtypeStruct((6,), jnp.int32)}
+    assert jax.eval_shape(made.adapt, built.params, support)[1].inner_losses.shape == (1,)
 
 
 @pytest.mark.parametrize("learner", ["reptile", "imaml", "protonet", "r2d2", "fine_tuning"])
