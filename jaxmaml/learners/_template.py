@@ -22,7 +22,8 @@ def template(
     by `head_filling` (protonet.py); one that is differentiated otherwise replaces `loss` (reptile.py).
 
     Then: export it in learners/__init__.py and jaxmaml/__init__.py, add a row to ROWS in
-    tests/test_learners.py, and, for the command line, a line to LEARNERS in train/family.py.
+    tests/test_learners.py, and, for the command line, a line `Entry(_plain(jaxmaml.NAME))` to
+    LEARNERS in train/family.py.
 
     Args:
         loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`.

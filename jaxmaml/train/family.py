@@ -138,9 +138,14 @@ def _steps(parts: Parts) -> int:
     return parts.preset.num_inner_steps
 
 
-def _maml(parts: Parts, inner_lr: Any, order: str) -> MetaLearner:
-    options = _shared(parts, order)
-    return jaxmaml.maml(parts.model.loss_fn, optax.sgd(inner_lr), _steps(parts), **options)
+def _plain(constructor: Callable[..., MetaLearner], *, mask: bool = True) -> Any:
+    """`make` of a learner that takes what `jaxmaml.maml` takes; without `mask` it has its own."""
+
+    def make(parts: Parts, inner_lr: Any, order: str) -> MetaLearner:
+        options = _shared(parts, order, mask=mask)
+        return constructor(parts.model.loss_fn, optax.sgd(inner_lr), _steps(parts), **options)
+
+    return make
 
 
 def _maml_plus_plus(parts: Parts, inner_lr: Any, order: str) -> MetaLearner:
@@ -152,26 +157,9 @@ def _maml_plus_plus(parts: Parts, inner_lr: Any, order: str) -> MetaLearner:
     )  # fmt: skip
 
 
-def _anil(parts: Parts, inner_lr: Any, order: str) -> MetaLearner:
-    options = _shared(parts, order, mask=False)
-    return jaxmaml.anil(parts.model.loss_fn, optax.sgd(inner_lr), _steps(parts), **options)
-
-
-def _boil(parts: Parts, inner_lr: Any, order: str) -> MetaLearner:
-    options = _shared(parts, order, mask=False)
-    return jaxmaml.boil(parts.model.loss_fn, optax.sgd(inner_lr), _steps(parts), **options)
-
-
 def _meta_sgd(parts: Parts, inner_lr: Any, order: str) -> MetaLearner:
     options = _shared(parts, order)
     return jaxmaml.meta_sgd(parts.model.loss_fn, _steps(parts), inner_lr=inner_lr, **options)
-
-
-def _meta_curvature(parts: Parts, inner_lr: Any, order: str) -> MetaLearner:
-    options = _shared(parts, order)
-    return jaxmaml.meta_curvature(
-        parts.model.loss_fn, optax.sgd(inner_lr), _steps(parts), **options
-    )
 
 
 def _unicorn(parts: Parts, inner_lr: Any, order: str) -> MetaLearner:
@@ -190,9 +178,7 @@ def _proto_maml(parts: Parts, inner_lr: Any, order: str) -> MetaLearner:
 
 def _cavia(parts: Parts, inner_lr: Any, order: str) -> MetaLearner:
     """On the preset's network with features that a context scales and shifts."""
-    learner = jaxmaml.cavia(
-        parts.model.loss_fn, optax.sgd(inner_lr), _steps(parts), **_shared(parts, order, mask=False)
-    )
+    learner = _plain(jaxmaml.cavia, mask=False)(parts, inner_lr, order)
     return learner._replace(init=lambda params: network.add_context(params, jax.random.key(0)))
 
 
@@ -253,12 +239,12 @@ def _none(preset: Preset) -> int:
 
 
 LEARNERS: dict[str, Entry] = {
-    "maml": Entry(_maml),
+    "maml": Entry(_plain(jaxmaml.maml)),
     "maml_plus_plus": Entry(_maml_plus_plus),
-    "anil": Entry(_anil),
-    "boil": Entry(_boil),
+    "anil": Entry(_plain(jaxmaml.anil, mask=False)),
+    "boil": Entry(_plain(jaxmaml.boil, mask=False)),
     "meta_sgd": Entry(_meta_sgd),
-    "meta_curvature": Entry(_meta_curvature),
+    "meta_curvature": Entry(_plain(jaxmaml.meta_curvature)),
     "cavia": Entry(_cavia),
     "unicorn": Entry(_unicorn, has_any_way=True),
     "proto_maml": Entry(_proto_maml, has_any_way=True),
