@@ -171,8 +171,13 @@ ALIKE = {
     *("maml-10-steps", "maml-momentum", "fomaml-adam", "maml++-fixed-rates"),
     *("meta-sgd-layer-per-step", "meta-sgd-scalar", "learned-momentum"),
 }
-THOROUGH = {"maml-1-step", "maml-3-steps", "fomaml", "meta-sgd", "imaml", "protonet"}
-MANY_WAYS = [ROWS[name] for name in THOROUGH]
+KINDS = {
+    *("maml-1-step", "maml-3-steps", "maml-last-2-steps-exact", "maml++", "fomaml", "anil"),
+    *("meta-sgd", "reptile", "imaml", "protonet", "r2d2", "unicorn"),
+}
+MANY_WAYS = [
+    ROWS[name] for name in ("maml-1-step", "maml-3-steps", "fomaml", "meta-sgd", "protonet")
+]
 
 
 def _rows(slow):
@@ -185,8 +190,9 @@ def _rows(slow):
 
 
 each_row = _rows(slow=ALIKE)
-# What is outer.py's or inner.py's affair more than a learner's: here for a learner of each kind.
-each_kind = _rows(slow=ROWS.keys() - THOROUGH)
+# What is outer.py's or inner.py's affair more than a learner's: for a learner of each kind; and
+# `pytest -m slow` for all.
+each_kind = _rows(slow=ROWS.keys() - KINDS)
 
 
 def _meta_grad(row, problem, **options):
@@ -274,7 +280,7 @@ def _with_adjoint(row, adjoint):
     return functools.partial(row.make, adjoint=adjoint)
 
 
-@each_row
+@each_kind
 def test_vmap_equals_a_loop_and_every_chunk_size_agrees(row):
     problem = smooth()
     learner = row.make(problem)
@@ -335,7 +341,7 @@ def test_number_of_traces_does_not_grow_with_steps(row):
     assert int(meta_state.step) == 3
 
 
-@each_row
+@each_kind
 @pytest.mark.usefixtures("x64")
 def test_dtype_and_structure_are_preserved(row):
     for dtype in ("bfloat16", "float32", "float64") if row in MANY_WAYS else ("bfloat16",):
@@ -379,7 +385,7 @@ def test_what_the_loss_closes_over_is_differentiated(row):
     np.testing.assert_allclose(run(1.0)[1], difference, rtol=1e-7)
 
 
-@each_row
+@each_kind
 def test_trace_agrees_with_adapt_after_every_number_of_steps(row):
     problem = smooth()
     learner = row.make(problem)

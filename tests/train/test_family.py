@@ -113,14 +113,13 @@ def test_class_numbers_are_those_of_the_pool(classes):
 def test_compare_takes_any_learners_and_evaluate_any_tasks(tmp_path, capsys):
     """One test, because workers share no run: several learners take long to compile."""
     out = tmp_path / "run"
-    names = "maml,fomaml,protonet,fine_tuning"
+    names = "maml,protonet,fine_tuning"
     assert (
         cli.main(["compare", "glyphs-5w1s", "--learners", names, "--out", str(out), *IMAGES]) == 0
     )
     results = json.loads((out / "results.json").read_text())
-    assert list(results["runs"]) == ["maml", "fomaml", "protonet", "fine_tuning"]
-    assert [len(run["accuracy_per_step"]) for run in results["runs"].values()] == [3, 3, 1, 3]
-    assert results["gradient"]["cosine"]
+    assert list(results["runs"]) == ["maml", "protonet", "fine_tuning"]
+    assert [len(run["accuracy_per_step"]) for run in results["runs"].values()] == [3, 1, 3]
     assert (out / "metric_per_step.png").stat().st_size > 0
     capsys.readouterr()
     command = ["evaluate", str(out), "--num-test-tasks", "3"]
