@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator
 Numbers: TypeAlias = Sequence[float | None] | np.ndarray
 Curve: TypeAlias = Mapping[str, Any]
 
-LEARNER_COLOURS = {"exact": "#0072B2", "first": "#D55E00"}
+LEARNER_COLOURS = {"exact": "#0072B2", "first": "#D55E00", "maml": "#0072B2", "fomaml": "#D55E00"}
 OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 VARIANTS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (6, 1, 1, 1, 1, 1)), "v"))
 REFERENCE = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
@@ -269,19 +269,22 @@ def _legend_below(figure: Figure) -> None:
 
 
 def _styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour by learner, line and marker by what follows "@", both in order of appearance."""
+    """Colour by learner, line and marker by what follows "@", both in order of appearance.
+
+    Learners beyond the number of colours begin anew with them and with the next line and marker.
+    """
     parts = {label: label.partition("@") for label in labels}
-    others = cycle(OTHER_COLOURS)
-    colours = {
-        name: LEARNER_COLOURS.get(name) or next(others)
-        for name in dict.fromkeys(name for name, _, _ in parts.values())
-    }
-    variants = dict.fromkeys(rate for _, _, rate in parts.values())
-    lines = dict(zip(variants, cycle(VARIANTS), strict=False))
-    return {
-        label: {"color": colours[name], "linestyle": lines[rate][0], "marker": lines[rate][1]}
-        for label, (name, _, rate) in parts.items()
-    }
+    names = dict.fromkeys(name for name, _, _ in parts.values())
+    others = [name for name in names if name not in LEARNER_COLOURS]
+    colours = LEARNER_COLOURS | dict(zip(others, cycle(OTHER_COLOURS), strict=False))
+    rounds = {name: i // len(OTHER_COLOURS) for i, name in enumerate(others)}
+    rates = list(dict.fromkeys(rate for _, _, rate in parts.values()))
+    styles = {}
+    for label, (name, _, rate) in parts.items():
+        number = rates.index(rate) + rounds.get(name, 0) * len(rates)
+        line, marker = VARIANTS[number % len(VARIANTS)]
+        styles[label] = {"color": colours[name], "linestyle": line, "marker": marker}
+    return styles
 
 
 def _floats(values: Numbers) -> np.ndarray:

@@ -224,3 +224,13 @@ def test_bad_input_is_named() -> None:
         ValueError, match=r"predictions has shape \(5,\); \[way, query\] = \(5, 2\)"
     ):
         plots.episode(images, images, np.zeros(5, int))
+
+
+def test_more_learners_than_colours_can_be_told_apart() -> None:
+    labels = [f"learner {i}" for i in range(17)]
+    figure = plots.metric_per_step({n: {"mean": [0.2], "ci95": [0.1]} for n in labels}, ylabel="x")
+    looks = {
+        (line.get_color(), line.get_linestyle(), line.get_marker())
+        for line, _, _ in figure.axes[0].containers
+    }
+    assert len(looks) == len(labels)
