@@ -6,6 +6,7 @@ a class, SGD inside, one task at a time on one device. The last takes every pres
     python benchmarks/memory.py
 """
 
+import argparse
 import itertools
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 
 import jaxmaml
-from jaxmaml.data import pools
+from jaxmaml.data import pools, sources
 from jaxmaml.train import experiment, presets
 from jaxmaml.types import Params, Task
 
@@ -88,7 +89,8 @@ def _blank_classes(preset: presets.Preset) -> dict[str, pools.Pool]:
     """As many blank images as a task needs, in place of the data set."""
     per_class = preset.shot + max(preset.query, preset.test_query)
     labels = np.repeat(np.arange(preset.way), per_class)
-    images = np.zeros((len(labels), 28, 28, 1), np.uint8)
+    shape = (28, 28, 1) if preset.is_regression else sources.DATASETS[preset.dataset].format.shape
+    images = np.zeros((len(labels), *shape), np.uint8)
     pool = pools.from_arrays(images, labels, [str(i) for i in range(preset.way)])
     return dict.fromkeys(("train", "val", "test"), pool)
 
@@ -117,22 +119,39 @@ def _reason(row: dict[str, Any], params: Params) -> str:
 
 
 def main() -> None:
-    """Measures, prints and appends the rows."""
-    options = common.parser(__doc__ or "").parse_args()
+    """Measures, prints and appends the rows, each as soon as it is there: it takes minutes."""
+    parser = common.parser((__doc__ or "").splitlines()[0])
+    parser.add_argument("--table", nargs="+", choices=["steps", "presets"], default=None)
+    options = parser.parse_args()
+    tables = options.table or ["steps", "presets"]
+    if "steps" in tables:
+        _steps_table(options)
+    if "presets" in tables:
+        _presets_table(options)
+
+
+def _steps_table(options: argparse.Namespace) -> None:
     numbers = (1, 2, 5) if options.quick else NUM_INNER_STEPS
     rows = measure_steps(numbers, num_filters=8 if options.quick else 64)
     judged = verdicts(rows, numbers[-1] if options.quick else JUDGED_STEPS)
+    for table, found in (("steps", rows), ("must", judged)):
+        common.emit([{"benchmark": "memory", "table": table, **row} for row in found], options.out)
     print("Conv4 pooled, 5w5s, 15 query, one task at a time: MiB\n")
     common.print_table(rows, ["inner steps", *SIDES, "growth"])
     print()
     common.print_table(judged, ["figure", "value", "must", "reached"])
+
+
+def _presets_table(options: argparse.Namespace) -> None:
     names = ["sinusoid-5shot", "glyphs-5w1s"] if options.quick else list(presets.PRESETS)
-    by_preset = [measure_preset(presets.get(name)) for name in names]
+    rows = []
+    for name in names:
+        rows.append(measure_preset(presets.get(name)))
+        common.emit([{"benchmark": "memory", "table": "presets", **rows[-1]}], options.out)
+        print(f"{name} done", flush=True)
     print("\nPresets: MiB\n")
-    columns = [name for name in by_preset[0] if name != "reason"]
-    common.print_table(by_preset, [*columns, "reason"])
-    for table, found in (("steps", rows), ("must", judged), ("presets", by_preset)):
-        common.emit([{"benchmark": "memory", "table": table, **row} for row in found], options.out)
+    columns = [name for name in rows[0] if name != "reason"]
+    common.print_table(rows, [*columns, "reason"])
 
 
 if __name__ == "__main__":
