@@ -17,7 +17,7 @@ import common
 import numpy as np
 import reproduce
 
-from jaxmaml.train import experiment, family, presets, scoring, training
+from jaxmaml.train import experiment, family, presets
 from jaxmaml.train.experiment import Spec
 
 WITHOUT_RATE = family.HEAD_FILLING
@@ -49,7 +49,7 @@ def _measure(preset: presets.Preset, name: str, options: argparse.Namespace) -> 
     """The row of one learner."""
     rates = [preset.inner_lr] if name in WITHOUT_RATE else options.inner_lrs
     first = {rate: _run(preset, name, rate, 0, options) for rate in rates}
-    best = max(rates, key=lambda rate: first[rate]["validation"])
+    best = max(rates, key=lambda rate: _or_worst(first[rate]["validation"]))
     more = [_run(preset, name, best, seed, options) for seed in range(1, options.num_seeds)]
     runs = [first[best], *more]
     values = [run["headline"] for run in runs]
@@ -74,29 +74,17 @@ def _run(
         with_classes=family.needs_class_numbers(preset, learner),
     )  # fmt: skip
     spec = Spec(name, order, rate, learner)
-    with training.new_progress() as progress:
-        done = training.run(
-            built, spec, experiment.learner(built, spec),
-            num_test_tasks=num_test_tasks, record=lambda lines: None, progress=progress,
-        )  # fmt: skip
-    val = scoring.score(built, spec, done.meta_state, "val", preset.num_val_tasks)
-    at = done.test.headline
     row = {
         "table": "run", "preset": preset.name, "learner": name, "inner_lr": rate, "seed": seed,
-        "num_outer_steps": done.num_outer_steps, "stopped": done.stopped,
-        "validation": _or_worst(val.mean[at]), "headline_step": at,
-        "headline": float(done.test.mean[at]), "ci95": float(done.test.ci95[at]),
-        "mean_per_step": done.test.mean.tolist(), "num_nonfinite": done.test.num_nonfinite,
-        "ms_per_outer_step": 1e3 * done.seconds_per_outer_step,
-        "mib": (done.temp_bytes or 0) / 2**20, "gflop": done.flops / 1e9,
+        **reproduce.train(built, spec, num_test_tasks),
     }  # fmt: skip
     common.emit([{"quick": options.quick, **row}], options.out)
     return row
 
 
-def _or_worst(value: Any) -> float:
+def _or_worst(value: float | None) -> float:
     """A rate under which training diverges is no learner's best: below every accuracy."""
-    return float(value) if np.isfinite(value) else -1.0
+    return -1.0 if value is None or not np.isfinite(value) else value
 
 
 def _options() -> argparse.Namespace:

@@ -20,7 +20,7 @@ import reproduce
 
 import jaxmaml
 from jaxmaml import diagnostics
-from jaxmaml.train import experiment, family, plots, presets, training
+from jaxmaml.train import experiment, family, plots, presets
 from jaxmaml.train.experiment import Experiment, Spec
 
 GRIDS = {"sinusoid": (0.003, 0.01, 0.03), "glyphs": (0.1, 0.4, 1.0), "omniglot": (0.4, 1.0, 2.0)}
@@ -62,7 +62,11 @@ def _measure(name: str, options: argparse.Namespace) -> Any:
         for order in family.ORDERS:
             spec = Spec(f"{order}@{rate:g}", order, rate)
             is_watched = order == "exact" and rate == preset.inner_lr
-            yield _run(built, spec, num_test_tasks, options.seed, watch if is_watched else None)
+            found = reproduce.train(built, spec, num_test_tasks, watch if is_watched else None)
+            yield {
+                "table": "run", "preset": preset.name, "order": order, "inner_lr": rate,
+                "seed": options.seed, **found,
+            }  # fmt: skip
     if options.plots is not None:
         options.plots.mkdir(parents=True, exist_ok=True)
         whole = watch.found[""]
@@ -100,26 +104,6 @@ class _Watch:
             for values, number in zip(lists.values(), pair, strict=True):
                 values.append(float(number))
         self.steps.append(step)
-
-
-def _run(
-    built: Experiment, spec: Spec, num_test_tasks: int, seed: int, watch: _Watch | None
-) -> dict[str, Any]:
-    with training.new_progress() as progress:
-        done = training.run(
-            built, spec, experiment.learner(built, spec), num_test_tasks=num_test_tasks,
-            record=lambda lines: None, progress=progress, probe=watch,
-        )  # fmt: skip
-    at, last = done.test.headline, done.curve[-1][1] if done.curve else None
-    return {
-        "table": "run", "preset": built.preset.name, "order": spec.order, "inner_lr": spec.inner_lr,
-        "seed": seed, "num_outer_steps": done.num_outer_steps, "stopped": done.stopped,
-        "headline": float(done.test.mean[at]), "ci95": float(done.test.ci95[at]),
-        "validation": None if last is None else float(last.mean[at]),
-        "mean_per_step": done.test.mean.tolist(), "ci95_per_step": done.test.ci95.tolist(),
-        "ms_per_outer_step": 1e3 * done.seconds_per_outer_step,
-        "mib": (done.temp_bytes or 0) / 2**20, "gflop": done.flops / 1e9,
-    }  # fmt: skip
 
 
 def _by_layer(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxmaml.data import pools
-from jaxmaml.train import experiment, loop, presets, scoring
+from jaxmaml.train import experiment, loop, presets, scoring, training
 
 
 def export(preset: presets.Preset, data_dir: Path | None, data: Path) -> None:
@@ -70,6 +70,33 @@ def run(
         "num_test_tasks": num_test_tasks, "mean_per_step": test.mean.tolist(),
         "ci95_per_step": test.ci95.tolist(), "num_nonfinite": test.num_nonfinite,
         "headline": float(test.mean[test.headline]),
+    }  # fmt: skip
+
+
+def train(
+    built: experiment.Experiment, spec: experiment.Spec, num_test_tasks: int, probe: Any = None
+) -> dict[str, Any]:
+    """Trains with validation and tests; what every table of runs tells of one.
+
+    Returns:
+        Scores at the step that is quoted and after every step, costs; "validation" is the last score
+        on validation tasks, None where there is none or training stopped early.
+    """
+    with training.new_progress() as progress:
+        done = training.run(
+            built, spec, experiment.learner(built, spec), num_test_tasks=num_test_tasks,
+            record=lambda lines: None, progress=progress, probe=probe,
+        )  # fmt: skip
+    at = done.test.headline
+    last = done.curve[-1][1].mean[at] if done.curve and not done.stopped else None
+    return {
+        "num_outer_steps": done.num_outer_steps, "stopped": done.stopped,
+        "validation": None if last is None else float(last), "headline_step": at,
+        "headline": float(done.test.mean[at]), "ci95": float(done.test.ci95[at]),
+        "mean_per_step": done.test.mean.tolist(), "ci95_per_step": done.test.ci95.tolist(),
+        "num_nonfinite": done.test.num_nonfinite,
+        "ms_per_outer_step": 1e3 * done.seconds_per_outer_step,
+        "mib": (done.temp_bytes or 0) / 2**20, "gflop": done.flops / 1e9,
     }  # fmt: skip
 
 

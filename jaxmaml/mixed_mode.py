@@ -144,7 +144,7 @@ def _hoist(fun: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[...
         run = jaxpr_as_fun(ClosedJaxpr(jaxpr.jaxpr, consts))
         return jax.tree.unflatten(out_tree, run(*jax.tree.leaves(tuple(args))))
 
-    return hoisted, [const for t, const in zip(traced, jaxpr.consts, strict=True) if t]
+    return hoisted, select_leaves(traced, jaxpr.consts)
 
 
 def _forward_over_reverse(fun: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
@@ -172,7 +172,7 @@ def _pull_back(fun, has_aux, args, loss_cotangent, grad_cotangent):
     params, *rest = args
     leaves, treedef = jax.tree.flatten(rest)
     is_float = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
-    floats = [leaf for f, leaf in zip(is_float, leaves, strict=True) if f]
+    floats = select_leaves(is_float, leaves)
 
     def loss(params, floats):
         out = fun(params, *jax.tree.unflatten(treedef, merge_leaves(is_float, floats, leaves)))
@@ -187,6 +187,11 @@ def _pull_back(fun, has_aux, args, loss_cotangent, grad_cotangent):
         pulled[0],
         *jax.tree.unflatten(treedef, merge_leaves(is_float, pulled[1], no_cotangent)),
     )
+
+
+def select_leaves(choose: list[bool], leaves: list[Any]) -> list[Any]:
+    """The entries of `leaves` that are marked in `choose`, in order: what `merge_leaves` puts back."""
+    return [leaf for c, leaf in zip(choose, leaves, strict=True) if c]
 
 
 def merge_leaves(choose: list[bool], chosen: list[Any], other: list[Any]) -> list[Any]:

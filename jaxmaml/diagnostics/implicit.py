@@ -7,7 +7,7 @@ import optax
 
 from jaxmaml import inner
 from jaxmaml.learners.imaml import conjugate_gradients
-from jaxmaml.mixed_mode import merge_leaves
+from jaxmaml.mixed_mode import merge_leaves, select_leaves
 from jaxmaml.types import Array, LossFn, Mask, MetaLearner, MetaParams, Task
 
 
@@ -50,7 +50,7 @@ def cg_residual(
 
     leaves, treedef = jax.tree.flatten(meta_params)
     flags = inner.is_adapted(meta_params, mask)
-    select = lambda tree: [x for x, f in zip(jax.tree.leaves(tree), flags, strict=True) if f]
+    select = lambda tree: select_leaves(flags, jax.tree.leaves(tree))
     whole = lambda selected: treedef.unflatten(merge_leaves(flags, selected, leaves))
     of_loss = lambda selected, batch: jax.grad(lambda s: loss_fn(whole(s), batch))(selected)
 

@@ -8,7 +8,7 @@ import optax
 
 from jaxmaml import inner
 from jaxmaml.learners.inner_loop import bare
-from jaxmaml.mixed_mode import check_scalar, merge_leaves
+from jaxmaml.mixed_mode import check_scalar, merge_leaves, select_leaves
 from jaxmaml.types import AtStep, Info, LossFn, Mask, MetaLearner, State
 
 
@@ -95,13 +95,13 @@ def imaml(
         def solve(_, selected):
             del selected
             adapted, info = run(inner.adapt, theta, support, state=state, number=number)
-            return _selected(flags, jax.tree.leaves(adapted)), info
+            return select_leaves(flags, jax.tree.leaves(adapted)), info
 
         def tangent_solve(hessian, rhs):
             return conjugate_gradients(hessian, rhs, num_cg_steps, cg_tol)
 
         selected, info = jax.lax.custom_root(
-            stationarity, _selected(flags, leaves), solve, tangent_solve, has_aux=True
+            stationarity, select_leaves(flags, leaves), solve, tangent_solve, has_aux=True
         )
         return whole(selected), info
 
@@ -131,10 +131,6 @@ def conjugate_gradients(
         return jax.scipy.sparse.linalg.cg(matrix, rhs, first, tol=cg_tol, maxiter=num_cg_steps)[0]
 
     return jax.lax.custom_linear_solve(matrix, rhs, solve, symmetric=True)
-
-
-def _selected(flags: list[bool], leaves: list[Any]) -> list[Any]:
-    return [leaf for flag, leaf in zip(flags, leaves, strict=True) if flag]
 
 
 def _given(state: State, has_state: bool) -> tuple[Any, ...]:
