@@ -94,7 +94,7 @@ def train(
         "validation": None if last is None else float(last), "headline_step": at,
         "headline": float(done.test.mean[at]), "ci95": float(done.test.ci95[at]),
         "mean_per_step": done.test.mean.tolist(), "ci95_per_step": done.test.ci95.tolist(),
-        "num_nonfinite": done.test.num_nonfinite,
+        "num_nonfinite": done.test.num_nonfinite, "on_features": done.on_features,
         "ms_per_outer_step": 1e3 * done.seconds_per_outer_step,
         "mib": (done.temp_bytes or 0) / 2**20, "gflop": done.flops / 1e9,
     }  # fmt: skip

@@ -1,11 +1,12 @@
 """What is measured of an adapted model, and how it is summed up over tasks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmaml.types import Array, Task
+from jaxmaml.types import Array, Batch, Task
 
 
 def accuracy(logits: Array, targets: Array, weights: Array | None = None) -> Array:
@@ -62,17 +63,26 @@ def mean_and_ci95(values: Any) -> tuple[np.ndarray, np.ndarray, int]:
     return values.mean(axis=0), 1.96 * spread / np.sqrt(len(values)), num_nonfinite
 
 
-def nearest_neighbour(task: Task) -> Array:
-    """Accuracy of the nearest support example in raw input space: the floor for any learner.
+def nearest_neighbour(task: Task, features_fn: Callable[[Batch], Array] | None = None) -> Array:
+    """Accuracy of the nearest support example: on raw inputs the floor for any learner.
+
+    On the features of a network that was trained jointly it is the baseline of Ravi and Larochelle
+    2017 (section 5.1.1), which adapts nothing.
 
     Args:
-        task: one task with "inputs" `[num_examples, ...]` and integer "targets" `[num_examples]`.
+        task: one task with "inputs" `[num_examples, ...]`, integer "targets" `[num_examples]` and,
+            where there is padding, "weights" `[num_examples]`.
+        features_fn: `(batch) -> [num_examples, num_features]`; None takes the inputs themselves.
 
     Returns:
         The fraction of query examples whose nearest support example, by Euclidean distance, has
-        their class.
+        their class; NaN where a feature is not finite.
     """
-    support, query = (batch["inputs"].reshape(len(batch["inputs"]), -1) for batch in task)
+    features_fn = features_fn or (lambda batch: batch["inputs"].reshape(len(batch["inputs"]), -1))
+    support, query = (features_fn(batch) for batch in task)
     distance = jnp.sum(support**2, -1) - 2 * query @ support.T  # less ||query||^2, alike for all
-    nearest = task.support["targets"][distance.argmin(-1)]
-    return jnp.mean(nearest == task.query["targets"], dtype=query.dtype)
+    present = task.support.get("weights", jnp.ones(len(support))) > 0
+    nearest = task.support["targets"][jnp.where(present, distance, jnp.inf).argmin(-1)]
+    right = jnp.asarray(nearest == task.query["targets"], query.dtype)
+    share = jnp.average(right, weights=task.query.get("weights"))
+    return jnp.where(jnp.all(jnp.isfinite(distance)), share, jnp.nan)

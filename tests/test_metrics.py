@@ -50,3 +50,23 @@ def test_nearest_neighbour():
         "targets": jnp.array([1, 0, 1]),
     }
     assert metrics.nearest_neighbour(jaxmaml.Task(support, query)) == pytest.approx(2 / 3)
+
+
+def test_nearest_neighbour_on_features_leaves_padding_out():
+    """The second input is noise to the features; the padded support example would be nearest."""
+    support = {
+        "inputs": jnp.array([[0.0, 9.0], [4.0, 0.0], [1.0, 0.0]]),
+        "targets": jnp.array([0, 1, 1]),
+        "weights": jnp.array([1.0, 1.0, 0.0]),
+    }
+    query = {
+        "inputs": jnp.array([[1.0, 0.0], [3.0, 9.0], [0.0, 0.0]]),
+        "targets": jnp.array([0, 1, 1]),
+        "weights": jnp.array([1.0, 1.0, 0.0]),
+    }
+    task = jaxmaml.Task(support, query)
+    features_fn = lambda batch: batch["inputs"][:, :1]
+    assert metrics.nearest_neighbour(task, features_fn) == 1
+    assert metrics.nearest_neighbour(task) == 0
+    dead = lambda batch: features_fn(batch) * jnp.nan
+    assert np.isnan(metrics.nearest_neighbour(task, dead))

@@ -162,6 +162,7 @@ def _print(
     else:
         scores = {run.spec.label: run.test for run in runs}
         table = report.scores_table(experiment.preset, scores, num_test_tasks, floor)
+        report.add_features(table, runs)
         report.add_costs(table, runs)
         console.print(table)
     for run in (run for run in runs if run.spec.learner == "imaml"):

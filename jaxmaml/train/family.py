@@ -19,6 +19,8 @@ NUM_REPTILE_STEPS = 5
 """Inner steps of Reptile at least, which with one would be joint training; its paper's number."""
 NUM_IMAML_STEPS = 16
 """Inner steps of iMAML at least, whose gradient is that of a minimum; its paper's number (Omniglot)."""
+NUM_FINE_TUNING_STEPS = 20
+"""Inner steps of fine-tuning at least, in tests alone: its head starts from nothing that was trained."""
 IMAML_PROXIMAL = 2.0
 """Strength of iMAML's proximal term; its paper's number (Omniglot)."""
 
@@ -209,7 +211,8 @@ def _fine_tuning(parts: Parts, inner_lr: Any, order: str) -> MetaLearner:
     if not parts.preset.is_regression:
         classes = jaxmaml.learners.Classes(_features_fn(parts), parts.num_classes)
     return jaxmaml.fine_tuning(
-        parts.model.loss_fn, optax.sgd(inner_lr), _steps(parts),
+        parts.model.loss_fn, optax.sgd(inner_lr),
+        LEARNERS["fine_tuning"].num_inner_steps(parts.preset),
         classes=classes, mask=_mask(parts.preset),
     )  # fmt: skip
 
@@ -252,7 +255,9 @@ LEARNERS: dict[str, Entry] = {
     "imaml": Entry(_imaml, has_order=False, num_inner_steps=_at_least(NUM_IMAML_STEPS)),
     "protonet": Entry(_protonet, has_order=False, num_inner_steps=_none, has_any_way=True),
     "r2d2": Entry(_r2d2, has_order=False, num_inner_steps=_none, has_any_way=True),
-    "fine_tuning": Entry(_fine_tuning, has_order=False),
+    "fine_tuning": Entry(
+        _fine_tuning, has_order=False, num_inner_steps=_at_least(NUM_FINE_TUNING_STEPS)
+    ),
 }
 """Every learner of the commands, by name."""
 ALIASES = {"fomaml": ("maml", "first")}

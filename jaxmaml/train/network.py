@@ -74,7 +74,7 @@ def build(
         check_served_way(served_way, preset.way)
         served = lambda fn: nn.first_ways(fn, served_way, has_state=carries)
     if not carries:
-        features = nn.from_nnx(module, _features, compute_dtype=dtype)[0]
+        features = _unconditioned(nn.from_nnx(module, _features, compute_dtype=dtype)[0])
         apply_fn = served(_conditioned(features))
         loss_fn = make_loss(apply_fn)
         metric_fn = loss_fn if preset.is_regression else _accuracy(apply_fn)
@@ -109,13 +109,21 @@ def add_context(params: Params, key: Array) -> Params:
     return {**params, "context": jnp.zeros(NUM_CONTEXT), "film": film}
 
 
+def _unconditioned(features_fn: Callable[..., Array]) -> Callable[..., Array]:
+    """The features before a context scales and shifts them: with or without one in the parameters."""
+
+    def of_network(params: Params, batch: Any) -> Array:
+        bare = {name: part for name, part in params.items() if name not in ("context", "film")}
+        return features_fn(bare, batch)
+
+    return of_network
+
+
 def _conditioned(features_fn: Callable[..., Array]) -> Callable[..., Array]:
     """The network whose features a context scales and shifts, where the parameters have one."""
 
     def apply_fn(params: Params, batch: Any) -> Array:
-        features = features_fn(
-            {name: part for name, part in params.items() if name not in ("context", "film")}, batch
-        )
+        features = features_fn(params, batch)
         if "context" in params:
             scale, shift = jnp.split(params["context"] @ params["film"], 2)
             features = features * (1 + scale)[None] + shift[None]

@@ -47,7 +47,9 @@ def scores_table(
         quoted = headlines == {i}
         table.add_row(f"{i} (headline)" if quoted else f"{i}", *cells, style="bold" * quoted)
     if floor is not None:
-        table.add_row("nearest neighbour", *[f"{100 * floor:.1f}"] * len(scores), style="dim")
+        table.add_row(
+            "nearest neighbour, pixels", *[f"{100 * floor:.1f}"] * len(scores), style="dim"
+        )
     if any(score.num_nonfinite for score in scores.values()):
         counts = [str(score.num_nonfinite) for score in scores.values()]
         table.add_row("tasks not finite", *counts, style="red")
@@ -59,6 +61,8 @@ def summary_table(
 ) -> Table:
     """One row per run, for a comparison of many: the score that is quoted, and the costs.
 
+    "NN, features" is nearest neighbour on the features before they are adapted.
+
     Args:
         preset: what was run.
         runs: in the order of the rows.
@@ -68,7 +72,8 @@ def summary_table(
     metric = "MSE" if preset.is_regression else "accuracy, %"
     table = _titled(f"{preset.name}: test {metric}, 95 % CI over {num_test_tasks} tasks")
     table.add_column("learner")
-    for name in ("0 steps", "1 step", "inner steps", "score", "ms/step", "MiB", "GFLOP/step"):
+    names = ("0 steps", "1 step", "inner steps", "score", "NN, features")
+    for name in (*names, "ms/step", "MiB", "GFLOP/step"):
         table.add_column(name, justify="right")
     for run in runs:
         score = run.test
@@ -76,10 +81,18 @@ def summary_table(
         quoted = value(preset, score, score.headline)
         memory = "unknown" if run.temp_bytes is None else f"{run.temp_bytes / 2**20:.3g}"
         costs = [f"{1e3 * run.seconds_per_outer_step:.3g}", memory, f"{run.flops / 1e9:.3g}"]
-        table.add_row(run.spec.label, *early, f"{score.headline}", quoted, *costs)
+        cells = (*early, f"{score.headline}", quoted, _on_features(run), *costs)
+        table.add_row(run.spec.label, *cells)
     if floor is not None:
-        table.add_row("nearest neighbour", "", "", "", f"{100 * floor:.1f}", style="dim")
+        table.add_row("nearest neighbour, pixels", "", "", "", f"{100 * floor:.1f}", style="dim")
     return table
+
+
+def add_features(table: Table, runs: Iterable[Run]) -> None:
+    """Append nearest neighbour on each run's features, where there are such."""
+    found = [_on_features(run) for run in runs]
+    if any(found):
+        table.add_row("nearest neighbour, features", *found, style="dim")
 
 
 def add_costs(table: Table, runs: Iterable[Run]) -> None:
@@ -194,3 +207,7 @@ def _titled(title: str) -> Table:
 
 def _mebibytes(num_bytes: int | None) -> str:
     return "unknown" if num_bytes is None else f"{num_bytes / 2**20:.3g} MiB"
+
+
+def _on_features(run: Run) -> str:
+    return "" if run.on_features is None else f"{100 * run.on_features:.1f}"

@@ -77,6 +77,7 @@ def _run(preset: Preset, run: Run) -> dict[str, Any]:
     return {
         "mse_per_step" if preset.is_regression else "accuracy_per_step": run.test.mean,
         "ci95_per_step": run.test.ci95,
+        "nearest_neighbour_on_features": run.on_features,
         "num_nonfinite": run.test.num_nonfinite,
         "seconds_per_outer_step": run.seconds_per_outer_step,
         "compile_seconds": run.compile_seconds,

@@ -64,6 +64,24 @@ def floor(experiment: Experiment, num_tasks: int) -> float | None:
     return float(np.concatenate(values)[:num_tasks].mean())
 
 
+def on_features(
+    experiment: Experiment, spec: Spec, meta_state: MetaState, num_tasks: int
+) -> float | None:
+    """Accuracy of nearest neighbour on the features of a run's network before it is adapted.
+
+    None for regression, and where the network carries statistics.
+    """
+    made_of = experiments.parts(experiment)
+    if experiment.preset.is_regression or made_of.model.features_fn is None:
+        return None
+    params = jax.device_get(scored_params(meta_state))
+    values = [
+        _on_features(params, tasks, spec.inner_lr, parts=made_of, learner=spec.learner)
+        for tasks in experiments.fixed_tasks(experiment, "test", num_tasks)
+    ]
+    return float(np.concatenate(values)[:num_tasks].mean())
+
+
 # The inner rate is an argument, and the order, on which adapting does not depend, is no part of it:
 # one program scores all runs of a learner on all splits.
 @functools.partial(jax.jit, static_argnames=("parts", "learner"))
@@ -83,6 +101,20 @@ def _values(
 
 
 _floors = jax.jit(jax.vmap(metrics.nearest_neighbour))
+
+
+@functools.partial(jax.jit, static_argnames=("parts", "learner"))
+def _on_features(
+    params: Params, tasks: Task, inner_lr: Any, *, parts: Parts, learner: str
+) -> Array:
+    made, features_fn = family.make(parts, learner, "exact", inner_lr), parts.model.features_fn
+    assert features_fn is not None
+
+    def one(task: Task) -> Array:
+        start = made.adapt(params, task.support, num_inner_steps=0)[0]
+        return metrics.nearest_neighbour(task, lambda batch: features_fn(start, batch))
+
+    return jax.lax.map(one, tasks)
 
 
 def flops_per_outer_step(experiment: Experiment, learner: MetaLearner) -> int:

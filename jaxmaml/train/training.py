@@ -36,6 +36,7 @@ class Run(NamedTuple):
         meta_state: the final state, or the one that validation selected, or the last good one.
         curve: (outer step, validation score) in order.
         test: the score on the test tasks.
+        on_features: accuracy of nearest neighbour on the unadapted features, or None.
         num_outer_steps: outer steps done.
         seconds_per_outer_step: median over dispatches, the first left out where there are more.
         compile_seconds: compiling the outer steps, or reading them from the cache.
@@ -48,6 +49,7 @@ class Run(NamedTuple):
     meta_state: MetaState
     curve: list[tuple[int, Score]]
     test: Score
+    on_features: float | None
     num_outer_steps: int
     seconds_per_outer_step: float
     compile_seconds: float
@@ -107,6 +109,7 @@ def run(
         meta_state=final,
         curve=course.curve,
         test=test,
+        on_features=scoring.on_features(experiment, spec, final, num_test_tasks),
         num_outer_steps=course.done,
         seconds_per_outer_step=_median_after_first(course.seconds),
         compile_seconds=program.compile_seconds,

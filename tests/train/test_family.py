@@ -56,6 +56,23 @@ def test_every_learner_fits_a_classifier(learner, classes):
     assert info.inner_losses.shape == (expected,)
 
 
+@pytest.mark.parametrize("learner", family.LEARNERS)
+def test_nearest_neighbour_is_scored_on_the_features_of_every_learner(learner, classes):
+    spec = Spec("x", "exact", 0.1, learner)
+    built = experiment.build(TINY, seed=0, num_test_tasks=2, classes=classes, with_classes=True)
+    state = jax.eval_shape(lambda: experiment.init_state(built, spec))
+    task = jax.tree.map(lambda leaf: leaf[0], experiment.step_tasks(built, 0))
+    made, features_fn = experiment.learner(built, spec), built.model.features_fn
+    assert features_fn is not None
+    found = jax.eval_shape(
+        lambda params: features_fn(
+            made.adapt(params, task.support, num_inner_steps=0)[0], task.query
+        ),
+        state.params,
+    )
+    assert found.shape == (6, 4)
+
+
 @pytest.mark.parametrize(
     ("learner", "norm"),
     [
@@ -119,7 +136,8 @@ def test_compare_takes_any_learners_and_evaluate_any_tasks(tmp_path, capsys):
     )
     results = json.loads((out / "results.json").read_text())
     assert list(results["runs"]) == ["maml", "protonet", "fine_tuning"]
-    assert [len(run["accuracy_per_step"]) for run in results["runs"].values()] == [3, 1, 3]
+    assert [len(run["accuracy_per_step"]) for run in results["runs"].values()] == [3, 1, 21]
+    assert all(0 <= run["nearest_neighbour_on_features"] <= 1 for run in results["runs"].values())
     assert (out / "metric_per_step.png").stat().st_size > 0
     capsys.readouterr()
     command = ["evaluate", str(out), "--num-test-tasks", "3"]
