@@ -69,8 +69,10 @@ def _measure(name: str, options: argparse.Namespace) -> Any:
             }  # fmt: skip
     if options.plots is not None:
         options.plots.mkdir(parents=True, exist_ok=True)
-        whole = watch.found[""]
-        figure = plots.gradient_agreement(watch.steps, whole["cosine"], whole["norm_ratio"])
+        # Scales and offsets of the normalisation go with their layer, and would hide it.
+        layers = {layer: found for layer, found in watch.found.items() if "norm" not in layer}
+        whole = layers.pop("")
+        figure = plots.gradient_agreement(watch.steps, **whole, layers=layers)
         plots.save(figure, options.plots / f"{name}-agreement.png")
     yield {
         "table": "layers", "preset": name, "inner_lr": preset.inner_lr, "step": watch.steps,

@@ -64,31 +64,40 @@ def build(
     Raises:
         ValueError: `served_way` is more than the head has.
     """
-    module = _module(preset, input_shape, key)
-    carries = preset.norm in CARRIES_STATE
-    dtype = None if preset.compute_dtype == "float32" else preset.compute_dtype
-    apply_fn, params, state = nn.from_nnx(module, compute_dtype=dtype)
-    make_loss = nn.mean_squared_error if preset.is_regression else nn.cross_entropy
-    served = lambda fn: fn
+    served: Callable[..., Any] = lambda fn: fn
     if served_way is not None:
         check_served_way(served_way, preset.way)
+        carries = preset.norm in CARRIES_STATE
         served = lambda fn: nn.first_ways(fn, served_way, has_state=carries)
-    if not carries:
-        features = _unconditioned(nn.from_nnx(module, _features, compute_dtype=dtype)[0])
-        apply_fn = served(_conditioned(features))
-        loss_fn = make_loss(apply_fn)
-        metric_fn = loss_fn if preset.is_regression else _accuracy(apply_fn)
-        model = Model(apply_fn, loss_fn, None, None, metric_fn, features, False, False)
-        return Network(model, params, state)
+    module = _module(preset, input_shape, key)
+    make = _with_state if preset.norm in CARRIES_STATE else _without_state
+    return make(preset, module, served)
+
+
+def _without_state(preset: Preset, module: Any, served: Callable[..., Any]) -> Network:
+    dtype, make_loss = _dtype_and_loss(preset)
+    features_fn, params, state = nn.from_nnx(module, _features, compute_dtype=dtype)
+    features_fn = _unconditioned(features_fn)
+    apply_fn = served(_conditioned(features_fn))
+    loss_fn = make_loss(apply_fn)
+    metric_fn = loss_fn if preset.is_regression else _accuracy(apply_fn)
+    model = Model(apply_fn, loss_fn, None, None, metric_fn, features_fn, False, False)
+    return Network(model, params, state)
+
+
+def _with_state(preset: Preset, module: Any, served: Callable[..., Any]) -> Network:
+    """The module in training mode adapts and collects statistics; in evaluation mode it is tested."""
+    dtype, make_loss = _dtype_and_loss(preset)
+    trained, params, state = nn.from_nnx(module, compute_dtype=dtype)
     module.eval()
-    apply_fn, tested = served(apply_fn), served(nn.from_nnx(module, compute_dtype=dtype)[0])
-    loss_fn, tested_loss = (make_loss(fn, has_state=True) for fn in (apply_fn, tested))
+    tested = served(nn.from_nnx(module, compute_dtype=dtype)[0])
+    tested_loss = make_loss(tested, has_state=True)
     is_inductive = preset.norm == "inductive"
     outputs = lambda params, batch, state: tested(params, batch, state)[0]
     mean_loss = lambda params, batch, state: tested_loss(params, batch, state)[0]
     model = Model(
         apply_fn=outputs,
-        loss_fn=loss_fn,
+        loss_fn=make_loss(served(trained), has_state=True),
         outer_loss_fn=tested_loss if is_inductive else None,
         test_loss_fn=None if is_inductive else tested_loss,
         metric_fn=mean_loss if preset.is_regression else _accuracy(outputs),
@@ -97,6 +106,12 @@ def build(
         refresh_state=is_inductive,
     )
     return Network(model, params, state)
+
+
+def _dtype_and_loss(preset: Preset) -> tuple[str | None, Callable[..., Any]]:
+    """What the network computes in, and the constructor of its loss."""
+    dtype = None if preset.compute_dtype == "float32" else preset.compute_dtype
+    return dtype, nn.mean_squared_error if preset.is_regression else nn.cross_entropy
 
 
 def add_context(params: Params, key: Array) -> Params:

@@ -37,7 +37,9 @@ def draw_all(
     if preset.num_validations:
         figures["learning_curves.png"] = _learning_curves(preset, [run for run, _ in runs])
     if gradient is not None and gradient["step"]:
-        figures["gradient_agreement.png"] = plots.gradient_agreement(**gradient)
+        figures["gradient_agreement.png"] = plots.gradient_agreement(
+            gradient["step"], gradient["cosine"], gradient["norm_ratio"]
+        )
     draw = _regression if preset.is_regression else _predicted_episode
     name = "regression.png" if preset.is_regression else "episode.png"
     figures[name] = draw(experiment, *runs[0])

@@ -113,31 +113,43 @@ def metric_per_step(
     return figure
 
 
-def gradient_agreement(step: Numbers, cosine: Numbers, norm_ratio: Numbers) -> Figure:
+def gradient_agreement(
+    step: Numbers,
+    cosine: Numbers,
+    norm_ratio: Numbers,
+    *,
+    layers: Mapping[str, Mapping[str, Numbers]] | None = None,
+) -> Figure:
     """Draws how far the first-order meta-gradient is from the exact one along a run.
 
     Args:
         step: outer steps at which both were computed, `[num_points]`.
         cosine: of the angle between the two, `[num_points]`.
         norm_ratio: norm of the first-order meta-gradient over the exact one's, `[num_points]`.
+        layers: layer -> {"cosine": [...], "norm_ratio": [...]}, a thin line each.
 
     >>> figure = gradient_agreement([0, 100], [0.9, 0.7], [1.2, 1.5])
     >>> [axes.get_ylabel() for axes in figure.axes]
     ['cosine', 'norm, first / exact']
     """
     figure, panels = _figure("First-order against exact meta-gradient", num_panels=2)
-    labels = ("cosine", "norm, first / exact")
-    for axes, values, label in zip(panels, (cosine, norm_ratio), labels, strict=True):
+    labels = {"cosine": "cosine", "norm_ratio": "norm, first / exact"}
+    for axes, values, (name, label) in zip(
+        panels, (cosine, norm_ratio), labels.items(), strict=True
+    ):
         axes.axhline(1.0, label="both gradients equal", **REFERENCE)
+        for colour, (layer, found) in zip(cycle(OTHER_COLOURS), (layers or {}).items()):
+            axes.plot(_floats(step), _floats(found[name]), color=colour, linewidth=1, label=layer)
         axes.plot(
             _floats(step),
             _floats(values),
             color=LEARNER_COLOURS["first"],
             marker="o",
             markersize=3,
-            label="first order, along the exact run",
+            label="whole gradient" if layers else "first order, along the exact run",
         )
-        _finish(axes, "outer step", label, [values])
+        drawn = [values, *(found[name] for found in (layers or {}).values())]
+        _finish(axes, "outer step", label, drawn)
     panels[0].set_xlabel("")
     _legend_below(figure)
     return figure

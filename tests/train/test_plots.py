@@ -103,6 +103,16 @@ def test_gradient_agreement_draws_both_numbers_with_gaps() -> None:
         np.testing.assert_array_equal(np.array(axes.lines[1].get_ydata()), values)
 
 
+def test_gradient_agreement_draws_a_line_for_each_layer() -> None:
+    layers = {"conv/0": {"cosine": [0.5, 0.4], "norm_ratio": [3.0, 4.0]}}
+    figure = plots.gradient_agreement([0, 50], [0.9, 0.7], [1.1, 1.5], layers=layers)
+    lines = _lines(figure)
+    np.testing.assert_array_equal(lines["conv/0"], [0.5, 0.4])
+    np.testing.assert_array_equal(lines["whole gradient"], [0.9, 0.7])
+    np.testing.assert_array_equal(figure.axes[1].lines[1].get_ydata(), [3.0, 4.0])
+    assert _legend(figure) == ["both gradients equal", "conv/0", "whole gradient"]
+
+
 def test_regression_draws_every_curve_and_the_support() -> None:
     figure = _regression()
     x = np.linspace(-5, 5, 50)
