@@ -3,10 +3,11 @@
     python benchmarks/family.py glyphs-5w1s --out family.jsonl
 
 Each learner is trained with the first seed at every rate of the grid; the rate with the best
-validation score is its own, and the other seeds are trained at that one. A row a run, and at the end
-one a learner: the mean over seeds of the test score, with the 95 % interval over the tasks of all
-seeds. Learners without a rate are trained once a seed. Without tensorflow-datasets, `--data` names
-the .npz that `reproduce.py export` writes.
+validation score is its own, and the other seeds are trained at that one. Learners without a rate are
+trained once a seed. A row a run, and at the end one a learner: the mean over seeds of the test score,
+with the 95 % interval over the tasks of all seeds, and of nearest neighbour on the features that it
+learned, unadapted ("on_features"). Without tensorflow-datasets, `--data` names the .npz that
+`reproduce.py export` writes.
 """
 
 import argparse
@@ -22,8 +23,8 @@ from jaxmaml.train.experiment import Spec
 
 WITHOUT_RATE = family.HEAD_FILLING
 COLUMNS = [
-    *("learner", "inner_lr", "headline_step", "headline", "ci95", "per_seed", "num_outer_steps"),
-    *("ms_per_outer_step", "mib", "gflop"),
+    *("learner", "inner_lr", "headline_step", "headline", "ci95", "per_seed", "on_features"),
+    *("num_outer_steps", "ms_per_outer_step", "mib", "gflop"),
 ]
 
 
@@ -53,11 +54,12 @@ def _measure(preset: presets.Preset, name: str, options: argparse.Namespace) -> 
     more = [_run(preset, name, best, seed, options) for seed in range(1, options.num_seeds)]
     runs = [first[best], *more]
     values = [run["headline"] for run in runs]
-    cost = runs[0]
+    cost, on_features = runs[0], [run["on_features"] for run in runs]
     return {
         "preset": preset.name, "learner": name, "inner_lr": best, "rates": rates,
         "headline_step": cost["headline_step"], "headline": float(np.mean(values)),
         "ci95": float(np.sqrt(np.sum(np.square([run["ci95"] for run in runs]))) / len(runs)),
+        "on_features": None if None in on_features else float(np.mean(on_features)),
         "per_seed": [round(value, 4) for value in values], "num_outer_steps": cost["num_outer_steps"],
         "ms_per_outer_step": cost["ms_per_outer_step"], "mib": cost["mib"], "gflop": cost["gflop"],
     }  # fmt: skip
