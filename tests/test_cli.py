@@ -62,8 +62,9 @@ def test_results_are_the_stable_interface(compared):
     assert list(results["runs"]) == ["exact", "first"]
     for run in results["runs"].values():
         assert list(run) == [
-            "mse_per_step", "ci95_per_step", "num_nonfinite", "seconds_per_outer_step",
-            "compile_seconds", "temp_bytes", "flops", "num_outer_steps", "inner_lr",
+            "mse_per_step", "ci95_per_step", "nearest_neighbour_on_features", "num_nonfinite",
+            "seconds_per_outer_step", "compile_seconds", "temp_bytes", "flops", "num_outer_steps",
+            "inner_lr",
         ]  # fmt: skip
         assert len(run["mse_per_step"]) == len(run["ci95_per_step"]) == 3
         assert run["num_outer_steps"] == 6
@@ -226,11 +227,12 @@ def test_images_are_trained_on_and_drawn(test_data, tmp_path):
     assert (out / "episode.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_stream_trains_as_a_pool_does(tmp_path):
     runs = {}
     for name, options in (("pool", []), ("stream", ["--stream"])):
         out = tmp_path / name
-        size = ["--num-filters", "2", "--way", "3", "--jitter", "0.1"]
+        size = ["--model", "mlp", "--way", "3", "--jitter", "0.1"]
         assert cli.main(["train", "glyphs-5w1s", "--out", str(out), *TINY, *size, *options]) == 0
         runs[name] = json.loads((out / "results.json").read_text())["runs"]["exact"]
     accuracy = "accuracy_per_step"
@@ -251,7 +253,7 @@ def test_data_are_prepared_listed_and_divided(tmp_path, monkeypatch, capsys):
     listed = json.loads(split.read_text())
     assert [len(listed[part]) for part in ("train", "val", "test")] == [280, 167, 112]
     assert "a split is drawn once" in _error(capsys, *command)
-    train = ["train", "glyphs-5w1s", *TINY, "--num-filters", "2", "--num-outer-steps", "2"]
+    train = ["train", "glyphs-5w1s", *TINY, "--model", "mlp", "--num-outer-steps", "2"]
     own = ["--dataset", "tfds:glyphs", "--split", str(split), "--image-size", "16"]
     assert cli.main([*train, *own, "--out", str(tmp_path / "own")]) == 0
 

@@ -88,10 +88,10 @@ class ResNet12(nnx.Module):
     >>> import jax.numpy as jnp
     >>> from flax import nnx
     >>> from jaxmaml import nn
-    >>> model = nn.ResNet12(5, image_shape=(16, 16, 3), num_filters=(2, 4, 4, 8), rngs=nnx.Rngs(0))
+    >>> model = nn.ResNet12(5, image_shape=(16, 16, 3), num_filters=(2, 4), rngs=nnx.Rngs(0))
     >>> images = jnp.ones((10, 16, 16, 3))
     >>> model(images).shape, model.features(images).shape
-    ((10, 5), (10, 8))
+    ((10, 5), (10, 4))
     """
 
     def __init__(

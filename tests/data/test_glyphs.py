@@ -91,6 +91,7 @@ def test_features_as_tfds_reads_them(data_dir):
         assert faces[same.index(True)] == face
 
 
+@pytest.mark.slow
 def test_preparing_twice_gives_the_same_images(glyphs, tmp_path):
     again = sources.load("glyphs", tmp_path / "another")
     for split, pool in glyphs.items():

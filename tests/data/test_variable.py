@@ -15,7 +15,7 @@ def sampled(sizes, key=0, num_tasks=50, **options):
     return jax.tree.map(np.asarray, jax.jit(sample)(jax.random.key(key)))
 
 
-@settings(max_examples=8, deadline=None)  # each compiles a program of its own
+@settings(max_examples=3, deadline=None)  # each compiles a program of its own
 @given(data=st.data())
 def test_episodes_hold_their_rules(data):
     sizes = data.draw(st.lists(st.integers(2, 12), min_size=2, max_size=6))

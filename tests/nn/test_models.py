@@ -262,6 +262,7 @@ def test_a_head_may_be_put_in_with_another_number_of_outputs(name):
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_resnet12_meta_gradient_is_the_same_by_both_adjoints(x64):
     module = nn.ResNet12(
         3, image_shape=(4, 4, 1), num_filters=(2,), param_dtype=jnp.float64, rngs=nnx.Rngs(0)
