@@ -52,9 +52,9 @@ if [ -n "$data" ]; then
     run benchmarks/family.py omniglot-5w1s --data "$data" --inner-lrs 0.4 1.0 2.0 --num-outer-steps 6000 \
         --out "$out/family.jsonl"
     run benchmarks/orders.py omniglot-5w1s omniglot-20w1s --data "$data" --num-outer-steps 6000 \
-        --out "$out/orders.jsonl" --plots "$out"
+        --out "$out/orders.jsonl"
 fi
-run benchmarks/orders.py sinusoid-5shot --out "$out/orders.jsonl" --plots "$out"
+run benchmarks/orders.py sinusoid-5shot --out "$out/orders.jsonl"
 run benchmarks/reproduce.py run sinusoid-5shot --num-test-tasks 2000 --out "$out/reproduce.jsonl"
 
 if [ ${#failed[@]} -gt 0 ]; then

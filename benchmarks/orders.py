@@ -20,7 +20,7 @@ import reproduce
 
 import jaxmaml
 from jaxmaml import diagnostics
-from jaxmaml.train import experiment, family, plots, presets
+from jaxmaml.train import experiment, family, presets
 from jaxmaml.train.experiment import Experiment, Spec
 
 GRIDS = {"sinusoid": (0.003, 0.01, 0.03), "glyphs": (0.1, 0.4, 1.0), "omniglot": (0.4, 1.0, 2.0)}
@@ -68,6 +68,8 @@ def _measure(name: str, options: argparse.Namespace) -> Any:
                 "seed": options.seed, **found,
             }  # fmt: skip
     if options.plots is not None:
+        from jaxmaml.train import plots  # needs matplotlib, which nothing else here does
+
         options.plots.mkdir(parents=True, exist_ok=True)
         # Scales and offsets of the normalisation go with their layer, and would hide it.
         layers = {layer: found for layer, found in watch.found.items() if "norm" not in layer}
