@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxmaml.data import pools
-from jaxmaml.train import experiment, loop, presets, scoring
+from jaxmaml.train import experiment, loop, presets, scoring, training
 
 
 def export(preset: presets.Preset, data_dir: Path | None, data: Path) -> None:
@@ -82,8 +82,6 @@ def train(
         Scores at the step that is quoted and after every step, costs; "validation" is the last score
         on validation tasks, None where there is none or training stopped early.
     """
-    from jaxmaml.train import training  # needs rich, which `run` does without
-
     with training.new_progress() as progress:
         done = training.run(
             built, spec, experiment.learner(built, spec), num_test_tasks=num_test_tasks,
