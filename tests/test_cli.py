@@ -216,6 +216,7 @@ def test_every_option_has_help(command, capsys):
             assert not re.match(r"--[a-z]", text), line
 
 
+@pytest.mark.slow
 def test_images_are_trained_on_and_drawn(test_data, tmp_path):
     out = tmp_path / "run"
     options = [*TINY, "--way", "3", "--num-outer-steps", "2", "--data-dir", str(test_data)]
@@ -239,6 +240,7 @@ def test_a_stream_trains_as_a_pool_does(tmp_path):
     np.testing.assert_allclose(runs["stream"][accuracy], runs["pool"][accuracy], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_data_are_prepared_listed_and_divided(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     assert cli.main(["data", "list"]) == 0

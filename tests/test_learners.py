@@ -259,6 +259,7 @@ def test_every_adjoint_gives_the_same(row):
     _assert_adjoints_agree(row, smooth(jnp.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_every_adjoint_gives_the_same_on_a_convolutional_network():
     _assert_adjoints_agree(ROWS["maml-3-steps"], conv4(jnp.float64))

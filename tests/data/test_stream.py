@@ -105,7 +105,13 @@ def test_a_stream_crosses_blocks_of_plans():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("cache", [True, False], ids=["cached", "decoded"])
+@pytest.mark.parametrize(
+    "cache",
+    [
+        pytest.param(True, id="cached"),
+        pytest.param(False, id="decoded", marks=pytest.mark.slow),
+    ],
+)
 def test_restored_the_next_hundred_episodes_are_the_same(num_workers, cache, from_folder):
     stored = from_folder[1](cache=cache)
     settings: dict[str, Any] = EPISODE | {"way": 2, "num_workers": num_workers}
