@@ -23,7 +23,10 @@ CASES = [
     *(("mlp", "first"), ("sinusoid", "exact")),
     *(
         pytest.param(case, marks=pytest.mark.slow)
-        for case in (("conv-1q", "first"), ("conv-15q", "exact"), ("conv-pooled", "exact"))
+        for case in (
+            *(("conv-1q", "first"), ("conv-15q", "exact")),
+            *(("conv-pooled", "exact"), ("mlp", "exact")),
+        )
     ),
 ]
 
