@@ -61,7 +61,7 @@ def summary_table(
 ) -> Table:
     """One row per run, for a comparison of many: the score that is quoted, and the costs.
 
-    "NN, features" is nearest neighbour on the features before they are adapted.
+    "NN" is nearest neighbour: on the features before they are adapted, on pixels.
 
     Args:
         preset: what was run.
@@ -84,7 +84,7 @@ def summary_table(
         cells = (*early, f"{score.headline}", quoted, _on_features(run), *costs)
         table.add_row(run.spec.label, *cells)
     if floor is not None:
-        table.add_row("nearest neighbour, pixels", "", "", "", f"{100 * floor:.1f}", style="dim")
+        table.add_row("NN, pixels", "", "", "", f"{100 * floor:.1f}", style="dim")
     return table
 
 
