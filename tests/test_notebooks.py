@@ -9,14 +9,12 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("length", ["short", pytest.param("whole", marks=pytest.mark.slow)])
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook(path, length, monkeypatch):
+def test_notebook(path, monkeypatch):
+    # A notebook trains, so that it computes more than it compiles: with all of LLVM's work.
+    monkeypatch.delenv("XLA_FLAGS")
     notebook = nbformat.read(path, as_version=4)
-    if length == "short":
-        _shorten(notebook)
-    else:  # it computes more than it compiles: with all of LLVM's work
-        monkeypatch.delenv("XLA_FLAGS")
     NotebookClient(notebook, timeout=540, kernel_name="python3").execute(cwd=path.parent)
     errors = [
         o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"
@@ -25,15 +23,6 @@ def test_notebook(path, length, monkeypatch):
     assert any(
         "image/png" in o.get("data", {}) for c in notebook.cells for o in c.get("outputs", [])
     )
-
-
-def _shorten(notebook):
-    """A part of its training, of which only the accuracy depends on the length."""
-    line = "NUM_OUTER_STEPS = 300\n"
-    training = [cell for cell in notebook.cells if cell.source.startswith(line)]
-    assert training
-    for cell in training:
-        cell.source = cell.source.replace(line, "NUM_OUTER_STEPS = 40\n")
 
 
 def test_there_are_notebooks():
