@@ -1,6 +1,7 @@
 """Scoring parameters on fixed tasks, which are drawn inside `jit` and never all held at once."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -60,8 +61,7 @@ def floor(experiment: Experiment, num_tasks: int) -> float | None:
     """Accuracy of nearest neighbour on pixels on the test tasks; None for regression."""
     if experiment.preset.is_regression:
         return None
-    values = [_floors(tasks) for tasks in experiments.fixed_tasks(experiment, "test", num_tasks)]
-    return float(np.concatenate(values)[:num_tasks].mean())
+    return _test_mean(experiment, num_tasks, _floors)
 
 
 def on_features(
@@ -75,11 +75,16 @@ def on_features(
     if experiment.preset.is_regression or made_of.model.features_fn is None:
         return None
     params = jax.device_get(scored_params(meta_state))
-    values = [
-        _on_features(params, tasks, spec.inner_lr, parts=made_of, learner=spec.learner)
-        for tasks in experiments.fixed_tasks(experiment, "test", num_tasks)
-    ]
-    return float(np.concatenate(values)[:num_tasks].mean())
+    values = lambda tasks: _on_features(
+        params, tasks, spec.inner_lr, parts=made_of, learner=spec.learner
+    )
+    return _test_mean(experiment, num_tasks, values)
+
+
+def _test_mean(experiment: Experiment, num_tasks: int, values: Callable[[Task], Array]) -> float:
+    """The mean over the test tasks of what `values` gives for each of some tasks."""
+    found = [values(tasks) for tasks in experiments.fixed_tasks(experiment, "test", num_tasks)]
+    return float(np.concatenate(found)[:num_tasks].mean())
 
 
 # The inner rate is an argument, and the order, on which adapting does not depend, is no part of it:

@@ -161,9 +161,8 @@ def test_same_key_same_task_and_another_key_another_task():
 
 def test_the_sampled_task_is_the_planned_one():
     pool = pool_of([5, 7, 6])
-    settings: dict[str, Any] = {"way": 2, "shot": 1, "query": 2}
+    settings: dict[str, Any] = {"way": 2, "shot": 1, "query": 2, "rotate": False}
     key = jax.random.key(7)
-    settings["rotate"] = False
     task = jax.jit(pools.sampler(pool, num_tasks=1, **settings))(key)
     plan = jax.jit(lambda key: episodes.plan(key, pool.starts, pool.sizes, **settings))
     planned = plan(jax.random.split(key, 1)[0])
