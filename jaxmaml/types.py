@@ -1,34 +1,47 @@
-"""The vocabulary: what a task is, what a loss is, and the four functions that make a meta-learner."""
+"""The vocabulary of the package: tasks, losses, and the four functions of a meta-learner."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 
-Array = jax.Array
-Params = Any
-"""A pytree of floating-point arrays: what is meta-learned."""
-MetaParams = Any
-"""What a meta-learner differentiates: `Params`, or `Extended` where the algorithm learns more."""
-Batch = Any
-"""A pytree of arrays. Built-in sources give {"inputs", "targets"} and, where examples are padded,
-"weights" [num_examples]; the core takes any pytree."""
-State = Any
-"""What is carried but not differentiated, such as normalisation statistics; `()` for none."""
-LossFn = Callable[..., Any]
-"""(params, batch) -> scalar mean loss; with has_state=True (params, batch, state) -> (loss, state)."""
-AtStep = Callable[[Params, Batch, Any], tuple[Params, Batch]]
-"""(params, batch, inner step) -> (params, batch): called before each inner step."""
-Mask = Any
-"""What the inner loop adapts: a pytree of bools like the parameters, or a function of a leaf's path
-("conv/0/kernel"); None adapts all."""
+Array: TypeAlias = jax.Array
+Scalar: TypeAlias = jax.Array | int | float
+"""A number or a traced array of shape `[]`."""
+Params: TypeAlias = Any
+"""A pytree of floating-point arrays: the parameters of a model."""
+MetaParams: TypeAlias = Any
+"""What the outer loop learns: `Params`, or `Extended` if the learner learns more than them."""
+Batch: TypeAlias = Any
+"""A pytree of arrays. The built-in sources give {"inputs", "targets"} and, for padded examples,
+"weights" `[num_examples]`. The core accepts any pytree."""
+State: TypeAlias = Any
+"""What a loss function carries and nobody differentiates, such as normalization statistics; `()`
+for a loss without one."""
+AtStep: TypeAlias = Callable[[Params, Batch, Scalar], tuple[Params, Batch]]
+"""`(params, batch, inner_step) -> (params, batch)`: runs before each inner step."""
+Mask: TypeAlias = Any
+"""Which parameters the inner loop adapts: a pytree of bools with the structure of the parameters or
+a prefix of it, a function of a leaf's path ("conv/0/kernel"), or None for all of them."""
+View: TypeAlias = Callable[[Params, State], Any]
+"""`(adapted, state) -> pytree`: what `trace` records after each inner step."""
 
 
 class Task(NamedTuple):
     """One task: adapt on `support`, score on `query`.
 
-    `tasks`, in the plural, is a `Task` whose leaves have a leading task axis
-    `[num_tasks, way*shot, ...]` and `[num_tasks, way*query, ...]`.
+    *tasks*, in the plural, is a `Task` whose leaves have a leading task axis:
+    `[num_tasks, way * shot, ...]` and `[num_tasks, way * query, ...]`.
+
+    Attributes:
+        support: the batch to adapt on.
+        query: the batch to score.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmaml
+        >>> jaxmaml.Task(support=jnp.zeros(5), query=jnp.zeros(15)).query.shape
+        (15,)
     """
 
     support: Batch
@@ -36,11 +49,18 @@ class Task(NamedTuple):
 
 
 class Extended(NamedTuple):
-    """Meta-parameters of a learner that learns more than the initial parameters.
+    """The meta-parameters of a learner that learns more than the initial parameters.
 
     Attributes:
-        params: the model's initial parameters.
-        learned: name -> pytree of what else is meta-learned, such as {"inner_lr": learning rates}.
+        params: the initial parameters of the model.
+        learned: what else is learned, a pytree under each name, such as {"hyperparams": rates}.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmaml
+        >>> learner = jaxmaml.meta_sgd(lambda params, batch: jnp.mean(params**2), 1, inner_lr=0.1)
+        >>> meta_params = learner.init(jnp.zeros(2))
+        >>> sorted(meta_params.learned)
+        ['hyperparams']
     """
 
     params: Params
@@ -51,41 +71,207 @@ class Info(NamedTuple):
     """What is reported beside a loss and never differentiated.
 
     Attributes:
-        query_loss: the adapted model's mean loss on the query; `[num_tasks]` once batched.
-        inner_losses: the support loss before each inner step; `[num_inner_steps]`, once batched
-            `[num_tasks, num_inner_steps]`.
-        state: what the loss function carried out; once batched, its mean over tasks.
+        query_loss: the mean loss of the adapted parameters on the query, `[]`; `[num_tasks]` once
+            batched.
+        inner_losses: the support loss before each inner step, `[num_inner_steps]`;
+            `[num_tasks, num_inner_steps]` once batched.
+        state: the state that the loss function returned last; once batched, its mean over tasks.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, jaxmaml
+        >>> loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2)
+        >>> learner = jaxmaml.maml(loss_fn, optax.sgd(0.25), 2)
+        >>> adapted, info = learner.adapt(jnp.array(0.0), jnp.ones(4))
+        >>> info.inner_losses.tolist()
+        [1.0, 0.25]
     """
 
-    query_loss: Any = None
-    inner_losses: Any = None
+    query_loss: Array | None = None
+    inner_losses: Array | None = None
     state: State = ()
 
 
 class MetaState(NamedTuple):
-    """All that an outer step reads and writes; a checkpoint is one of these."""
+    """Everything that an outer step reads and writes. A checkpoint holds one of these.
+
+    Attributes:
+        params: the meta-parameters.
+        opt_state: the state of the outer optimizer.
+        step: the number of outer steps done, int32 `[]`.
+        state: the state that the loss function carries.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, jaxmaml
+        >>> learner = jaxmaml.maml(lambda params, batch: jnp.mean(params**2), optax.sgd(0.1), 1)
+        >>> int(jaxmaml.init_state(learner, optax.adam(1e-3), jnp.zeros(2)).step)
+        0
+    """
 
     params: MetaParams
     opt_state: Any
-    step: Any
+    step: Array
     state: State = ()
 
 
+class Init(Protocol):
+    """`(params) -> meta_params`."""
+
+    def __call__(self, params: Params, /) -> MetaParams: ...
+
+
+class Adapt(Protocol):
+    """Runs the inner loop of one task: returns the adapted parameters and an `Info`."""
+
+    def __call__(
+        self,
+        meta_params: MetaParams,
+        support: Batch,
+        /,
+        *,
+        state: State = (),
+        num_inner_steps: int | None = None,
+    ) -> tuple[Params, Info]: ...
+
+
+class Trace(Protocol):
+    """Records a view of the adapted parameters after 0..n inner steps, leaves `[n + 1, ...]`."""
+
+    def __call__(
+        self,
+        meta_params: MetaParams,
+        support: Batch,
+        view: View,
+        /,
+        *,
+        state: State = (),
+        num_inner_steps: int | None = None,
+    ) -> Any: ...
+
+
+class MetaLoss(Protocol):
+    """The meta-loss of one task, with an `Info`. Its gradient is the meta-gradient."""
+
+    def __call__(
+        self, meta_params: MetaParams, task: Task, /, *, step: Scalar = 0, state: State = ()
+    ) -> tuple[Array, Info]: ...
+
+
 class MetaLearner(NamedTuple):
-    """A meta-learning algorithm as four pure functions of one task.
+    """A meta-learning algorithm, as four pure functions of one task.
 
     Attributes:
-        init: `(params) -> meta_params`; Meta-SGD, for one, adds learning rates.
+        init: `(params) -> meta_params`. Meta-SGD, for example, adds learning rates.
         adapt: `(meta_params, support, *, state=(), num_inner_steps=None) -> (adapted, info)`: what
-            is run on a new task.
-        trace: `(meta_params, support, view, *, state=(), num_inner_steps=None) -> views`: `view` of
-            the adapted parameters after 0..n inner steps, leaves `[n+1, ...]`. A learner built with
-            has_state=True calls `view(adapted, state)`, otherwise `view(adapted)`.
-        loss: `(meta_params, task, *, step=0, state=()) -> (loss, info)`. Its gradient,
-            `jax.grad(learner.loss, has_aux=True)`, is the meta-gradient.
+            runs on a new task.
+        trace: `(meta_params, support, view, *, state=(), num_inner_steps=None) -> views`, where
+            `view(adapted, state)` is recorded after 0..n inner steps: leaves `[n + 1, ...]`.
+        loss: `(meta_params, task, *, step=0, state=()) -> (loss, info)`, where `step` is the outer
+            step. `jax.grad(learner.loss, has_aux=True)` is the meta-gradient.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxmaml
+        >>> loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2) / 2
+        >>> learner = jaxmaml.maml(loss_fn, optax.sgd(0.5), 1)
+        >>> task = jaxmaml.Task(support=jnp.ones(4), query=jnp.ones(4))
+        >>> grads, info = jax.grad(learner.loss, has_aux=True)(jnp.array(0.0), task)
+        >>> float(grads)
+        -0.25
     """
 
-    init: Callable[[Params], MetaParams]
-    adapt: Callable[..., tuple[Params, Info]]
-    trace: Callable[..., Any]
-    loss: Callable[..., tuple[Array, Info]]
+    init: Init
+    adapt: Adapt
+    trace: Trace
+    loss: MetaLoss
+
+
+PlainFn: TypeAlias = Callable[[Params, Batch], Any]
+"""`(params, batch) -> output`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StatefulFn:
+    """A function `(params, batch, state) -> (output, state)`; see `with_state`."""
+
+    fn: Callable[[Params, Batch, State], tuple[Any, State]]
+
+    def __call__(self, params: Params, batch: Batch, state: State) -> tuple[Any, State]:
+        return self.fn(params, batch, state)
+
+
+ModelFn: TypeAlias = PlainFn | StatefulFn
+"""A model's outputs, a loss or a metric: `(params, batch) -> output`, or `with_state` of a function
+`(params, batch, state) -> (output, state)`."""
+LossFn: TypeAlias = ModelFn
+"""A `ModelFn` whose output is a floating-point scalar, the mean over examples."""
+MetricFn: TypeAlias = ModelFn
+"""A `ModelFn` whose output is what `evaluate` reports: a scalar or a pytree of arrays."""
+
+
+def with_state(fn: Callable[[Params, Batch, State], tuple[Any, State]]) -> StatefulFn:
+    """Marks a loss, a model or a metric that carries state.
+
+    Every function of this package that takes `(params, batch) -> output` also takes a marked one.
+    The losses of `jaxmaml.nn` mark themselves if their model is marked.
+
+    Args:
+        fn: `(params, batch, state) -> (output, state)`. The state is carried through the inner
+            steps, from the support to the query, and is not differentiated.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, jaxmaml
+        >>> def loss_fn(params, batch, state):
+        ...     return jnp.mean((params - batch) ** 2), {"count": state["count"] + 1}
+        >>> learner = jaxmaml.maml(jaxmaml.with_state(loss_fn), optax.sgd(0.1), 3)
+        >>> _, info = learner.adapt(jnp.array(0.0), jnp.ones(4), state={"count": jnp.array(0)})
+        >>> int(info.state["count"])
+        3
+    """
+    return fn if isinstance(fn, StatefulFn) else StatefulFn(fn)
+
+
+def carries_state(fn: ModelFn) -> bool:
+    """Returns whether `with_state` marks the function."""
+    return isinstance(fn, StatefulFn)
+
+
+def as_stateful(fn: ModelFn) -> StatefulFn:
+    """Returns the one form that the core computes with, `(params, batch, state) -> (output, state)`.
+
+    A function without state returns the state that it was given.
+
+    Example:
+        >>> as_stateful(lambda params, batch: params * batch)(2.0, 3.0, ())
+        (6.0, ())
+    """
+    if isinstance(fn, StatefulFn):
+        return fn
+    return StatefulFn(lambda params, batch, state: (fn(params, batch), state))
+
+
+def in_form_of(like: ModelFn, fn: Callable[[Params, Batch, State], tuple[Any, State]]) -> ModelFn:
+    """Returns `fn` in the form that `like` has: with state if `like` carries state, else without.
+
+    Args:
+        like: decides the form.
+        fn: `(params, batch, state) -> (output, state)`.
+
+    Example:
+        >>> double = in_form_of(lambda params, batch: 0, lambda params, batch, state: (2 * batch, ()))
+        >>> double(None, 4)
+        8
+    """
+    if carries_state(like):
+        return with_state(fn)
+    return lambda params, batch: fn(params, batch, ())[0]
+
+
+class Stream(Protocol):
+    """A source of tasks that are read by the host, from any step on."""
+
+    def start(self, key: Array, step: int = 0) -> Any:
+        """Returns an iterator over the tasks of `step`, `step + 1`, ... for a typed PRNG key.
+
+        The tasks of a step depend on the key and the step only. The iterator is also a context
+        manager that frees its workers.
+        """
+        ...

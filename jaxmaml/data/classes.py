@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmaml.data import files
+from jaxmaml import files
 
 PARTS = ("train", "val", "test")
 
@@ -78,7 +78,7 @@ def write(path: Path, listed: Mapping[str, Sequence[str]], **about: Any) -> None
     """
     if path.exists():
         raise ValueError(f"{path} exists: a split is drawn once; remove it or choose another name")
-    with files.written_whole(path) as file:
+    with files.atomic_write(path) as file:
         file.write(json.dumps({**about, **listed}, indent=1).encode() + b"\n")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from jaxmaml.data import files
+from jaxmaml import files
 from jaxmaml.data.records import Records
 
 IMAGES_PER_CHUNK = 1000
@@ -148,7 +148,7 @@ class Cache:
     def build(self, reader: Reader) -> None:
         """Decodes all images, some at a time; the file appears when it is complete."""
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.num_images, *self.shape)}
-        with files.written_whole(self.path) as file:
+        with files.atomic_write(self.path) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for first in range(0, self.num_images, IMAGES_PER_CHUNK):
                 last = min(first + IMAGES_PER_CHUNK, self.num_images)

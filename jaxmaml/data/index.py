@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxmaml.data import files
+from jaxmaml import files
 
 if TYPE_CHECKING:
     from jaxmaml.data.records import TFDSRecords
@@ -26,7 +26,7 @@ def cached_labels(records: "TFDSRecords", read: Callable[[], np.ndarray]) -> np.
         return labels
     labels = read()
     _check(labels, records)
-    with files.written_whole(path) as file:
+    with files.atomic_write(path) as file:
         np.savez(file, labels=labels, checksum=_checksum(labels))
     return labels
 

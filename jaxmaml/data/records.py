@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxmaml.data import files, index
+from jaxmaml import files
+from jaxmaml.data import index
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 

@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmaml.data import augment, classes, episodes, files, pools
+from jaxmaml import files
+from jaxmaml.data import augment, classes, episodes, pools
 from jaxmaml.data import images as stored
 from jaxmaml.data.images import Format, Images
 from jaxmaml.data.pools import Pool

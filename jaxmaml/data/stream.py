@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmaml import files
 from jaxmaml.data import augment as augmenting
-from jaxmaml.data import episodes, files
+from jaxmaml.data import episodes
 from jaxmaml.data.augment import Augment
 from jaxmaml.data.episodes import Episode, Plan
 from jaxmaml.data.images import Images
@@ -122,7 +123,7 @@ class Stream(Iterator[Task]):
         sizes = self._images.starts, self._images.sizes
         plans = _plan_block(self._episode, *sizes, key, block * STEPS_PER_BLOCK)
         for path, leaf in zip(files_of, plans, strict=True):
-            with files.written_whole(path) as file:  # readers may look at any time
+            with files.atomic_write(path) as file:  # readers may look at any time
                 np.save(file, np.asarray(leaf)[:, self._part.start : self._part.stop])
 
     def _put(self, step: int) -> Task:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmaml.data import classes, files, index, prepare, records, sources
+from jaxmaml import files
+from jaxmaml.data import classes, index, prepare, records, sources
 from jaxmaml.data.classes import class_list
 
 NUM_IMAGES = 4
@@ -234,11 +235,11 @@ def test_preparing_stock_data_needs_tensorflow(monkeypatch, tmp_path):
         prepare.prepare("omniglot", tmp_path)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+def test_a_file_is_atomic_write_or_not_at_all(tmp_path):
     path = tmp_path / "deep" / "file"
-    with files.written_whole(path) as file:
+    with files.atomic_write(path) as file:
         file.write(b"one")
-    with pytest.raises(AttributeError), files.written_whole(path) as file:
+    with pytest.raises(AttributeError), files.atomic_write(path) as file:
         file.no_such_method()  # pyright: ignore[reportAttributeAccessIssue]
     assert path.read_bytes() == b"one"
     assert [found.name for found in path.parent.iterdir()] == ["file"]

@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all: written aside, then renamed; and where caches lie."""
+"""Files that are written whole or not at all, and the directory for caches."""
 
 import contextlib
 import hashlib
@@ -10,20 +10,25 @@ from typing import IO
 
 
 def cache_dir() -> Path:
-    """The user's cache directory for this package."""
+    """Returns the user's cache directory for this package."""
     import platformdirs
 
     return platformdirs.user_cache_path("jaxmaml")
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write; it appears under its name when the block ends, and never in part.
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file that appears under its name, complete, when the block ends without an error.
 
-    Two processes may write the same file at once: each writes its own, and the last one stays.
+    The file is written beside `path` and then renamed. Two processes may write the same path at
+    the same time: the last one wins.
+
+    Args:
+        path: the file to write; missing parent directories are created.
 
     Raises:
-        ValueError: the file cannot be written (no space, no permission); nothing is left behind.
+        ValueError: the file cannot be written, for example because the disk is full. Nothing is
+            left behind.
     """
     temporary = None
     try:
@@ -38,15 +43,20 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         raise ValueError(f"{path} cannot be written: {error}") from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)  # gone where it was renamed
+            Path(temporary).unlink(missing_ok=True)  # does nothing after the rename
 
 
 def digest(*parts: object) -> str:
-    """Sixteen hexadecimal digits that differ where a part does."""
+    """Returns sixteen hexadecimal digits that change with any of the parts.
+
+    Example:
+        >>> digest("a", 1) == digest("a", 1), digest("a", 1) == digest("a", 2)
+        (True, False)
+    """
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def fingerprint(paths: list[Path]) -> str:
-    """Of the names, sizes and times of files: it changes when one of them is written anew."""
+    """Returns a digest of the names, sizes and modification times of some files."""
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
     return digest(*stats)

@@ -1,0 +1,129 @@
+"""Pytrees: the paths of leaves, masks over them, and parts of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmaml.types import Mask, Params
+
+
+def leaf_path(path: Any) -> str:
+    """Returns the path of a leaf as masks, errors and reports write it.
+
+    Args:
+        path: a key path, as `jax.tree.leaves_with_path` gives it.
+
+    Example:
+        >>> [leaf_path(path) for path, _ in jax.tree.leaves_with_path({"conv": [{"kernel": 0.0}]})]
+        ['conv/0/kernel']
+    """
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaf_paths(tree: Any) -> list[str]:
+    """Returns the path of each leaf, in the order of `jax.tree.leaves`.
+
+    Example:
+        >>> leaf_paths({"head": {"kernel": 0.0, "bias": 1.0}})
+        ['head/bias', 'head/kernel']
+    """
+    return [leaf_path(path) for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def is_masked(node: Any) -> bool:
+    """Returns whether a node stands for a leaf that `partition` has left out."""
+    return isinstance(node, optax.MaskedNode)
+
+
+def partition(tree: Any, choose: list[bool]) -> tuple[Any, Any]:
+    """Splits a pytree into two of the same shape: the chosen leaves, and the others.
+
+    `optax.MaskedNode` stands in the place of a leaf that is in the other part.
+
+    Args:
+        tree: any pytree.
+        choose: whether each leaf belongs to the first part, in the order of `jax.tree.leaves`.
+
+    Example:
+        >>> partition({"a": 1, "b": 2}, [True, False])
+        ({'a': 1, 'b': MaskedNode()}, {'a': MaskedNode(), 'b': 2})
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    pairs = list(zip(choose, leaves, strict=True))
+    chosen = [leaf if chosen else optax.MaskedNode() for chosen, leaf in pairs]
+    others = [optax.MaskedNode() if chosen else leaf for chosen, leaf in pairs]
+    return treedef.unflatten(chosen), treedef.unflatten(others)
+
+
+def combine(first: Any, second: Any) -> Any:
+    """Puts together what `partition` has split.
+
+    Example:
+        >>> combine(*partition({"a": 1, "b": 2}, [True, False]))
+        {'a': 1, 'b': 2}
+    """
+    return jax.tree.map(lambda a, b: b if is_masked(a) else a, first, second, is_leaf=is_masked)
+
+
+def is_float(tree: Any) -> list[bool]:
+    """Returns whether each leaf is floating-point or complex, in the order of `jax.tree.leaves`.
+
+    Example:
+        >>> is_float({"count": 3, "mean": 0.5})
+        [False, True]
+    """
+    return [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in jax.tree.leaves(tree)]
+
+
+def is_adapted(params: Params, mask: Mask) -> list[bool]:
+    """Returns whether a mask marks each leaf of `params`, in the order of `jax.tree.leaves`.
+
+    Args:
+        params: the parameters.
+        mask: a pytree of bools, a function of a leaf's path, or None for all leaves.
+
+    Raises:
+        ValueError: the mask matches no leaf, or its structure is not a prefix of that of the
+            parameters.
+
+    Example:
+        >>> is_adapted({"body": 1.0, "head": 2.0}, lambda path: path == "head")
+        [False, True]
+    """
+    if callable(mask):
+        paths = leaf_paths(params)
+        flags, hint = [bool(mask(path)) for path in paths], f"the parameters are {', '.join(paths)}"
+    else:
+        flags, hint = _broadcast(True if mask is None else mask, params), "it is False everywhere"
+    if flags and not any(flags):
+        raise ValueError(
+            f"mask matches no parameter, so the inner loop has nothing to adapt; {hint}"
+        )
+    return flags
+
+
+def under_path(path: str) -> Callable[[str], bool]:
+    """Returns a mask that is True at a path and below it.
+
+    Example:
+        >>> under_path("head")("head/kernel"), under_path("head")("header")
+        (True, False)
+    """
+    return lambda leaf: leaf == path or leaf.startswith(f"{path}/")
+
+
+def beside_path(path: str) -> Callable[[str], bool]:
+    """Returns a mask that is False at a path and below it."""
+    return lambda leaf: not under_path(path)(leaf)
+
+
+def _broadcast(mask: Mask, params: Params) -> list[bool]:
+    """The flags of a pytree of bools that may be a prefix of the parameters."""
+    try:
+        full = jax.tree.map(lambda flag, sub: jax.tree.map(lambda _: bool(flag), sub), mask, params)
+    except ValueError as error:
+        raise ValueError(f"mask must have the structure of the parameters: {error}") from None
+    return jax.tree.leaves(full)
