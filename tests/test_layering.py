@@ -13,14 +13,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 450
 HEAVY = ("flax", "tensorflow_datasets", "tensorflow", "grain", "orbax", "matplotlib", "PIL")
 
-CORE = ("types", "mixed_mode", "inner", "learners", "outer", "metrics", "diagnostics")
+BASE = ("types", "checks", "files", "trees")
+CORE = (*BASE, "mixed_mode", "inner", "learners", "outer", "metrics", "diagnostics")
 BELOW: dict[str, set[str]] = {layer: set(CORE[:rank]) for rank, layer in enumerate(CORE)}
-BELOW |= {"nn": {"types"}, "data": {"types"}}
+BELOW |= {name: set(BASE) for name in ("nn", "data")}
 BELOW["rl"] = {*CORE, "nn", "data"}
 BELOW["parallel"] = BELOW["outer"] | {"outer"}
 # `import jaxmaml` names what lies below train, and `fit`, which it loads when first used.
 BELOW["train"] = BELOW["rl"] | {"rl", "parallel", "jaxmaml"}
-BELOW["cli"] = {"train", "data", "jaxmaml"}
+BELOW["experiments"] = BELOW["train"] | {"train"}
+BELOW["cli"] = {"experiments", "data", "files", "jaxmaml"}
 BELOW["__main__"] = {"cli"}
 BELOW["jaxmaml"] = BELOW["train"] | {"train"}
 

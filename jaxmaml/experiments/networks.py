@@ -1,4 +1,4 @@
-"""A preset's network as pure functions: what is adapted on, what scores, what a head is given."""
+"""The network of a preset as pure functions: its outputs, losses, metric and features."""
 
 import math
 from collections.abc import Callable
@@ -9,27 +9,27 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmaml import metrics, nn
-from jaxmaml.train.presets import Preset
+from jaxmaml.experiments.presets import Preset
 from jaxmaml.types import Array, LossFn, Params, State
 
 CARRIES_STATE = ("inductive", "running", "per_step")
-"""The policies of normalisation that hand statistics on."""
+"""The normalizations that carry statistics."""
 NUM_CONTEXT = 100
-"""Context parameters of CAVIA's conditional network, as in its paper's miniImageNet network."""
+"""Context parameters of CAVIA's network, as in its paper (miniImageNet)."""
 
 
 class Model(NamedTuple):
-    """The functions of one network; equal ones compile once.
+    """The functions of one network.
 
     Attributes:
-        apply_fn: `(params, batch, *state) -> outputs` of a trained network, as scored and drawn.
-        loss_fn: the mean loss adapted on in training.
-        outer_loss_fn: what scores the query in training, None where that is `loss_fn`.
-        test_loss_fn: the loss adapted on in a test, None where that is `loss_fn`.
+        apply_fn: `(params, batch, *state) -> outputs` of a trained network.
+        loss_fn: the mean loss that training adapts to.
+        outer_loss_fn: the loss that scores the query in training; None for `loss_fn`.
+        test_loss_fn: the loss that a test adapts to; None for `loss_fn`.
         metric_fn: `(adapted, query, *state) -> ` accuracy or mean squared error.
-        features_fn: `(params, batch) -> [num_examples, num_features]`, None with a state.
+        features_fn: `(params, batch) -> [num_examples, num_features]`; None with a state.
         has_state: whether the functions carry statistics.
-        refresh_state: whether those are computed anew before the query is scored.
+        refresh_state: whether the statistics are computed anew before the query is scored.
     """
 
     apply_fn: Callable[..., Array]
@@ -43,7 +43,7 @@ class Model(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A model and what it starts from."""
+    """A model, its initial parameters and its initial statistics."""
 
     model: Model
     params: Params
@@ -53,20 +53,21 @@ class Network(NamedTuple):
 def build(
     preset: Preset, input_shape: tuple[int, ...], key: Array, *, served_way: int | None = None
 ) -> Network:
-    """The preset's network with initial parameters.
+    """Returns the network of a preset with initial parameters.
 
     Args:
         preset: the settings.
-        input_shape: of one example.
-        key: of the initial parameters.
-        served_way: the head's first so many outputs are used; None is all.
+        input_shape: the shape of one example.
+        key: the PRNG key of the initial parameters.
+        served_way: the number of outputs of the head that are used; defaults to all of them.
 
     Raises:
-        ValueError: `served_way` is more than the head has.
+        ValueError: the head has fewer outputs than `served_way`.
     """
     served: Callable[..., Any] = lambda fn: fn
     if served_way is not None:
-        check_served_way(served_way, preset.way)
+        if served_way > preset.way:
+            raise ValueError(f"served_way must be at most way={preset.way}; got {served_way}")
         carries = preset.norm in CARRIES_STATE
         served = lambda fn: nn.first_ways(fn, served_way, has_state=carries)
     module = _module(preset, input_shape, key)
@@ -86,7 +87,7 @@ def _without_state(preset: Preset, module: Any, served: Callable[..., Any]) -> N
 
 
 def _with_state(preset: Preset, module: Any, served: Callable[..., Any]) -> Network:
-    """The module in training mode adapts and collects statistics; in evaluation mode it is tested."""
+    """Returns a network that adapts in training mode and is tested in evaluation mode."""
     dtype, make_loss = _dtype_and_loss(preset)
     trained, params, state = nn.from_nnx(module, compute_dtype=dtype)
     module.eval()
@@ -109,15 +110,15 @@ def _with_state(preset: Preset, module: Any, served: Callable[..., Any]) -> Netw
 
 
 def _dtype_and_loss(preset: Preset) -> tuple[str | None, Callable[..., Any]]:
-    """What the network computes in, and the constructor of its loss."""
+    """Returns the dtype of the computation (None for float32) and the constructor of the loss."""
     dtype = None if preset.compute_dtype == "float32" else preset.compute_dtype
     return dtype, nn.mean_squared_error if preset.is_regression else nn.cross_entropy
 
 
 def add_context(params: Params, key: Array) -> Params:
-    """The parameters of a network that CAVIA conditions: features * (1 + scale) + shift.
+    """Returns parameters with those of CAVIA's conditioning: features * (1 + scale) + shift.
 
-    Scale and shift are a linear function of `NUM_CONTEXT` context parameters, which are zero.
+    Scale and shift are a linear function of `NUM_CONTEXT` context parameters, which start at zero.
     """
     num_features = params["head"]["kernel"].shape[0]
     film = nnx.initializers.lecun_normal()(key, (NUM_CONTEXT, 2 * num_features))
@@ -125,7 +126,7 @@ def add_context(params: Params, key: Array) -> Params:
 
 
 def _unconditioned(features_fn: Callable[..., Array]) -> Callable[..., Array]:
-    """The features before a context scales and shifts them: with or without one in the parameters."""
+    """Returns features before conditioning, for parameters with or without a context."""
 
     def of_network(params: Params, batch: Any) -> Array:
         bare = {name: part for name, part in params.items() if name not in ("context", "film")}
@@ -135,7 +136,7 @@ def _unconditioned(features_fn: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def _conditioned(features_fn: Callable[..., Array]) -> Callable[..., Array]:
-    """The network whose features a context scales and shifts, where the parameters have one."""
+    """Returns a network whose features are conditioned if the parameters have a context."""
 
     def apply_fn(params: Params, batch: Any) -> Array:
         features = features_fn(params, batch)
@@ -152,15 +153,6 @@ def _accuracy(apply_fn: Callable[..., Array]) -> Callable[..., Array]:
         return metrics.accuracy(apply_fn(adapted, query, *state), query["targets"])
 
     return accuracy
-
-
-def check_served_way(served_way: int, way: int) -> None:
-    """Raises ValueError where a head of `way` outputs is asked for more of them."""
-    if served_way > way:
-        raise ValueError(
-            f"way={served_way} is more than the {way} outputs of the head that was trained; only "
-            "learners without a fixed head can (protonet, proto_maml, r2d2, unicorn)"
-        )
 
 
 def _features(module: Any, batch: Any) -> Array:
