@@ -76,7 +76,7 @@ def summary_table(
     # Columns.
     table = _titled(_title(preset, num_test_tasks))
     table.add_column("learner")
-    names = ("0 steps", "1 step", "inner steps", "score", "NN, features")
+    names = ("0 steps", "1 step", "inner\nsteps", "score", "NN,\nfeatures")
     for name in (*names, "ms/step", "MiB", "GFLOP/step"):
         table.add_column(name, justify="right")
 
