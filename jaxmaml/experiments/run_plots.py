@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxmaml.data import sinusoid
-from jaxmaml.data import sources as datasets
+from jaxmaml.data import datasets, sinusoid
 from jaxmaml.experiments import plots
 from jaxmaml.experiments.experiment import Experiment, scored_tasks
 from jaxmaml.experiments.presets import Preset

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxmaml.data.prepare import Prepared
+from jaxmaml.data.preparation import Prepared
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient

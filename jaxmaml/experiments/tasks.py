@@ -9,9 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 
 from jaxmaml.checks import check_count
-from jaxmaml.data import pools, sinusoid
-from jaxmaml.data import sources as datasets
-from jaxmaml.data.augment import Augment
+from jaxmaml.data import datasets, pools, sinusoid
+from jaxmaml.data.augmentation import Augment
 from jaxmaml.data.pools import Pool
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.types import Array, Task
@@ -82,13 +81,10 @@ def make_sources(
 
     # Images.
     images, sampler = _images(preset, data_dir, images, streaming)
-    if with_classes and streaming is not None:
-        raise ValueError("joint pre-training needs class numbers, which a stream does not give")
     return {
         split: sampler(
             images[split], num_tasks=counts[split], query=queries[split],
-            **_episode_options(preset, split),
-            **({"classes": True} if with_classes and split == "train" else {}),
+            classes=with_classes and split == "train", **_episode_options(preset, split),
         )
         for split in SPLITS
     }  # fmt: skip
@@ -115,15 +111,15 @@ def fixed_tasks(sources: Sources, split: str, num_tasks: int) -> Iterator[Task]:
 
 def input_shape(source: Source) -> tuple[int, ...]:
     """Returns the shape of one example of a source."""
-    if isinstance(source, _Stream):
+    if hasattr(source, "start"):
         return source.input_shape
     return jax.eval_shape(source, jax.random.key(0)).support["inputs"].shape[2:]
 
 
 def num_classes(source: Source) -> int:
-    """Returns the number of classes of a pool's source; 0 for a stream and for regression."""
-    pool = source.args[0] if isinstance(source, jax.tree_util.Partial) and source.args else None
-    return len(pool.names) if isinstance(pool, Pool) else 0
+    """Returns the number of classes of the images of a source; 0 for regression."""
+    images = source.images if hasattr(source, "start") else source.args[0]
+    return len(getattr(images, "names", ()))
 
 
 def _images(
@@ -136,8 +132,10 @@ def _images(
     where = (preset.dataset, data_dir, preset.split or None, preset.image_size or None)
     if streaming is None:
         return images or datasets.load(*where), pools.sampler
+    from jaxmaml.data import stream
+
     found = datasets.images(*where, cache=streaming.cache)
-    return found, functools.partial(_Stream, num_workers=streaming.num_workers)
+    return found, functools.partial(stream.sampler, num_workers=streaming.num_workers)
 
 
 def _episode_options(preset: Preset, split: str) -> dict[str, Any]:
@@ -157,20 +155,3 @@ def _episode_options(preset: Preset, split: str) -> dict[str, Any]:
 @jax.jit
 def _draw(source: Source, key: Array, step: Any) -> Task:
     return source(jax.random.fold_in(key, step))
-
-
-class _Stream:
-    """A stream that is not started, because its key is not known yet."""
-
-    def __init__(self, images: Any, **settings: Any):
-        from jaxmaml.data import stream
-
-        self._start = functools.partial(stream.sampler, images, **settings)
-        self.input_shape = images.shape
-        self.start(jax.random.key(0)).close()  # raises the errors of the settings now
-
-    def start(self, key: Array, step: int = 0) -> Any:
-        """Returns the stream of a key from a step on."""
-        started = self._start(key=key)
-        started.set_state({"step": step})
-        return started

@@ -89,20 +89,17 @@ def test_class_numbers_are_given_in_training_only(images):
     assert "classes" not in next(batches(sources["test"], KEY)).support
 
 
-def test_glyphs_have_the_number_of_classes_that_pre_training_needs():
-    sources = make_sources(PRESET, num_test_tasks=2, with_classes=True)
-    assert num_classes(sources["train"]) > 100
-    numbers = next(batches(sources["train"], KEY)).support["classes"]
-    assert 0 <= numbers.min() <= numbers.max() < num_classes(sources["train"])
-
-
 def test_a_stream_gives_the_tasks_of_a_pool():
-    pool = make_sources(PRESET, num_test_tasks=2)
-    stream = make_sources(PRESET, num_test_tasks=2, streaming=Streaming())
+    pool = make_sources(PRESET, num_test_tasks=2, with_classes=True)
+    stream = make_sources(PRESET, num_test_tasks=2, with_classes=True, streaming=Streaming())
     assert input_shape(stream["train"]) == input_shape(pool["train"])
+    assert num_classes(stream["train"]) == num_classes(pool["train"]) > 100
     for first_step in (0, 3):
         pair = [next(batches(sources["train"], KEY, first_step)) for sources in (pool, stream)]
-        np.testing.assert_array_equal(pair[0].support["targets"], pair[1].support["targets"])
+        for name in ("targets", "classes"):
+            np.testing.assert_array_equal(pair[0].support[name], pair[1].support[name])
+        numbers = pair[0].support["classes"]
+        assert 0 <= numbers.min() <= numbers.max() < num_classes(pool["train"])
         np.testing.assert_allclose(pair[0].support["inputs"], pair[1].support["inputs"], atol=1e-6)
 
 
@@ -111,7 +108,6 @@ def test_a_stream_gives_the_tasks_of_a_pool():
     [
         (PRESET, {"num_test_tasks": 0}, "num_test_tasks must be an integer, 1 or more; got 0"),
         (REGRESSION, {"streaming": Streaming()}, "sinusoid has no images to stream"),
-        (PRESET, {"streaming": Streaming(), "with_classes": True}, "a stream does not give"),
         (presets.override(PRESET, crop=28), {}, "crop must be"),
     ],
 )
