@@ -14,7 +14,7 @@ A model that takes an argument `weights` receives `batch["weights"]` if the batc
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ from jaxmaml.types import (
 
 Call: TypeAlias = Callable[[Any, Batch], Any]
 """`(model, batch) -> outputs`: how an adapter runs a model on a batch."""
+ModelT = TypeVar("ModelT", bound=ModelFn)
+"""The form of a model, which the losses and metrics of the model have, too."""
 Forward: TypeAlias = Callable[[Params, Batch, State], tuple[Any, State]]
 """`(params, batch, state) -> (outputs, state)`: the form into which each adapter brings a model."""
 
@@ -97,7 +99,7 @@ def from_function(fn: Callable[..., Any], *, compute_dtype: DTypeLike | None = N
     return plain_fn(forward, compute_dtype)
 
 
-def first_ways(apply_fn: ModelFn, way: int) -> ModelFn:
+def first_ways(apply_fn: ModelT, way: int) -> ModelT:
     """Cuts logits to the first `way` columns, so that one model serves tasks of fewer ways.
 
     Args:
@@ -131,7 +133,7 @@ def first_ways(apply_fn: ModelFn, way: int) -> ModelFn:
             )
         return logits[..., :way], state
 
-    return in_form_of(apply_fn, cut)
+    return cast(ModelT, in_form_of(apply_fn, cut))
 
 
 def plain_fn(forward: Forward, compute_dtype: DTypeLike | None) -> PlainFn:

@@ -8,27 +8,18 @@ included. If all weights are zero, the value is NaN.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import optax
 
 from jaxmaml import scores
+from jaxmaml.nn.adapters import ModelT
 from jaxmaml.nn.padding import blank_padding
-from jaxmaml.types import (
-    Array,
-    Batch,
-    LossFn,
-    MetricFn,
-    ModelFn,
-    Params,
-    State,
-    as_stateful,
-    in_form_of,
-)
+from jaxmaml.types import Array, Batch, Params, State, as_stateful, in_form_of
 
 
-def cross_entropy(apply_fn: ModelFn) -> LossFn:
+def cross_entropy(apply_fn: ModelT) -> ModelT:
     """Returns the mean softmax cross-entropy of a classifier, in nats.
 
     Args:
@@ -53,7 +44,7 @@ def cross_entropy(apply_fn: ModelFn) -> LossFn:
     return _score_of_model(apply_fn, _weighted_mean_of(_cross_entropies))
 
 
-def mean_squared_error(apply_fn: ModelFn) -> LossFn:
+def mean_squared_error(apply_fn: ModelT) -> ModelT:
     """Returns the mean squared error of a regressor, without a factor of one half.
 
     Args:
@@ -80,7 +71,7 @@ def mean_squared_error(apply_fn: ModelFn) -> LossFn:
     return _score_of_model(apply_fn, _weighted_mean_of(_squared_errors))
 
 
-def binary_cross_entropy(apply_fn: ModelFn) -> LossFn:
+def binary_cross_entropy(apply_fn: ModelT) -> ModelT:
     """Returns the mean sigmoid cross-entropy of a binary classifier with one logit, in nats.
 
     Args:
@@ -108,7 +99,7 @@ def binary_cross_entropy(apply_fn: ModelFn) -> LossFn:
     return _score_of_model(apply_fn, _weighted_mean_of(_binary_cross_entropies))
 
 
-def accuracy(apply_fn: ModelFn) -> MetricFn:
+def accuracy(apply_fn: ModelT) -> ModelT:
     """Returns the accuracy of a classifier as a metric, for `jaxmaml.evaluate`.
 
     `jaxmaml.accuracy` computes the same from logits.
@@ -136,9 +127,7 @@ def accuracy(apply_fn: ModelFn) -> MetricFn:
     return _score_of_model(apply_fn, _accuracy)
 
 
-def _score_of_model(
-    apply_fn: ModelFn, score: Callable[[Array, dict[str, Any]], Array]
-) -> LossFn | MetricFn:
+def _score_of_model(apply_fn: ModelT, score: Callable[[Array, dict[str, Any]], Array]) -> ModelT:
     """Returns `score(outputs, batch)` of a model as a function in the form of the model."""
     model = as_stateful(apply_fn)
 
@@ -147,7 +136,7 @@ def _score_of_model(
         outputs, state = model(params, batch, state)
         return score(jnp.asarray(outputs), batch), state
 
-    return in_form_of(apply_fn, scored)
+    return cast(ModelT, in_form_of(apply_fn, scored))
 
 
 def _blank_batch(batch: Batch) -> dict[str, Any]:

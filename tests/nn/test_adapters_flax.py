@@ -254,5 +254,5 @@ def test_dropout_differs_from_key_to_key_and_from_step_to_step(x64):
     task_loss = lambda seed: float(loss_fn(params, {**support, "key": jax.random.key(seed)}))
     assert task_loss(0) == task_loss(0) != task_loss(1)
     still = optax.sgd(0.0)
-    losses = jaxmaml.adapt(loss_fn, params, {**support, "key": jax.random.key(0)}, still, 3)
-    assert len(set(losses[1].inner_losses.tolist())) == 3
+    _, info = jaxmaml.adapt(loss_fn, params, {**support, "key": jax.random.key(0)}, still, 3)
+    assert len(set(np.asarray(info.inner_losses).tolist())) == 3
