@@ -13,7 +13,7 @@ from jaxmaml.experiments import networks
 from jaxmaml.experiments.networks import Model
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.learners import heads
-from jaxmaml.types import MetaLearner
+from jaxmaml.types import MetaLearner, carries_state
 
 ORDERS = ("exact", "first")
 DEFAULT = "maml"
@@ -150,8 +150,8 @@ def _shared(recipe: Recipe, *, mask: bool = True) -> dict[str, Any]:
     """Returns the options of every learner with an inner loop."""
     model = recipe.model
     options = {
-        "order": recipe.order, "outer_loss_fn": model.outer_loss_fn,
-        "test_loss_fn": model.test_loss_fn, "has_state": model.has_state,
+        "order": recipe.order, "outer_loss_fn": model.query_loss_fn,
+        "test_loss_fn": model.test_loss_fn, "has_state": carries_state(model.loss_fn),
         "refresh_state": model.refresh_state,
     }  # fmt: skip
     return options | ({"mask": _mask(recipe.preset)} if mask else {})

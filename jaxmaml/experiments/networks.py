@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmaml import metrics, nn
+from jaxmaml import nn
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.types import Array, LossFn, Params, State
+from jaxmaml.types import Array, Batch, LossFn, MetricFn, ModelFn, Params, PlainFn, State
 
 CARRIES_STATE = ("inductive", "running", "per_step")
 """The normalizations that carry statistics."""
@@ -21,24 +21,25 @@ NUM_CONTEXT = 100
 class Model(NamedTuple):
     """The functions of one network.
 
+    They are plain, `(params, batch) -> output`, or all but `features_fn` carry the statistics of the
+    normalization and are marked by `jaxmaml.types.with_state`.
+
     Attributes:
-        apply_fn: `(params, batch, *state) -> outputs` of a trained network.
+        apply_fn: the outputs of a trained network.
         loss_fn: the mean loss that training adapts to.
-        outer_loss_fn: the loss that scores the query in training; None for `loss_fn`.
+        query_loss_fn: the loss that scores the query in training; None for `loss_fn`.
         test_loss_fn: the loss that a test adapts to; None for `loss_fn`.
-        metric_fn: `(adapted, query, *state) -> ` accuracy or mean squared error.
-        features_fn: `(params, batch) -> [num_examples, num_features]`; None with a state.
-        has_state: whether the functions carry statistics.
+        metric_fn: accuracy or mean squared error of a trained network.
+        features_fn: `(params, batch) -> [num_examples, num_features]`; None with statistics.
         refresh_state: whether the statistics are computed anew before the query is scored.
     """
 
-    apply_fn: Callable[..., Array]
+    apply_fn: ModelFn
     loss_fn: LossFn
-    outer_loss_fn: LossFn | None
+    query_loss_fn: LossFn | None
     test_loss_fn: LossFn | None
-    metric_fn: Callable[..., Array]
-    features_fn: Callable[..., Array] | None
-    has_state: bool
+    metric_fn: MetricFn
+    features_fn: PlainFn | None
     refresh_state: bool
 
 
@@ -64,55 +65,55 @@ def build(
     Raises:
         ValueError: the head has fewer outputs than `served_way`.
     """
-    served: Callable[..., Any] = lambda fn: fn
+    served: Callable[[ModelFn], ModelFn] = lambda fn: fn
     if served_way is not None:
         if served_way > preset.way:
             raise ValueError(f"served_way must be at most way={preset.way}; got {served_way}")
-        carries = preset.norm in CARRIES_STATE
-        served = lambda fn: nn.first_ways(fn, served_way, has_state=carries)
-    module = _module(preset, input_shape, key)
+        served = lambda fn: nn.first_ways(fn, served_way)
     make = _with_state if preset.norm in CARRIES_STATE else _without_state
-    return make(preset, module, served)
+    return make(preset, _module(preset, input_shape, key), served)
 
 
-def _without_state(preset: Preset, module: Any, served: Callable[..., Any]) -> Network:
-    dtype, make_loss = _dtype_and_loss(preset)
-    features_fn, params, state = nn.from_nnx(module, _features, compute_dtype=dtype)
+def _without_state(
+    preset: Preset, module: nnx.Module, served: Callable[[ModelFn], ModelFn]
+) -> Network:
+    """Returns a network that is the same in training and in a test."""
+    features_fn, params = nn.from_nnx(module, _features, compute_dtype=_dtype(preset))
     features_fn = _unconditioned(features_fn)
     apply_fn = served(_conditioned(features_fn))
-    loss_fn = make_loss(apply_fn)
-    metric_fn = loss_fn if preset.is_regression else _accuracy(apply_fn)
-    model = Model(apply_fn, loss_fn, None, None, metric_fn, features_fn, False, False)
-    return Network(model, params, state)
+    loss_fn = _loss(preset, apply_fn)
+    metric_fn = loss_fn if preset.is_regression else nn.accuracy(apply_fn)
+    model = Model(apply_fn, loss_fn, None, None, metric_fn, features_fn, False)
+    return Network(model, params, ())
 
 
-def _with_state(preset: Preset, module: Any, served: Callable[..., Any]) -> Network:
+def _with_state(
+    preset: Preset, module: nnx.Module, served: Callable[[ModelFn], ModelFn]
+) -> Network:
     """Returns a network that adapts in training mode and is tested in evaluation mode."""
-    dtype, make_loss = _dtype_and_loss(preset)
-    trained, params, state = nn.from_nnx(module, compute_dtype=dtype)
-    module.eval()
-    tested = served(nn.from_nnx(module, compute_dtype=dtype)[0])
-    tested_loss = make_loss(tested, has_state=True)
+    parts = nn.from_nnx_with_state(module, compute_dtype=_dtype(preset))
+    tested = served(parts.test_fn)
+    tested_loss = _loss(preset, tested)
     is_inductive = preset.norm == "inductive"
-    outputs = lambda params, batch, state: tested(params, batch, state)[0]
-    mean_loss = lambda params, batch, state: tested_loss(params, batch, state)[0]
     model = Model(
-        apply_fn=outputs,
-        loss_fn=make_loss(served(trained), has_state=True),
-        outer_loss_fn=tested_loss if is_inductive else None,
+        apply_fn=tested,
+        loss_fn=_loss(preset, served(parts.train_fn)),
+        query_loss_fn=tested_loss if is_inductive else None,
         test_loss_fn=None if is_inductive else tested_loss,
-        metric_fn=mean_loss if preset.is_regression else _accuracy(outputs),
+        metric_fn=tested_loss if preset.is_regression else nn.accuracy(tested),
         features_fn=None,
-        has_state=True,
         refresh_state=is_inductive,
     )
-    return Network(model, params, state)
+    return Network(model, parts.params, parts.state)
 
 
-def _dtype_and_loss(preset: Preset) -> tuple[str | None, Callable[..., Any]]:
-    """Returns the dtype of the computation (None for float32) and the constructor of the loss."""
-    dtype = None if preset.compute_dtype == "float32" else preset.compute_dtype
-    return dtype, nn.mean_squared_error if preset.is_regression else nn.cross_entropy
+def _dtype(preset: Preset) -> str | None:
+    """Returns the dtype of the computation as `jaxmaml.nn` takes it."""
+    return None if preset.compute_dtype == "float32" else preset.compute_dtype
+
+
+def _loss(preset: Preset, apply_fn: ModelFn) -> LossFn:
+    return (nn.mean_squared_error if preset.is_regression else nn.cross_entropy)(apply_fn)
 
 
 def add_context(params: Params, key: Array) -> Params:
@@ -125,20 +126,20 @@ def add_context(params: Params, key: Array) -> Params:
     return {**params, "context": jnp.zeros(NUM_CONTEXT), "film": film}
 
 
-def _unconditioned(features_fn: Callable[..., Array]) -> Callable[..., Array]:
+def _unconditioned(features_fn: PlainFn) -> PlainFn:
     """Returns features before conditioning, for parameters with or without a context."""
 
-    def of_network(params: Params, batch: Any) -> Array:
+    def unconditioned(params: Params, batch: Batch) -> Array:
         bare = {name: part for name, part in params.items() if name not in ("context", "film")}
         return features_fn(bare, batch)
 
-    return of_network
+    return unconditioned
 
 
-def _conditioned(features_fn: Callable[..., Array]) -> Callable[..., Array]:
+def _conditioned(features_fn: PlainFn) -> PlainFn:
     """Returns a network whose features are conditioned if the parameters have a context."""
 
-    def apply_fn(params: Params, batch: Any) -> Array:
+    def apply_fn(params: Params, batch: Batch) -> Array:
         features = features_fn(params, batch)
         if "context" in params:
             scale, shift = jnp.split(params["context"] @ params["film"], 2)
@@ -148,18 +149,13 @@ def _conditioned(features_fn: Callable[..., Array]) -> Callable[..., Array]:
     return apply_fn
 
 
-def _accuracy(apply_fn: Callable[..., Array]) -> Callable[..., Array]:
-    def accuracy(adapted: Params, query: Any, *state: State) -> Array:
-        return metrics.accuracy(apply_fn(adapted, query, *state), query["targets"])
-
-    return accuracy
-
-
-def _features(module: Any, batch: Any) -> Array:
+def _features(module: Any, batch: Batch) -> Array:
     return module.features(batch["inputs"], batch.get("weights"))
 
 
-def _module(preset: Preset, input_shape: tuple[int, ...], key: Array) -> Any:
+def _module(preset: Preset, input_shape: tuple[int, ...], key: Array) -> nnx.Module:
+    """Returns the Flax module of a preset, with initial parameters."""
+    # Options of every network.
     head_init = jax.nn.initializers.normal(preset.head_scale)
     if preset.head_scale == 0:
         head_init = jax.nn.initializers.zeros
@@ -171,6 +167,8 @@ def _module(preset: Preset, input_shape: tuple[int, ...], key: Array) -> Any:
         "head_init": head_init,
         "rngs": nnx.Rngs(key),
     }
+
+    # The network itself.
     if preset.model == "mlp":
         return nn.MLP(math.prod(input_shape), preset.way, hidden=preset.hidden_sizes, **shared)
     if preset.model == "resnet12":

@@ -16,7 +16,7 @@ from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient, RunDir
 from jaxmaml.train.averaging import scored_params
-from jaxmaml.types import MetaParams, State, Task
+from jaxmaml.types import MetaParams, State, Task, as_stateful
 
 
 def draw_all(
@@ -127,8 +127,7 @@ def _predicted_episode(experiment: Experiment, run: Run) -> Figure:
         adapted, info = learner.adapt(
             params, task.support, state=state, num_inner_steps=run.test.headline
         )
-        carried = (info.state,) if model.has_state else ()
-        return model.apply_fn(adapted, task.query, *carried)
+        return as_stateful(model.apply_fn)(adapted, task.query, info.state)[0]
 
     logits = predict(scored_params(run.meta_state), run.meta_state.state, task)
     predictions = np.asarray(logits.argmax(-1)).reshape(preset.way, preset.test_query)
@@ -145,7 +144,8 @@ def _regression(preset: Preset, run: Run) -> Figure:
 
     @jax.jit
     def fits(params: MetaParams, state: State) -> Any:
-        view = lambda adapted, *state: model.apply_fn(adapted, {"inputs": x}, *state)
+        apply_fn = as_stateful(model.apply_fn)
+        view = lambda adapted, *state: apply_fn(adapted, {"inputs": x}, *(state or ((),)))[0]
         return learner.trace(params, support, view, state=state, num_inner_steps=last)
 
     # The model after some of its inner steps.

@@ -10,7 +10,16 @@ import numpy as np
 from jaxmaml import metrics, parallel
 from jaxmaml.experiments.candidates import Candidate
 from jaxmaml.train.averaging import scored_params
-from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, State, Task
+from jaxmaml.types import (
+    Array,
+    MetaLearner,
+    MetaParams,
+    MetaState,
+    State,
+    Task,
+    as_stateful,
+    carries_state,
+)
 
 
 class Score(NamedTuple):
@@ -69,8 +78,11 @@ def _values(
     chunk_size: Any,
 ) -> Array:
     """Returns the metric of each task after 0..n inner steps, `[num_tasks, n + 1]`."""
+    metric = lambda adapted, query, *state: as_stateful(metric_fn)(adapted, query, state)[0]
+    if carries_state(metric_fn):
+        metric = lambda adapted, query, state: metric_fn(adapted, query, state)[0]
     return parallel.evaluate(
-        learner, metric_fn, params, tasks,
+        learner, metric, params, tasks,
         mesh=parallel.task_mesh(len(jax.tree.leaves(tasks)[0])), state=state,
         num_inner_steps=num_inner_steps, chunk_size=chunk_size,
     )  # fmt: skip

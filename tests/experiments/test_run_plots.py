@@ -14,6 +14,7 @@ from jaxmaml.experiments.experiment import (
     scored_tasks,
 )
 from jaxmaml.experiments.run_dir import RunDir
+from jaxmaml.types import as_stateful
 
 
 @pytest.fixture
@@ -77,8 +78,7 @@ def test_an_episode_is_drawn_with_its_predictions(compared, images, drawn, norm)
     adapted, info = candidate.learner.adapt(
         state.params, task.support, state=state.state, num_inner_steps=run.test.headline
     )
-    carried = (info.state,) if norm == "inductive" else ()
-    logits = candidate.model.apply_fn(adapted, task.query, *carried)
+    logits, _ = as_stateful(candidate.model.apply_fn)(adapted, task.query, info.state)
     right = int((logits.argmax(-1) == task.query["targets"]).sum())
     assert figure.get_suptitle() == f"3-way 2-shot episode: {right} of 15 query images right"
 
