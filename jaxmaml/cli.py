@@ -288,12 +288,12 @@ def _show(action: Show) -> int:
 
 
 def _list(action: List) -> int:
-    from jaxmaml.data import prepare, sources
+    from jaxmaml.data import datasets, preparation
     from jaxmaml.train import report
 
-    directory = sources.data_directory(action.data_dir)
+    directory = datasets.data_directory(action.data_dir)
     with _user_errors():
-        found = prepare.listing(action.data_dir)
+        found = preparation.listing(action.data_dir)
     if not found:
         print(f"nothing is prepared in {directory}")
         return 0
@@ -302,21 +302,21 @@ def _list(action: List) -> int:
 
 
 def _prepare(action: Prepare) -> int:
-    from jaxmaml.data import prepare
+    from jaxmaml.data import preparation
 
     with _user_errors():
-        print(prepare.prepare(action.dataset, action.data_dir, action.archive_dir))
+        print(preparation.prepare(action.dataset, action.data_dir, action.archive_dir))
     return 0
 
 
 def _split(action: Split) -> int:
-    from jaxmaml.data import classes, sources
+    from jaxmaml.data import class_splits, datasets
 
     with _user_errors():
-        names = sources.class_names(action.dataset, action.data_dir)
-        listed = classes.draw(names, action.fractions, action.seed)
+        names = datasets.class_names(action.dataset, action.data_dir)
+        listed = class_splits.draw(names, action.fractions, action.seed)
         about = {"dataset": action.dataset, "fractions": action.fractions, "seed": action.seed}
-        classes.write(action.out, listed, **about)
+        class_splits.write(action.out, listed, **about)
     print(f"{action.out}: " + ", ".join(f"{len(n)} {part}" for part, n in listed.items()))
     return 0
 

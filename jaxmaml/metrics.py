@@ -6,31 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmaml.scores import accuracy as accuracy
 from jaxmaml.types import Array, Batch, Task
-
-
-def accuracy(logits: Array, targets: Array, weights: Array | None = None) -> Array:
-    """The fraction of examples whose largest logit is the target's.
-
-    Args:
-        logits: `[num_examples, way]`.
-        targets: class indices `[num_examples]`.
-        weights: `[num_examples]`, 0 for padding; None counts every example once.
-
-    Returns:
-        A scalar in 0..1; NaN where the logit of an example that counts is not finite, since argmax
-        would call a dead model right on one class.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> float(accuracy(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0])))
-        0.5
-    """
-    counted = jnp.ones(logits.shape[0], bool) if weights is None else weights > 0
-    right = jnp.where(counted, logits.argmax(-1) == targets, False).astype(logits.dtype)
-    share = jnp.average(right, weights=weights)
-    finite = jnp.all(jnp.isfinite(logits), axis=-1) | ~counted
-    return jnp.where(jnp.all(finite), share, jnp.nan)
 
 
 def mean_and_ci95(values: Any) -> tuple[np.ndarray, np.ndarray, int]:

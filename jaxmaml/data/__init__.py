@@ -1,14 +1,18 @@
-"""Tasks: images on the device or streamed from disk, sinusoids, and the data sets there are.
+"""Tasks of images on the device or on disk, sinusoids, and the data sets that they are drawn from.
 
-`stream` is loaded when it is first used: it needs grain.
+`stream` loads on first use, as it needs grain.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxmaml.data import augmentation as augmentation
+from jaxmaml.data import class_splits as class_splits
+from jaxmaml.data import datasets as datasets
+from jaxmaml.data import episodes as episodes
 from jaxmaml.data import pools as pools
 from jaxmaml.data import sinusoid as sinusoid
-from jaxmaml.data import sources as sources
+from jaxmaml.data import stored_images as stored_images
 from jaxmaml.data import variable as variable
 
 if TYPE_CHECKING:

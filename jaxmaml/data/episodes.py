@@ -1,25 +1,56 @@
-"""Episodes: planned as indices, wherever their pixels come from, and made tasks on the device."""
+"""Episodes: drawn as indices, which serve images anywhere, and made into tasks on the device."""
 
 import dataclasses
 from functools import partial
-from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmaml.data import augment
-from jaxmaml.data.augment import Augment
+from jaxmaml.checks import check_count
+from jaxmaml.data import augmentation
+from jaxmaml.data.augmentation import Augment
 from jaxmaml.types import Array, Task
+
+
+class ImagesByClass(Protocol):
+    """The images of one split, with rows sorted by class: a `Pool` or `Images`.
+
+    Attributes:
+        starts: int32 `[num_classes]`, the first row of each class.
+        sizes: int32 `[num_classes]`, the number of images of each class.
+        names: the name of each class.
+        shape: (height, width, channels) of an image.
+
+    Example:
+        >>> from jaxmaml.data import pools
+        >>> images: ImagesByClass = pools.from_arrays(np.zeros((2, 8, 8, 1), np.uint8), [0, 1], "ab")
+        >>> images.shape
+        (8, 8, 1)
+    """
+
+    @property
+    def starts(self) -> Any: ...
+    @property
+    def sizes(self) -> Any: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class Plan(NamedTuple):
     """One episode as indices.
 
     Attributes:
-        examples: int32 `[way, shot + query]`, rows of the images, the support's first.
-        rotations: int32 `[way]`, anticlockwise quarter turns of each class slot, 0..3.
+        examples: int32 `[way, shot + query]`, rows of the images, those of the support first.
+        rotations: int32 `[way]`, the counterclockwise quarter turns of each class slot, 0..3.
+
+    Example:
+        >>> planned = Plan(examples=jnp.array([[3, 1]]), rotations=jnp.array([0]))
+        >>> planned.examples.shape
+        (1, 2)
     """
 
     examples: Array
@@ -29,16 +60,23 @@ class Plan(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Episode:
-    """What every episode of a source is like: equal settings compare equal, so jit compiles once.
+    """The settings that all episodes of a source share.
+
+    The settings are static in a pytree. Equal settings compare equal, so `jit` compiles once.
 
     Attributes:
         num_tasks: tasks per step.
         way: classes per task.
         shot: support examples per class.
         query: query examples per class.
-        rotate: turn each class slot by a random multiple of 90 degrees.
-        augment: what else is done to the pixels.
-        classes: batches also have "classes", each example's class among all of the source.
+        rotate: whether each class slot turns by a random multiple of 90 degrees.
+        augment: further changes of the pixels, and their scaling.
+        classes: whether batches also have "classes", the class of each example among all classes
+            of the source.
+
+    Example:
+        >>> Episode(num_tasks=4, way=5, shot=1, query=15).rotate
+        False
     """
 
     num_tasks: int
@@ -46,25 +84,67 @@ class Episode:
     shot: int
     query: int
     rotate: bool = False
-    augment: Augment = dataclasses.field(default_factory=Augment)
+    augment: Augment = augmentation.NONE
     classes: bool = False
+
+
+def checked(episode: Episode, images: ImagesByClass) -> Episode:
+    """Returns the settings with counts of type int, if the images allow such episodes.
+
+    Args:
+        episode: the settings.
+        images: the images of one split.
+
+    Raises:
+        TypeError: a count is not an integer.
+        ValueError: a count is less than 1, `way` exceeds the number of classes, `shot + query`
+            exceeds the size of the smallest class, `rotate` with images that are not square, or
+            augmentation that does not suit the images.
+
+    Example:
+        >>> from jaxmaml.data import pools
+        >>> pool = pools.from_arrays(np.zeros((4, 8, 8, 1), np.uint8), [0, 0, 1, 1], "ab")
+        >>> checked(Episode(num_tasks=1, way=3, shot=1, query=1), pool)
+        Traceback (most recent call last):
+        ValueError: way=3 is more than the 2 classes there are
+    """
+    # The counts.
+    names = ("num_tasks", "way", "shot", "query")
+    counts = {name: check_count(name, getattr(episode, name)) for name in names}
+    episode = dataclasses.replace(episode, **counts)
+
+    # What the images allow.
+    sizes = np.asarray(images.sizes)
+    if episode.way > len(sizes):
+        raise ValueError(f"way={episode.way} is more than the {len(sizes)} classes there are")
+    if episode.shot + episode.query > sizes.min():
+        raise ValueError(
+            f"shot + query = {episode.shot} + {episode.query} is more than the smallest class has: "
+            f"{images.names[sizes.argmin()]!r} has {sizes.min()} images"
+        )
+    if episode.rotate and images.shape[0] != images.shape[1]:
+        raise ValueError(f"rotate=True needs square images; got {tuple(images.shape[:2])}")
+    augmentation.check(episode.augment, images.shape)
+    return episode
 
 
 def plan(
     key: Array, starts: Any, sizes: Any, *, way: int, shot: int, query: int, rotate: bool
 ) -> Plan:
-    """Plans one episode: classes and examples without replacement, a rotation per class slot.
+    """Draws one episode: classes and examples without replacement, a rotation per class slot.
 
-    It reads no pixels, so that the same plan serves images on the device and on disk. Each ordered
-    choice of classes is equally likely, whatever their sizes, and so is each ordered choice of
-    examples within a class. The arguments are not checked here, as sizes may be traced: `way` must
-    not exceed `len(sizes)`, nor `shot + query` the smallest size.
+    No pixels are read, so that the same plan serves images on the device and on disk. All ordered
+    choices of classes are equally likely, whatever the sizes of the classes, and so are all ordered
+    choices of examples within a class.
+
+    The sizes may be traced, so they are not checked: `way` must not exceed `len(sizes)`, and
+    `shot + query` must not exceed the smallest size.
 
     Args:
         key: a PRNG key; the same key gives the same plan.
         starts: int32 `[num_classes]`, the first row of each class.
         sizes: int32 `[num_classes]`, the number of rows of each class.
-        way: classes.
+        way: classes per task.
         shot: support examples per class.
         query: query examples per class.
         rotate: whether each class slot turns by a random multiple of 90 degrees.
@@ -72,9 +152,10 @@ def plan(
     Returns:
         A `Plan`.
 
-    >>> p = plan(jax.random.key(0), [0, 5], [5, 9], way=2, shot=1, query=3, rotate=False)
-    >>> p.examples.shape
-    (2, 4)
+    Example:
+        >>> drawn = plan(jax.random.key(0), [0, 5], [5, 9], way=2, shot=1, query=3, rotate=False)
+        >>> drawn.examples.shape
+        (2, 4)
     """
     starts, sizes = jnp.asarray(starts, jnp.int32), jnp.asarray(sizes, jnp.int32)
     class_key, example_key, rotation_key = jax.random.split(key, 3)
@@ -88,8 +169,22 @@ def plan(
 
 
 def plan_step(episode: Episode, starts: Any, sizes: Any, key: Array) -> Plan:
-    """The plans of one step's tasks, leaves `[num_tasks, ...]`."""
-    one = partial(
+    """Draws the plans of one step.
+
+    Args:
+        episode: the settings.
+        starts, sizes: int32 `[num_classes]`, as in `plan`.
+        key: the PRNG key of the step.
+
+    Returns:
+        A `Plan` with leaves `[num_tasks, ...]`.
+
+    Example:
+        >>> episode = Episode(num_tasks=4, way=2, shot=1, query=3)
+        >>> plan_step(episode, [0, 5], [5, 9], jax.random.key(0)).examples.shape
+        (4, 2, 4)
+    """
+    plan_task = partial(
         plan,
         starts=starts,
         sizes=sizes,
@@ -98,73 +193,67 @@ def plan_step(episode: Episode, starts: Any, sizes: Any, key: Array) -> Plan:
         query=episode.query,
         rotate=episode.rotate,
     )
-    return jax.vmap(one)(jax.random.split(key, episode.num_tasks))
+    return jax.vmap(plan_task)(jax.random.split(key, episode.num_tasks))
 
 
-def to_tasks(episode: Episode, images: Array, rotations: Array, key: Array) -> Task:
-    """Pixels as tasks: turned, augmented and scaled.
+def to_tasks(episode: Episode, starts: Array, plans: Plan, images: Array, keys: Array) -> Task:
+    """Makes tasks of the planned images: rotated, augmented and scaled.
 
     Args:
-        episode: whose `num_tasks` the arrays need not have: a process may hold some of them.
-        images: uint8 `[num_tasks, way, shot + query, H, W, C]`.
-        rotations: int32 `[num_tasks, way]`.
-        key: one for each task, `[num_tasks]`.
+        episode: the settings. The arrays may hold fewer than its `num_tasks`: a process may have
+            only some of the tasks.
+        starts: int32 `[num_classes]`, the first row of each class.
+        plans: leaves `[num_tasks, ...]`.
+        images: uint8 `[num_tasks, way, shot + query, H, W, C]`, the planned rows.
+        keys: PRNG keys `[num_tasks]`.
+
+    Returns:
+        The tasks, as `pools.sampler` describes them.
+
+    Example:
+        >>> episode = Episode(num_tasks=4, way=2, shot=1, query=3)
+        >>> key, starts = jax.random.key(0), jnp.array([0, 5])
+        >>> plans = plan_step(episode, starts, [5, 9], key)
+        >>> images = jnp.zeros((14, 8, 8, 1), jnp.uint8)[plans.examples]
+        >>> to_tasks(episode, starts, plans, images, jax.random.split(key, 4)).query["inputs"].shape
+        (4, 6, 8, 8, 1)
     """
-
-    def one(images, rotations, key):
-        if episode.rotate:
-            images = jax.vmap(_rotate)(images, rotations)
-        images = augment.apply(episode.augment, images, key)
-        return Task(_batch(images[:, : episode.shot]), _batch(images[:, episode.shot :]))
-
-    return jax.vmap(one)(images, rotations, key)
-
-
-def check(
-    episode: Episode, sizes: Any, names: tuple[str, ...], image_shape: tuple[int, ...]
-) -> None:
-    """Raises ValueError unless classes of these sizes and images of this shape give such episodes."""
-    for name in ("num_tasks", "way", "shot", "query"):
-        check_counts(**{name: getattr(episode, name)})
-    sizes = np.asarray(sizes)
-    if episode.way > len(sizes):
-        raise ValueError(f"way={episode.way} is more than the {len(sizes)} classes there are")
-    if episode.shot + episode.query > sizes.min():
-        raise ValueError(
-            f"shot + query = {episode.shot} + {episode.query} is more than the smallest class has: "
-            f"{names[sizes.argmin()]!r} has {sizes.min()} images"
-        )
-    if episode.rotate and image_shape[0] != image_shape[1]:
-        raise ValueError(f"rotate=True needs square images, got {image_shape[:2]}")
-    augment.check(episode.augment, image_shape)
-
-
-def check_counts(**counts: Any) -> None:
-    """Raises ValueError, naming the argument, unless every count is a positive integer."""
-    for name, count in counts.items():
-        if not isinstance(count, Integral) or count < 1:
-            raise ValueError(f"{name} must be a positive integer, got {count!r}")
+    return jax.vmap(partial(_to_task, episode, starts))(plans, images, keys)
 
 
 def distinct(key: Array, size: int | Array, most: int, count: int | Array | None = None) -> Array:
-    """Distinct integers below `size` in random order; `size` and `count` may be traced.
+    """Draws distinct integers below `size`, in random order.
 
-    Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance"): its work depends on `most`
-    alone, so classes of unequal size need neither padding nor a sort over the largest.
+    Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance"). Its work depends on `most`
+    only, so classes of unequal size need neither padding nor a sort of the largest one.
+
+    Args:
+        key: a PRNG key.
+        size: the integers are in 0..size-1; may be traced.
+        most: the length of the result.
+        count: the number of integers drawn, at most `most`; may be traced. Defaults to `most`.
 
     Returns:
-        int32 `[most]`: `count` of them (None: `most`), then -1.
+        int32 `[most]`: `count` integers, then -1.
+
+    Example:
+        >>> sorted(distinct(jax.random.key(0), size=4, most=4).tolist())
+        [0, 1, 2, 3]
+        >>> distinct(jax.random.key(0), size=9, most=4, count=2)[2:].tolist()
+        [-1, -1]
     """
+    # Step i picks one of the integers up to last[i], or last[i] itself if the pick is taken.
     pick_key, order_key = jax.random.split(key)
     index = jnp.arange(most, dtype=jnp.int32)
     last = size - (most if count is None else count) + index
     picks = jax.random.randint(pick_key, (most,), 0, last + 1, jnp.int32)
 
     def step(i: Array, chosen: Array) -> Array:
-        taken = jnp.any(chosen == picks[i])
-        return chosen.at[i].set(jnp.where(taken, last[i], picks[i]))
+        is_taken = jnp.any(chosen == picks[i])
+        return chosen.at[i].set(jnp.where(is_taken, last[i], picks[i]))
 
     chosen = jax.lax.fori_loop(0, most, step, jnp.full(most, -1, jnp.int32))
+
     # The set is uniform but its order is not: without this, support and query would differ.
     if count is None:
         return jax.random.permutation(order_key, chosen)
@@ -173,17 +262,31 @@ def distinct(key: Array, size: int | Array, most: int, count: int | Array | None
     return chosen[jnp.argsort(order)]
 
 
-def _rotate(images: Array, turns: Array) -> Array:
-    """Turns `[..., H, W, C]` anticlockwise by a traced number of quarter turns.
+def _to_task(episode: Episode, starts: Array, planned: Plan, images: Array, key: Array) -> Task:
+    if episode.rotate:
+        images = jax.vmap(_rotate)(images, planned.rotations)
+    examples = {"inputs": augmentation.apply(episode.augment, images, key)}
+    if episode.classes:
+        # The class of a row is the last one that starts at or before it.
+        following = jnp.searchsorted(starts, planned.examples, side="right")
+        examples["classes"] = following.astype(jnp.int32) - 1
+    return Task(
+        _batch({name: leaf[:, : episode.shot] for name, leaf in examples.items()}),
+        _batch({name: leaf[:, episode.shot :] for name, leaf in examples.items()}),
+    )
 
-    Two selects, one for each bit of `turns`: a switch would compute all four under vmap.
+
+def _rotate(images: Array, turns: Array) -> Array:
+    """Turns `[..., H, W, C]` counterclockwise by a traced number of quarter turns.
+
+    There are two selects, one per bit of `turns`: under vmap a switch would compute all four cases.
     """
     images = jnp.where(turns % 2 == 1, jnp.rot90(images, axes=(-3, -2)), images)
     return jnp.where(turns >= 2, images[..., ::-1, ::-1, :], images)
 
 
-def _batch(images: Array) -> dict[str, Array]:
-    """`[way, examples, H, W, C]` as a batch ordered by class."""
-    way, examples = images.shape[:2]
-    inputs = images.reshape(way * examples, *images.shape[2:])
-    return {"inputs": inputs, "targets": jnp.repeat(jnp.arange(way, dtype=jnp.int32), examples)}
+def _batch(examples: dict[str, Array]) -> dict[str, Array]:
+    """Returns a batch ordered by class of leaves `[way, num_examples, ...]`, with targets."""
+    way, num_examples = examples["inputs"].shape[:2]
+    flat = {name: leaf.reshape(-1, *leaf.shape[2:]) for name, leaf in examples.items()}
+    return {**flat, "targets": jnp.repeat(jnp.arange(way, dtype=jnp.int32), num_examples)}

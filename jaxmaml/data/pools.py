@@ -1,4 +1,4 @@
-"""Images on the device, grouped by class, from which episodes are sampled inside jit."""
+"""Pools: images on the device, grouped by class, from which tasks are sampled inside `jit`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmaml.data import augment as augmenting
-from jaxmaml.data import episodes
-from jaxmaml.data import images as stored
-from jaxmaml.data.augment import Augment
+from jaxmaml.data import episodes, stored_images
+from jaxmaml.data.augmentation import NONE, Augment
 from jaxmaml.data.episodes import Episode
-from jaxmaml.data.images import Images
+from jaxmaml.data.stored_images import Images
 from jaxmaml.types import Array, Task
 
 
@@ -25,13 +23,18 @@ from jaxmaml.types import Array, Task
 )
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """All images of one split of classes; a split is its own pool, so classes cannot leak.
+    """All images of one split. Each split is a pool of its own, so classes cannot leak.
 
     Attributes:
         images: uint8 `[num_images, H, W, C]`, rows sorted by class.
         starts: int32 `[num_classes]`, the first row of each class.
         sizes: int32 `[num_classes]`, the number of images of each class; they may differ.
         names: the name of each class, in the same order.
+
+    Example:
+        >>> pool = from_arrays(np.zeros((3, 8, 8, 1), np.uint8), [1, 0, 1], ["a", "b"])
+        >>> pool.starts.tolist(), pool.shape
+        ([0, 1], (8, 8, 1))
     """
 
     images: Array
@@ -39,9 +42,14 @@ class Pool:
     sizes: Array
     names: tuple[str, ...]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(height, width, channels) of an image."""
+        return self.images.shape[1:]
+
 
 def from_arrays(images: Any, labels: Any, names: Sequence[str]) -> Pool:
-    """Builds a pool, sorting the images by class and keeping their order within a class.
+    """Returns a pool of images, sorted by class; within a class they keep their order.
 
     Args:
         images: uint8 `[num_images, H, W, C]`.
@@ -52,18 +60,31 @@ def from_arrays(images: Any, labels: Any, names: Sequence[str]) -> Pool:
         A `Pool` with `len(names)` classes.
 
     Raises:
-        TypeError: if the images are not uint8 or the labels no integers.
-        ValueError: if shapes do not fit, names repeat, a label has no name or a class no image.
+        TypeError: the images are not uint8, or the labels are not integers.
+        ValueError: the shapes do not fit, names repeat, a label has no name, or a class no image.
 
-    >>> pool = from_arrays(np.zeros((3, 8, 8, 1), np.uint8), [1, 0, 1], ["a", "b"])
-    >>> pool.sizes.tolist()
-    [1, 2]
+    Example:
+        >>> pool = from_arrays(np.zeros((3, 8, 8, 1), np.uint8), [1, 0, 1], ["a", "b"])
+        >>> pool.sizes.tolist()
+        [1, 2]
     """
-    return from_images(stored.from_arrays(images, labels, names))
+    return from_images(stored_images.from_arrays(images, labels, names))
 
 
 def from_images(images: Images) -> Pool:
-    """All images of a split, decoded now, on the device: for sets that fit there."""
+    """Decodes all images of a split and puts them on the device.
+
+    Args:
+        images: one split, for example of `datasets.images`. It must fit on the device.
+
+    Returns:
+        A `Pool` of the same classes.
+
+    Example:
+        >>> images = stored_images.from_arrays(np.zeros((3, 8, 8, 1), np.uint8), [1, 0, 1], "ab")
+        >>> from_images(images).images.shape
+        (3, 8, 8, 1)
+    """
     return Pool(
         images=jnp.asarray(images.read(np.arange(len(images.numbers)))),
         starts=jnp.asarray(images.starts),
@@ -80,58 +101,51 @@ def sampler(
     shot: int,
     query: int,
     rotate: bool = False,
-    augment: Augment = augmenting.NONE,
+    augment: Augment = NONE,
     classes: bool = False,
 ) -> jax.tree_util.Partial:
-    """A jittable source of tasks: `key -> Task`, sampled on the device.
+    """Returns a source of tasks that are sampled on the device: a traceable `key -> tasks`.
 
-    The result is a pytree that holds the pool. Pass it to a jitted function as an argument, and the
-    images are an input of the program and no constant baked into it.
+    The source is a pytree that holds the pool. Pass it to a jitted function as an argument: then
+    the images are an input of the program, not a constant in it.
 
     Args:
-        pool: the classes of one split.
+        pool: the images of one split.
         num_tasks: tasks per call.
         way: classes per task.
         shot: support examples per class.
         query: query examples per class.
-        rotate: turn each class slot by a random multiple of 90 degrees, as the Omniglot protocol
-            of Santoro et al. (2016) does.
-        augment: what else is done to the pixels.
-        classes: batches also have "classes" int32 `[num_tasks, way*shot]` (or query), indices into
-            `pool.names`; a turned class has the number of the upright one.
+        rotate: whether each class slot turns by a random multiple of 90 degrees, as in the Omniglot
+            protocol of Santoro et al. (2016).
+        augment: further changes of the pixels, and their scaling.
+        classes: whether batches also have "classes", int32 `[num_tasks, way * shot]` (or query):
+            the class of each example as an index into `pool.names`. Rotations do not change it.
 
     Returns:
-        A function of a PRNG key. Its `Task` has `{"inputs": float32 [num_tasks, way*shot, H, W, C]
-        in 0..1 (scaled as `augment` says), "targets": int32 [num_tasks, way*shot]}` as support, and
-        the same with `way*query` as query. Examples are ordered by class; targets are the class
-        slots 0..way-1.
+        A function of a PRNG key. The support of its `Task` is `{"inputs": float32 [num_tasks,
+        way * shot, H, W, C], "targets": int32 [num_tasks, way * shot]}`; the query is the same with
+        `way * query`. Inputs are in 0..1, then scaled by `augment`. Examples are ordered by class,
+        and targets are the class slots 0..way-1.
 
     Raises:
-        ValueError: for a count that is no positive integer, more classes than the pool has, more
-            examples than its smallest class has, or `rotate` with images that are not square.
+        TypeError: a count is not an integer.
+        ValueError: a count is less than 1, `way` exceeds the number of classes, `shot + query`
+            exceeds the size of the smallest class, or `rotate` with images that are not square.
 
-    >>> pool = from_arrays(np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 4, list("abcd"))
-    >>> sample = sampler(pool, num_tasks=3, way=2, shot=1, query=5)
-    >>> sample(jax.random.key(0)).query["inputs"].shape
-    (3, 10, 8, 8, 1)
+    Example:
+        >>> pool = from_arrays(np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 4, list("abcd"))
+        >>> sample = sampler(pool, num_tasks=3, way=2, shot=1, query=5)
+        >>> sample(jax.random.key(0)).query["inputs"].shape
+        (3, 10, 8, 8, 1)
     """
     episode = Episode(
         num_tasks=num_tasks, way=way, shot=shot, query=query, rotate=rotate, augment=augment,
         classes=classes,
     )  # fmt: skip
-    episodes.check(episode, pool.sizes, pool.names, pool.images.shape[1:])
-    return jax.tree_util.Partial(_sample, pool, episode)
+    return jax.tree_util.Partial(_sample, pool, episodes.checked(episode, pool))
 
 
 def _sample(pool: Pool, episode: Episode, key: Array) -> Task:
-    planned = episodes.plan_step(episode, pool.starts, pool.sizes, key)
+    plans = episodes.plan_step(episode, pool.starts, pool.sizes, key)
     keys = jax.random.split(key, episode.num_tasks)
-    tasks = episodes.to_tasks(episode, pool.images[planned.examples], planned.rotations, keys)
-    if not episode.classes:
-        return tasks
-    numbers = jnp.searchsorted(pool.starts, planned.examples, side="right").astype(jnp.int32) - 1
-    flat = lambda part: part.reshape(episode.num_tasks, -1)
-    return Task(
-        {**tasks.support, "classes": flat(numbers[..., : episode.shot])},
-        {**tasks.query, "classes": flat(numbers[..., episode.shot :])},
-    )
+    return episodes.to_tasks(episode, pool.starts, plans, pool.images[plans.examples], keys)

@@ -1,7 +1,7 @@
-"""Where encoded images lie: records of a prepared TFDS data set, or the files of a folder.
+"""Records: encoded images of a prepared TFDS data set, or of the files in a folder.
 
-Both number their images 0, 1, 2 ..., know their labels, and give the bytes of any of them. They are
-pickled to worker processes, which open the files for themselves, and run no JAX.
+Both kinds number their images 0, 1, 2, ..., know their labels, and return the bytes of any image.
+They are pickled to worker processes, which open the files again and run no JAX.
 """
 
 import bisect
@@ -14,19 +14,30 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxmaml import files
-from jaxmaml.data import index
+from jaxmaml.data import label_cache
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+"""Files of a folder that are read as images."""
+_RECORDS_PER_READ = 1000
 
 
 class Records(Protocol):
-    """What images are read from.
+    """Encoded images with labels.
 
     Attributes:
-        name: what messages call it.
-        class_names: of all classes there are.
-        num_channels: of the images, where that is known, else 3.
-        fingerprint: changes when the files do.
+        name: the name in messages.
+        class_names: the names of all classes.
+        num_channels: the channels of an image, or 3 if that is not known.
+        fingerprint: a digest that changes when the files change, or which of them are read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     Path(directory, "cat").mkdir()
+        ...     _ = Path(directory, "cat", "0.png").write_bytes(b"")
+        ...     records: Records = FolderRecords(Path(directory))
+        >>> records.class_names
+        ('cat',)
     """
 
     name: str
@@ -37,128 +48,175 @@ class Records(Protocol):
     def __len__(self) -> int: ...
 
     def labels(self) -> np.ndarray:
-        """int32 `[len(self)]`, each an index into `class_names`."""
+        """Returns int32 `[len(self)]`, each an index into `class_names`."""
         ...
 
     def encoded(self, numbers: Sequence[int]) -> list[bytes]:
-        """The encoded images of the records with these numbers."""
+        """Returns the encoded images of the records with these numbers."""
         ...
 
     def where(self, number: int) -> str:
-        """The file, and in it the record, for messages."""
+        """Returns the file of a record, and its number in the file, for messages."""
         ...
 
 
 class TFDSRecords:
-    """The records of a prepared TFDS data set, numbered through its splits one after another.
+    """The records of a prepared TFDS data set, numbered through its TFDS splits.
 
     Args:
-        dataset: its name, with a config `name/config` where it has one.
+        dataset: its name in TFDS, or `name/config`.
         data_dir: a TFDS data directory that holds it as ArrayRecord. It is only read.
-        splits: which of its splits; None is all, in the order of their names.
+        tfds_splits: the TFDS splits that are read, in this order. Defaults to all of them, in the
+            order of their names.
 
     Raises:
-        ValueError: it is not there, in another format, or has no image, no label, or a label that
-            is no integer.
+        ValueError: the data set is not there, is in another format, or has no image or no integer
+            label.
+
+    Example:
+        >>> from jaxmaml.data import datasets
+        >>> _ = datasets.images("glyphs")  # prepares the data set, if it is not there
+        >>> records = TFDSRecords("glyphs", files.cache_dir() / "tfds", ("validation",))
+        >>> len(records), records.num_channels
+        (1660, 1)
     """
 
-    def __init__(self, dataset: str, data_dir: Path, splits: Sequence[str] | None = None):
+    def __init__(self, dataset: str, data_dir: Path, tfds_splits: Sequence[str] | None = None):
         import tensorflow_datasets as tfds
 
+        # What the data set holds.
         self.name = dataset
         self.directory = _newest_version(dataset, data_dir)
         builder: Any = tfds.builder_from_directory(self.directory)
-        self.splits = tuple(splits or sorted(builder.info.splits))
+        self.tfds_splits = tuple(tfds_splits or sorted(builder.info.splits))
         self.class_names = _class_names(dataset, builder.info.features)
         self.num_channels = builder.info.features["image"].shape[-1] or 3
-        self._lengths = [builder.info.splits[split].num_examples for split in self.splits]
+
+        # The files, and the number of records in each.
+        infos = [builder.info.splits[tfds_split] for tfds_split in self.tfds_splits]
+        self._lengths = [info.num_examples for info in infos]
         self._shards = [
             (Path(self.directory, file).name, length)
-            for split in self.splits
-            for file, length in zip(
-                builder.info.splits[split].filenames,
-                builder.info.splits[split].shard_lengths,
-                strict=True,
-            )
+            for info in infos
+            for file, length in zip(info.filenames, info.shard_lengths, strict=True)
         ]
-        self.fingerprint = files.fingerprint(
-            [self.directory / "dataset_info.json", *(self.directory / f for f, _ in self._shards)]
+        paths = [self.directory / file for file, _ in self._shards]
+        self.fingerprint = files.digest(
+            self.tfds_splits, files.fingerprint([self.directory / "dataset_info.json", *paths])
         )
 
     def __len__(self) -> int:
         return sum(self._lengths)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files stay here: another process opens its own.
-        return {key: value for key, value in self.__dict__.items() if key != "_sources"}
+        # Open files stay in this process: another process opens its own.
+        return {key: value for key, value in self.__dict__.items() if key != "_data_sources"}
+
+    @property
+    def label_path(self) -> Path:
+        """The file that keeps the labels in the user's cache directory."""
+        return label_cache.label_path(self.name, self.directory, self.tfds_splits, self.fingerprint)
 
     def labels(self) -> np.ndarray:
-        """See `Records`; one pass over the records, in which no image is decoded, then cached."""
-        return index.cached_labels(self, self._read_labels)
+        """Returns int32 `[len(self)]`: one pass that decodes no image, then from the cache.
+
+        Raises:
+            ValueError: a record cannot be read, or its label is not one of the classes.
+        """
+        num_classes = len(self.class_names)
+        return label_cache.cached_labels(self.label_path, len(self), num_classes, self._read_labels)
 
     def encoded(self, numbers: Sequence[int]) -> list[bytes]:
+        """Returns the encoded images of the records with these numbers.
+
+        Raises:
+            ValueError: a record cannot be read.
+        """
         return [row["image"] for row in self._rows(numbers)]
 
     def where(self, number: int) -> str:
+        """Returns the file of a record, and its number in the file, for messages."""
         starts = np.cumsum([0, *(length for _, length in self._shards)]).tolist()
         shard = bisect.bisect_right(starts, number) - 1
         return f"{self.directory / self._shards[shard][0]} record {number - starts[shard]}"
 
     @functools.cached_property
-    def _sources(self) -> list[Any]:
+    def _data_sources(self) -> list[Any]:
         import tensorflow_datasets as tfds
 
         builder: Any = tfds.builder_from_directory(self.directory)
         make_decoder: Any = tfds.decode.SkipDecoding
         decoders = {"image": make_decoder()}
         try:
-            return [builder.as_data_source(split, decoders=decoders) for split in self.splits]
-        except Exception as error:  # whatever the reader raises of damaged files
+            return [builder.as_data_source(name, decoders=decoders) for name in self.tfds_splits]
+        except Exception as error:  # the reader raises errors of many types for damaged files
             raise ValueError(f"{self.directory} cannot be read: {error}") from error
 
     def _read_labels(self) -> np.ndarray:
-        labels = []
-        for first in range(0, len(self), 1000):
-            numbers = range(first, min(first + 1000, len(self)))
-            labels += [row["label"] for row in self._rows(numbers)]
-        return np.array(labels, np.int32)
+        read: list[int] = []
+        for first in range(0, len(self), _RECORDS_PER_READ):
+            numbers = range(first, min(first + _RECORDS_PER_READ, len(self)))
+            read += [row["label"] for row in self._rows(numbers)]
+        labels = np.array(read, np.int32)
+
+        num_classes = len(self.class_names)
+        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        if wrong.size:
+            raise ValueError(
+                f"{self.where(int(wrong[0]))}: label {labels[wrong[0]]} is not one of the "
+                f"{num_classes} classes of {self.name}"
+            )
+        return labels
 
     def _rows(self, numbers: Sequence[int]) -> list[Any]:
-        sources = self._sources  # whose own error names the directory
+        data_sources = self._data_sources  # an error here names the directory
         try:
-            return self._fetch(sources, numbers)
-        except Exception:  # whatever the reader raises of damaged files
-            return [self._row(sources, number) for number in numbers]  # finds the damaged one
+            return self._fetch(data_sources, numbers)
+        except Exception:  # the reader raises errors of many types for damaged files
+            # One record at a time, which finds the damaged one.
+            return [self._row(data_sources, number) for number in numbers]
 
-    def _row(self, sources: list[Any], number: int) -> Any:
+    def _row(self, data_sources: list[Any], number: int) -> Any:
         try:
-            return self._fetch(sources, [number])[0]
-        except Exception as error:  # whatever the reader raises of damaged files
+            return self._fetch(data_sources, [number])[0]
+        except Exception as error:  # the reader raises errors of many types for damaged files
             raise ValueError(f"{self.where(number)} cannot be read: {error}") from error
 
-    def _fetch(self, sources: list[Any], numbers: Sequence[int]) -> list[Any]:
-        """One call a split, in the order asked for."""
+    def _fetch(self, data_sources: list[Any], numbers: Sequence[int]) -> list[Any]:
+        """Returns rows in the order of `numbers`, with one call per TFDS split."""
+        # The places in the result that each TFDS split fills.
         ends = np.cumsum(self._lengths).tolist()
         places: dict[int, list[int]] = {}
         for place, number in enumerate(numbers):
             places.setdefault(bisect.bisect_right(ends, number), []).append(place)
+
         rows: list[Any] = [None] * len(numbers)
-        for split, at in places.items():
-            first = ends[split] - self._lengths[split]
-            found = sources[split].__getitems__([int(numbers[i]) - first for i in at])
+        for index, at in places.items():
+            first = ends[index] - self._lengths[index]
+            found = data_sources[index].__getitems__([int(numbers[i]) - first for i in at])
             for i, row in zip(at, found, strict=True):
                 rows[i] = row
         return rows
 
 
 class FolderRecords:
-    """The image files of a folder with a sub-folder for each class, in the order of their names.
+    """The image files in a folder that has one sub-folder per class, in the order of their names.
 
     Args:
         path: the folder.
 
     Raises:
-        ValueError: it does not exist, or holds no sub-folders with images.
+        ValueError: the folder does not exist, or has no sub-folders with images.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     for name in ("cat", "dog"):
+        ...         Path(directory, name).mkdir()
+        ...         _ = Path(directory, name, "0.png").write_bytes(b"")
+        ...     records = FolderRecords(Path(directory))
+        >>> records.class_names, records.labels().tolist()
+        (('cat', 'dog'), [0, 1])
     """
 
     def __init__(self, path: Path):
@@ -167,8 +225,8 @@ class FolderRecords:
         found = sorted(file for file in path.glob("*/*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
             raise ValueError(
-                f"folder {path} must hold a folder of images ({' '.join(IMAGE_SUFFIXES)}) for each "
-                "class, but there are none"
+                f"folder {path} must hold one folder of images ({' '.join(IMAGE_SUFFIXES)}) per "
+                "class; it holds none"
             )
         self.name = path.name
         self.num_channels = 3
@@ -180,13 +238,20 @@ class FolderRecords:
         return len(self._files)
 
     def labels(self) -> np.ndarray:
-        number = {name: i for i, name in enumerate(self.class_names)}
-        return np.array([number[file.parent.name] for file in self._files], np.int32)
+        """Returns int32 `[len(self)]`, each an index into `class_names`."""
+        label_of = {name: label for label, name in enumerate(self.class_names)}
+        return np.array([label_of[file.parent.name] for file in self._files], np.int32)
 
     def encoded(self, numbers: Sequence[int]) -> list[bytes]:
+        """Returns the bytes of the files with these numbers.
+
+        Raises:
+            ValueError: a file cannot be read.
+        """
         return [self._read(int(number)) for number in numbers]
 
     def where(self, number: int) -> str:
+        """Returns the path of a file, for messages."""
         return str(self._files[number])
 
     def _read(self, number: int) -> bytes:
@@ -197,7 +262,21 @@ class FolderRecords:
 
 
 def prepared_versions(dataset: str, data_dir: Path) -> list[Path]:
-    """The directories of a data set's versions in a TFDS data directory, the newest last."""
+    """Returns the directories of a data set's versions in a TFDS data directory, the newest last.
+
+    Args:
+        dataset: its name in TFDS, or `name/config`.
+        data_dir: the TFDS data directory.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     for version in ("2.0.0", "10.0.0"):
+        ...         Path(directory, "toy", version).mkdir(parents=True)
+        ...         _ = Path(directory, "toy", version, "dataset_info.json").write_text("{}")
+        ...     [path.name for path in prepared_versions("toy", Path(directory))]
+        ['2.0.0', '10.0.0']
+    """
     found = Path(data_dir, dataset).glob("[0-9]*.*/dataset_info.json")
     return sorted(
         (path.parent for path in found), key=lambda p: [int(n) for n in p.name.split(".")]
@@ -205,18 +284,16 @@ def prepared_versions(dataset: str, data_dir: Path) -> list[Path]:
 
 
 def _newest_version(dataset: str, data_dir: Path) -> Path:
-    """Looks before TFDS does, which would try the network for minutes."""
+    """Returns the directory of the newest version. TFDS itself would try the network for minutes."""
     problem = "not there"
     for directory in reversed(prepared_versions(dataset, data_dir)):
-        if (
-            json.loads((directory / "dataset_info.json").read_text())["fileFormat"]
-            == "array_record"
-        ):
+        info = json.loads((directory / "dataset_info.json").read_text())
+        if info["fileFormat"] == "array_record":
             return directory
         problem = "only in another format than ArrayRecord"
     raise ValueError(
         f"data_dir={str(data_dir)!r} must hold {dataset} as prepared by TFDS, but it is {problem}; "
-        f"prepare it by: jaxmaml data prepare {dataset} --data-dir {data_dir}"
+        f"prepare it with: jaxmaml data prepare {dataset} --data-dir {data_dir}"
     )
 
 
@@ -224,11 +301,12 @@ def _class_names(dataset: str, features: Any) -> tuple[str, ...]:
     import tensorflow_datasets as tfds
 
     if "image" not in features or not isinstance(features["image"], tfds.features.Image):
-        raise ValueError(f"{dataset} has no feature 'image': it has {', '.join(features)}")
+        raise ValueError(f"{dataset} has no feature 'image'; it has {', '.join(features)}")
     label = dict(features.items()).get("label")
     if not isinstance(label, tfds.features.ClassLabel):
+        found = (f"{key} ({type(value).__name__})" for key, value in features.items())
         raise ValueError(
             f"{dataset} must have an integer feature 'label' that names classes (ClassLabel); "
-            f"it has {', '.join(f'{key} ({type(value).__name__})' for key, value in features.items())}"
+            f"it has {', '.join(found)}"
         )
     return tuple(label.names)

@@ -1,4 +1,4 @@
-"""The sinusoid regression tasks of Finn et al. (2017), section 5.1, sampled inside jit."""
+"""The sinusoid regression tasks of Finn et al. (2017), section 5.1, sampled inside `jit`."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.data.episodes import check_counts
+from jaxmaml.checks import check_count
 from jaxmaml.types import Array, Task
 
 AMPLITUDE = (0.1, 5.0)
@@ -18,7 +18,7 @@ X = (-5.0, 5.0)
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Episode:
-    """The static half of a sampler: equal settings compare equal, so jit compiles them once."""
+    """The static half of a source: equal settings compare equal, so `jit` compiles once."""
 
     num_tasks: int
     shot: int
@@ -26,19 +26,27 @@ class _Episode:
 
 
 def curve(amplitude: Array, phase: Array, x: Array) -> Array:
-    """The function that a task asks for: `amplitude * sin(x - phase)`, as in the authors' code.
+    """Returns the targets of a task, `amplitude * sin(x - phase)`, as in the authors' code.
 
-    >>> round(float(curve(2.0, 0.0, jnp.pi / 2)), 6)
-    2.0
+    Args:
+        amplitude, phase: the parameters of the task, `[]`.
+        x: the inputs, of any shape.
+
+    Returns:
+        The targets, of the shape of `x`.
+
+    Example:
+        >>> round(float(curve(2.0, 0.0, jnp.pi / 2)), 6)
+        2.0
     """
     return amplitude * jnp.sin(x - phase)
 
 
 def sampler(*, num_tasks: int, shot: int, query: int) -> jax.tree_util.Partial:
-    """A jittable source of sinusoid tasks: `key -> Task`.
+    """Returns a source of sinusoid tasks: a traceable `key -> tasks`.
 
-    Each task has its own amplitude, uniform in [0.1, 5], and phase, uniform in [0, pi]; support and
-    query share them, and x is uniform in [-5, 5].
+    Each task has its own amplitude, uniform in [0.1, 5], and phase, uniform in [0, pi], which its
+    support and query share. The inputs are uniform in [-5, 5].
 
     Args:
         num_tasks: tasks per call.
@@ -46,29 +54,33 @@ def sampler(*, num_tasks: int, shot: int, query: int) -> jax.tree_util.Partial:
         query: query examples per task.
 
     Returns:
-        A function of a PRNG key. Its `Task` has `{"inputs": [num_tasks, shot, 1], "targets":
-        [num_tasks, shot, 1]}` as support and the same with `query` as query, in JAX's default
-        floating-point type.
+        A function of a PRNG key. The support of its `Task` is `{"inputs": [num_tasks, shot, 1],
+        "targets": [num_tasks, shot, 1]}`; the query is the same with `query`. The dtype is JAX's
+        default floating-point type.
 
     Raises:
-        ValueError: for a count that is no positive integer.
+        TypeError: a count is not an integer.
+        ValueError: a count is less than 1.
 
-    >>> tasks = sampler(num_tasks=4, shot=5, query=10)(jax.random.key(0))
-    >>> tasks.support["inputs"].shape, tasks.query["targets"].shape
-    ((4, 5, 1), (4, 10, 1))
+    Example:
+        >>> tasks = sampler(num_tasks=4, shot=5, query=10)(jax.random.key(0))
+        >>> tasks.support["inputs"].shape, tasks.query["targets"].shape
+        ((4, 5, 1), (4, 10, 1))
     """
-    check_counts(num_tasks=num_tasks, shot=shot, query=query)
-    return jax.tree_util.Partial(_sample, _Episode(num_tasks, shot, query))
+    episode = _Episode(
+        check_count("num_tasks", num_tasks), check_count("shot", shot), check_count("query", query)
+    )
+    return jax.tree_util.Partial(_sample, episode)
 
 
 def _sample(episode: _Episode, key: Array) -> Task:
-    # One draw for all: on a CPU each call of the generator costs as much as a layer of the network.
+    # One draw for all tasks: on a CPU a call of the generator costs as much as a layer.
     numbers = jax.random.uniform(key, (episode.num_tasks, 2 + episode.shot + episode.query))
-    return jax.vmap(partial(_task, episode))(numbers)
+    return jax.vmap(partial(_to_task, episode))(numbers)
 
 
-def _task(episode: _Episode, numbers: Array) -> Task:
-    """A task of numbers uniform in [0, 1)."""
+def _to_task(episode: _Episode, numbers: Array) -> Task:
+    """Returns the task of `[2 + shot + query]` numbers that are uniform in [0, 1)."""
     amplitude, phase = _spread(numbers[0], AMPLITUDE), _spread(numbers[1], PHASE)
     x = _spread(numbers[2:, None], X)
     batch = {"inputs": x, "targets": curve(amplitude, phase, x)}

@@ -1,11 +1,14 @@
-"""Episodes whose images stay on disk, read ahead: those that a pool of the same images would give.
+"""Streams: sources of tasks whose images are read from disk, ahead of the step that needs them.
 
-The parent process draws the plans (`episodes.plan`) of a block of steps at a time and leaves them in a
-directory of its own; threads or worker processes, which run no JAX, read a step's plan there and the
-images that it names; the device makes these tasks. The tasks of a step depend on the key and the
-step alone, so that a stream can be stopped, restored, moved, or exchanged for a pool.
+The tasks of a step depend on the key and the step only, and equal those that `pools.sampler` gives
+for the same images. So a stream can be stopped, restored, moved, or exchanged for a pool.
+
+The parent process draws the plans of a block of steps (`episodes.plan_step`) and writes them to a
+temporary directory. Threads or worker processes, which run no JAX, read the plan of a step there and
+the images that it names. The device makes these into tasks.
 """
 
+import dataclasses
 import functools
 import shutil
 import tempfile
@@ -21,46 +24,104 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmaml import files
-from jaxmaml.data import augment as augmenting
+from jaxmaml.checks import check_count
 from jaxmaml.data import episodes
-from jaxmaml.data.augment import Augment
+from jaxmaml.data.augmentation import NONE, Augment
 from jaxmaml.data.episodes import Episode, Plan
-from jaxmaml.data.images import Images
+from jaxmaml.data.stored_images import Images
 from jaxmaml.types import Array, Task
 
 STEPS_PER_BLOCK = 64
-"""Plans drawn at once; what is read ahead is far less."""
+"""Steps whose plans are drawn at once. Plans are small, so this may exceed what is read ahead."""
 READ_AHEAD = 4
-"""Steps that threads, or each worker, read ahead."""
+"""Steps that the threads, or each worker process, read ahead."""
 ON_DEVICE = 2
-"""Steps on the device at a time: one in use, one on its way."""
+"""Steps on the device at a time: one in use, one being transferred."""
 MAX_STEPS = 2**31 - 1
-"""`fold_in` takes 32 bits."""
+"""Steps per key: `fold_in` takes 32 bits."""
 
 
-class Stream(Iterator[Task]):
-    """An endless iterator of batches of tasks; made by `sampler`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageStream:
+    """A source of tasks that are read from disk. `sampler` returns one.
 
-    `get_state` and `set_state` move it to any step. Close it, or use it in a `with`, to end its
-    workers at once; else they end with it.
+    Attributes:
+        images: the images of one split.
+        episode: the settings of the episodes.
+        num_workers: processes that read and decode images, or 0 for threads.
+        share: the tasks of each step that this process reads, a range within
+            0..episode.num_tasks-1.
+
+    Example:
+        >>> from jaxmaml.data import stored_images
+        >>> pixels = np.zeros((40, 8, 8, 1), np.uint8)
+        >>> images = stored_images.from_arrays(pixels, np.arange(40) % 4, "abcd")
+        >>> source = sampler(images, num_tasks=3, way=2, shot=1, query=5)
+        >>> source.input_shape, source.share
+        ((8, 8, 1), range(0, 3))
     """
 
-    def __init__(self, images: Images, episode: Episode, key: Array, num_workers: int, part: range):
-        self._images, self._episode, self._key = images, episode, key
-        self._num_workers, self._part = num_workers, part
+    images: Images
+    episode: Episode
+    num_workers: int
+    share: range
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """The shape of one example: (height, width, channels)."""
+        return self.images.shape
+
+    def start(self, key: Array, step: int = 0) -> "StreamIterator":
+        """Returns an iterator over the tasks of `step`, `step + 1`, and so on, without end.
+
+        Args:
+            key: a typed PRNG key.
+            step: the first step.
+
+        Raises:
+            TypeError: `step` is not an integer.
+            ValueError: `step` is negative or too large.
+        """
+        return StreamIterator(self, key, step)
+
+
+class StreamIterator(Iterator[Task]):
+    """An endless iterator over the tasks of a stream. `ImageStream.start` returns one.
+
+    `get_state` and `set_state` move it to any step. Close it, or use it as a context manager, to end
+    its workers at once; otherwise they end when it is garbage-collected.
+
+    Args:
+        source: the stream.
+        key: a typed PRNG key.
+        step: the first step.
+
+    Example:
+        >>> from jaxmaml.data import stored_images
+        >>> pixels = np.zeros((40, 8, 8, 1), np.uint8)
+        >>> images = stored_images.from_arrays(pixels, np.arange(40) % 4, "abcd")
+        >>> source = sampler(images, num_tasks=3, way=2, shot=1, query=5)
+        >>> with source.start(jax.random.key(0), step=7) as tasks:
+        ...     next(tasks).query["inputs"].shape, tasks.get_state()
+        ((3, 10, 8, 8, 1), {'step': 8})
+    """
+
+    def __init__(self, source: ImageStream, key: Array, step: int = 0):
+        _check_step(step)
+        self._source, self._key = source, key
         self._directory = tempfile.mkdtemp(prefix="jaxmaml-plans-")
         self._remove = weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
-        self.set_state({"step": 0})
+        self.set_state({"step": step})
 
     def __next__(self) -> Task:
-        """The tasks of the next step, on the device."""
+        """Returns the tasks of the next step, on the device."""
         while len(self._ready) < ON_DEVICE:
             self._ready.append(self._put(self._read))
             self._read += 1
         self._step += 1
         return self._ready.popleft()
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> "StreamIterator":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,45 +129,55 @@ class Stream(Iterator[Task]):
 
     @property
     def num_tasks(self) -> int:
-        """Tasks of a batch: those of this process."""
-        return len(self._part)
+        """The number of tasks per step that this process reads."""
+        return len(self._source.share)
 
     def get_state(self) -> dict[str, int]:
-        """Where it is: restored by `set_state`, here or in a stream of the same settings and key."""
+        """Returns the position, for `set_state` of this or an equal stream with the same key."""
         return {"step": self._step}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a step.
+        """Moves to another step.
+
+        Args:
+            state: a result of `get_state`.
 
         Raises:
-            ValueError: the state is none that `get_state` gives.
+            TypeError, ValueError: `state` has no step that is possible.
         """
-        step = state.get("step")
-        if not isinstance(step, int) or not 0 <= step < MAX_STEPS:
-            raise ValueError(f"state must be {{'step': number}} with 0 <= number, got {state!r}")
+        step = _check_step(state.get("step"))
         self._step = self._read = step
         self._ready: deque[Task] = deque()
         self._planned = step // STEPS_PER_BLOCK  # the first block whose plans are not written
-        self._batches: Iterator[Any] | None = None  # started by the first step that is asked for
+        self._batches: Iterator[Any] | None = None  # the first `next` starts it
 
     def close(self) -> None:
-        """Ends the workers and removes the plans; the stream gives nothing after it."""
+        """Ends the workers and removes the plans. No tasks can be read afterwards."""
         self._batches = iter(())
         self._remove()
 
+    def _put(self, step: int) -> Task:
+        """Reads the images of the next step and makes them into tasks on the device."""
+        self._plan_ahead()
+        if self._batches is None:
+            self._batches = self._pipeline(step)
+        plans, images = next(self._batches)
+        source, key = self._source, jax.random.fold_in(self._key, step)
+        return _to_tasks(source.episode, source.share, source.images.starts, plans, images, key)
+
     def _pipeline(self, step: int) -> Iterator[Any]:
-        reader = _EpisodeReader(self._images, self._directory, step)
+        reader = _StepReader(self._source.images, self._directory, step)
         dataset = grain.MapDataset.source(reader)
         threads = grain.ReadOptions(num_threads=READ_AHEAD, prefetch_buffer_size=READ_AHEAD)
-        if self._num_workers == 0:
+        if self._source.num_workers == 0:
             return iter(dataset.to_iter_dataset(threads))
         _parse_absl_flags()
-        ahead = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=1)
-        few = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        return iter(dataset.to_iter_dataset(few).mp_prefetch(ahead))
+        workers = grain.MultiprocessingOptions(self._source.num_workers, per_worker_buffer_size=1)
+        one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        return iter(dataset.to_iter_dataset(one_thread).mp_prefetch(workers))
 
     def _plan_ahead(self) -> None:
-        """The next step's block of plans, and the one after it, are there before it is read."""
+        """Writes the plans of the next step's block, and of the block after it."""
         while self._planned <= self._read // STEPS_PER_BLOCK + 1:
             self._write_plans(self._planned)
             for name in Plan._fields:
@@ -114,29 +185,22 @@ class Stream(Iterator[Task]):
             self._planned += 1
 
     def _write_plans(self, block: int) -> None:
-        """Those of a block of steps, which are the same whenever they are drawn."""
-        files_of = [_plan_file(self._directory, name, block) for name in Plan._fields]
-        if all(path.exists() for path in files_of):
+        """Writes the plans of a block of steps, which are the same whenever they are drawn."""
+        paths = [_plan_file(self._directory, name, block) for name in Plan._fields]
+        if all(path.exists() for path in paths):
             return
-        # On the host, where the plans are needed.
+        # The plans are needed on the host, so they are drawn there.
+        images, share = self._source.images, self._source.share
         key = jax.device_put(self._key, jax.local_devices(backend="cpu")[0])
-        sizes = self._images.starts, self._images.sizes
-        plans = _plan_block(self._episode, *sizes, key, block * STEPS_PER_BLOCK)
-        for path, leaf in zip(files_of, plans, strict=True):
+        first_step = block * STEPS_PER_BLOCK
+        plans = _plan_block(self._source.episode, images.starts, images.sizes, key, first_step)
+        for path, leaf in zip(paths, plans, strict=True):
             with files.atomic_write(path) as file:  # readers may look at any time
-                np.save(file, np.asarray(leaf)[:, self._part.start : self._part.stop])
-
-    def _put(self, step: int) -> Task:
-        self._plan_ahead()
-        if self._batches is None:
-            self._batches = self._pipeline(step)
-        images, rotations = next(self._batches)
-        key = jax.random.fold_in(self._key, step)
-        return _finish(self._episode, self._part, images, rotations, key)
+                np.save(file, np.asarray(leaf)[:, share.start : share.stop])
 
 
-class _EpisodeReader:
-    """grain's random-access source: the images of a step, and how they turn."""
+class _StepReader:
+    """A random-access source of grain: the plans and the images of one step per index."""
 
     def __init__(self, images: Images, directory: str, first_step: int):
         self.images, self.directory, self.first_step = images, directory, first_step
@@ -144,13 +208,12 @@ class _EpisodeReader:
     def __len__(self) -> int:
         return MAX_STEPS - self.first_step
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Plan, np.ndarray]:
         block, place = divmod(self.first_step + int(index), STEPS_PER_BLOCK)
-        examples, rotations = (
-            np.load(_plan_file(self.directory, name, block), mmap_mode="r")[place]
-            for name in Plan._fields
-        )
-        return self.images.read(examples), np.array(rotations)
+        paths = [_plan_file(self.directory, name, block) for name in Plan._fields]
+        leaves: list[Any] = [np.array(np.load(path, mmap_mode="r")[place]) for path in paths]
+        plans = Plan(*leaves)
+        return plans, self.images.read(plans.examples)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(first_step={self.first_step})"
@@ -163,84 +226,93 @@ def _plan_file(directory: str, name: str, block: int) -> Path:
 def sampler(
     images: Images,
     *,
-    key: Array,
     num_tasks: int,
     way: int,
     shot: int,
     query: int,
     rotate: bool = False,
-    augment: Augment = augmenting.NONE,
+    augment: Augment = NONE,
+    classes: bool = False,
     num_workers: int = 0,
-    process_index: int | None = None,
-    process_count: int | None = None,
-) -> Stream:
-    """Episodes read from disk: at step i those that `pools.sampler` gives for `fold_in(key, i)`.
+    process: tuple[int, int] | None = None,
+) -> ImageStream:
+    """Returns a source of tasks whose images are read from disk.
 
-    Memory does not grow with the data set: some steps' images are read ahead, and two steps' tasks
-    lie on the device.
+    The tasks of step i are those that `pools.sampler` gives for `fold_in(key, i)`. Memory does not
+    grow with the data set: the images of a few steps are read ahead, and the tasks of two steps are
+    on the device.
 
     Args:
-        images: one split of classes, see `jaxmaml.data.sources.images`.
-        key: a typed PRNG key.
-        num_tasks: tasks per step, of all processes together.
-        way, shot, query, rotate, augment: see `pools.sampler`.
-        num_workers: processes that read and decode; 0 reads in threads of this one, which suits
-            decoded images in the cache and two cores.
-        process_index, process_count: of how many processes this is which, where several train
-            together; it reads its own tasks only. None is as JAX says.
+        images: the images of one split, for example of `datasets.images`.
+        num_tasks: tasks per step, summed over all processes.
+        way, shot, query, rotate, augment, classes: see `pools.sampler`.
+        num_workers: processes that read and decode images. Defaults to 0, which reads in threads of
+            this process: that is enough for decoded images in the cache.
+        process: (index, count) of this process among those that train together. It reads only its
+            own tasks. Defaults to `(jax.process_index(), jax.process_count())`.
 
     Returns:
-        An endless iterator of `Task`, which `jaxmaml.fit` takes as its source.
+        An `ImageStream`, which `jaxmaml.fit` and `jaxmaml.evaluate` take as a source. Its `start`
+        returns an iterator of `Task`.
 
     Raises:
-        ValueError: settings that the images do not allow, or `num_tasks` that the processes do not
-            divide. What is wrong with a record is raised when it is read, with its file and number.
+        TypeError: a count is not an integer.
+        ValueError: the images do not allow such episodes, or `num_tasks` is not a multiple of the
+            number of processes. A damaged record raises when it is read, with its file and number.
 
-    >>> from jaxmaml.data import images
-    >>> stored = images.from_arrays(np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 4, "abcd")
-    >>> with sampler(
-    ...     stored, key=jax.random.key(0), num_tasks=3, way=2, shot=1, query=5
-    ... ) as tasks:
-    ...     next(tasks).query["inputs"].shape, tasks.get_state()
-    ((3, 10, 8, 8, 1), {'step': 1})
+    Example:
+        >>> from jaxmaml.data import stored_images
+        >>> pixels = np.zeros((40, 8, 8, 1), np.uint8)
+        >>> images = stored_images.from_arrays(pixels, np.arange(40) % 4, "abcd")
+        >>> source = sampler(images, num_tasks=3, way=2, shot=1, query=5)
+        >>> with source.start(jax.random.key(0)) as tasks:
+        ...     next(tasks).query["inputs"].shape
+        (3, 10, 8, 8, 1)
     """
     episode = Episode(
-        num_tasks=num_tasks, way=way, shot=shot, query=query, rotate=rotate, augment=augment
-    )
-    episodes.check(episode, images.sizes, images.names, images.shape)
-    if num_workers < 0:
-        raise ValueError(f"num_workers must not be negative, got {num_workers}")
-    part = _share(num_tasks, process_index, process_count)
-    return Stream(images, episode, key, num_workers, part)
+        num_tasks=num_tasks, way=way, shot=shot, query=query, rotate=rotate, augment=augment,
+        classes=classes,
+    )  # fmt: skip
+    episode = episodes.checked(episode, images)
+    num_workers = check_count("num_workers", num_workers, minimum=0)
+    return ImageStream(images, episode, num_workers, _share(episode.num_tasks, process))
 
 
-def _share(num_tasks: int, index: int | None, count: int | None) -> range:
-    index = jax.process_index() if index is None else index
-    count = jax.process_count() if count is None else count
+def _share(num_tasks: int, process: tuple[int, int] | None) -> range:
+    index, count = process or (jax.process_index(), jax.process_count())
     if not 0 <= index < count:
-        raise ValueError(f"process_index must be from 0 to process_count - 1, got {index}, {count}")
+        raise ValueError(f"process must be (index, count) with 0 <= index < count; got {process}")
     if num_tasks % count:
-        raise ValueError(f"num_tasks={num_tasks} must be divided by the {count} processes")
+        raise ValueError(f"num_tasks={num_tasks} must be a multiple of the {count} processes")
     size = num_tasks // count
     return range(index * size, (index + 1) * size)
 
 
+def _check_step(step: Any) -> int:
+    step = check_count("step", step, minimum=0)
+    if step >= MAX_STEPS:
+        raise ValueError(f"step must be less than {MAX_STEPS}; got {step}")
+    return step
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _plan_block(episode: Episode, starts: Any, sizes: Any, key: Array, first: Any) -> Plan:
-    """Leaves `[STEPS_PER_BLOCK, num_tasks, ...]`."""
-    steps = first + jnp.arange(STEPS_PER_BLOCK)
+def _plan_block(episode: Episode, starts: Any, sizes: Any, key: Array, first_step: Any) -> Plan:
+    """Returns the plans of a block, leaves `[STEPS_PER_BLOCK, num_tasks, ...]`."""
+    steps = first_step + jnp.arange(STEPS_PER_BLOCK)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(steps)
     return jax.lax.map(functools.partial(episodes.plan_step, episode, starts, sizes), keys)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _finish(episode: Episode, part: range, images: Array, rotations: Array, key: Array) -> Task:
-    keys = jax.random.split(key, episode.num_tasks)[part.start : part.stop]
-    return episodes.to_tasks(episode, images, rotations, keys)
+def _to_tasks(
+    episode: Episode, share: range, starts: Array, plans: Plan, images: Array, key: Array
+) -> Task:
+    keys = jax.random.split(key, episode.num_tasks)[share.start : share.stop]
+    return episodes.to_tasks(episode, starts, plans, images, keys)
 
 
 def _parse_absl_flags() -> None:
-    """grain's workers refuse to start where a program has not parsed absl's flags."""
+    """Marks absl's flags as parsed: grain's workers do not start before."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

@@ -1,4 +1,4 @@
-"""Episodes of a varying number of classes and shots, in the manner of Meta-Dataset, padded."""
+"""Episodes with a varying number of classes and shots, as in Meta-Dataset, padded to one shape."""
 
 import dataclasses
 import functools
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmaml.data import augment as augmenting
-from jaxmaml.data import episodes
-from jaxmaml.data.augment import Augment
+from jaxmaml.checks import check_count
+from jaxmaml.data import augmentation, episodes
+from jaxmaml.data.augmentation import NONE, Augment
 from jaxmaml.data.pools import Pool
 from jaxmaml.types import Array, Task
 
@@ -19,15 +19,22 @@ from jaxmaml.types import Array, Task
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VariableEpisode:
-    """What every episode of a source is like; static, so that jit compiles once.
+    """The settings that all episodes of a source share; static, so that `jit` compiles once.
 
     Attributes:
         num_tasks: tasks per step.
         min_way, max_way: the number of classes is uniform between these.
-        max_shot: most support examples of a class.
-        max_query: most query examples of a class.
-        max_support: most support examples of a task.
-        augment: what is done to the pixels.
+        max_shot: the most support examples per class.
+        max_query: the most query examples per class.
+        max_support: the most support examples per task.
+        augment: changes of the pixels, and their scaling.
+
+    Example:
+        >>> episode = VariableEpisode(
+        ...     num_tasks=4, min_way=2, max_way=5, max_shot=3, max_query=10, max_support=9, augment=NONE
+        ... )
+        >>> episode.max_support
+        9
     """
 
     num_tasks: int
@@ -48,59 +55,69 @@ def sampler(
     max_query: int = 10,
     max_support: int = 500,
     min_way: int = 2,
-    augment: Augment = augmenting.NONE,
+    augment: Augment = NONE,
 ) -> jax.tree_util.Partial:
-    """A jittable source of tasks of varying way and shot: `key -> Task`.
+    """Returns a source of tasks of varying way and shot: a traceable `key -> tasks`.
 
-    After Triantafillou et al. 2020 (arXiv 1903.03096), section 3.2.1, without their class
-    hierarchies: the way is uniform in `min_way..max_way`; the query takes as many examples of each
-    class as half of the smallest class chosen, at most `max_query`; a fraction uniform in (0, 1] of
-    what is left, at most `max_support` in all, is the support, shared among the classes in
-    proportion to their sizes times exp(a), a uniform in [log 0.5, log 2), with one example at least.
+    The sampling follows Triantafillou et al. 2020 (arXiv 1903.03096), section 3.2.1, without their
+    class hierarchies:
+
+    - The way is uniform in `min_way..max_way`.
+    - The query has the same number of examples of each class: half of the smallest class chosen,
+      at most `max_query`.
+    - The support has a fraction, uniform in (0, 1], of the remaining examples, at most
+      `max_support`. The classes share it in proportion to their sizes times exp(a), with a uniform
+      in [log 0.5, log 2). Each class has at least one example and at most `max_shot`.
 
     Every task is padded to one shape. A batch's "weights" are 1 for an example and 0 for padding;
-    losses, metrics and networks of `jaxmaml.nn` heed them. Padding holds images of the class slot,
-    or of any class, and counts nowhere.
+    the losses, metrics and networks of `jaxmaml.nn` respect them. The inputs of the padding are
+    arbitrary images of the pool.
 
     Args:
-        pool: the classes of one split.
+        pool: the images of one split.
         num_tasks: tasks per call.
-        min_way, max_way: fewest and most classes of a task.
-        max_shot: most support examples of a class.
-        max_query: most query examples of a class.
-        max_support: most support examples of a task.
-        augment: what is done to the pixels.
+        max_way: the most classes per task.
+        max_shot: the most support examples per class.
+        max_query: the most query examples per class.
+        max_support: the most support examples per task.
+        min_way: the fewest classes per task.
+        augment: changes of the pixels, and their scaling.
 
     Returns:
-        A function of a PRNG key. Its `Task` has as support `{"inputs": float32 [num_tasks,
-        max_way*max_shot, H, W, C], "targets": int32 [num_tasks, max_way*max_shot], "weights":
-        float32 like targets}`, and the same with `max_query` as query.
+        A function of a PRNG key. The support of its `Task` is `{"inputs": float32 [num_tasks,
+        max_way * max_shot, H, W, C], "targets": int32 [num_tasks, max_way * max_shot], "weights":
+        float32 like targets}`; the query is the same with `max_query`.
 
     Raises:
-        ValueError: counts that are not positive, more classes than the pool has, a class of fewer
-            than two images.
+        TypeError: a count is not an integer.
+        ValueError: a count is less than 1, `max_way` exceeds the number of classes or is less than
+            `min_way`, `max_support` is less than `max_way`, or a class has fewer than two images.
 
-    >>> from jaxmaml.data import pools
-    >>> pool = pools.from_arrays(np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 4, "abcd")
-    >>> tasks = sampler(pool, num_tasks=3, max_way=4, max_shot=5)(jax.random.key(0))
-    >>> tasks.support["weights"].shape, tasks.query["inputs"].shape
-    ((3, 20), (3, 40, 8, 8, 1))
+    Example:
+        >>> from jaxmaml.data import pools
+        >>> pool = pools.from_arrays(np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 4, "abcd")
+        >>> tasks = sampler(pool, num_tasks=3, max_way=4, max_shot=5)(jax.random.key(0))
+        >>> tasks.support["weights"].shape, tasks.query["inputs"].shape
+        ((3, 20), (3, 40, 8, 8, 1))
     """
     episode = VariableEpisode(
         num_tasks=num_tasks, min_way=min_way, max_way=max_way, max_shot=max_shot,
         max_query=max_query, max_support=max_support, augment=augment,
     )  # fmt: skip
-    _check(episode, pool)
-    return jax.tree_util.Partial(_sample, pool, episode)
+    return jax.tree_util.Partial(_sample, pool, _checked(episode, pool))
 
 
-def _check(episode: VariableEpisode, pool: Pool) -> None:
-    for name in ("num_tasks", "min_way", "max_way", "max_shot", "max_query", "max_support"):
-        episodes.check_counts(**{name: getattr(episode, name)})
+def _checked(episode: VariableEpisode, pool: Pool) -> VariableEpisode:
+    # The counts.
+    names = ("num_tasks", "min_way", "max_way", "max_shot", "max_query", "max_support")
+    counts = {name: check_count(name, getattr(episode, name)) for name in names}
+    episode = dataclasses.replace(episode, **counts)
+
+    # What the pool allows.
     sizes = np.asarray(pool.sizes)
     if not episode.min_way <= episode.max_way <= len(sizes):
         raise ValueError(
-            f"min_way={episode.min_way} and max_way={episode.max_way} must be in order and at most "
+            f"min_way={episode.min_way} must be at most max_way={episode.max_way}, and that at most "
             f"the {len(sizes)} classes there are"
         )
     if sizes.min() < 2:
@@ -111,15 +128,17 @@ def _check(episode: VariableEpisode, pool: Pool) -> None:
         raise ValueError(
             f"max_support={episode.max_support} must be at least max_way={episode.max_way}"
         )
-    augmenting.check(episode.augment, pool.images.shape[1:])
+    augmentation.check(episode.augment, pool.shape)
+    return episode
 
 
 def _sample(pool: Pool, episode: VariableEpisode, key: Array) -> Task:
     keys = jax.random.split(key, episode.num_tasks)
-    return jax.vmap(functools.partial(_task, pool, episode))(keys)
+    return jax.vmap(functools.partial(_to_task, pool, episode))(keys)
 
 
-def _task(pool: Pool, episode: VariableEpisode, key: Array) -> Task:
+def _to_task(pool: Pool, episode: VariableEpisode, key: Array) -> Task:
+    # The classes, and how many examples of each are drawn.
     way_key, class_key, shot_key, example_key = jax.random.split(key, 4)
     way = jax.random.randint(way_key, (), episode.min_way, episode.max_way + 1)
     classes = episodes.distinct(class_key, len(pool.names), episode.max_way)
@@ -127,15 +146,18 @@ def _task(pool: Pool, episode: VariableEpisode, key: Array) -> Task:
     sizes = pool.sizes[classes]
     query = _query_size(episode, sizes, is_class)
     shots = _shots(episode, shot_key, sizes, is_class, query)
+
+    # The examples, of classes that are padding too.
     most = episode.max_shot + episode.max_query
     draw = functools.partial(episodes.distinct, most=most)
     chosen = jax.vmap(draw)(
         jax.random.split(example_key, episode.max_way), sizes, count=shots + query
     )
-    # Of the examples of a class the first `query` are queries, and the next ones its shots.
-    at = jnp.arange(most)
     rows = pool.starts[classes][:, None] + jnp.maximum(chosen, 0)
-    images = augmenting.apply(episode.augment, pool.images[rows], key)
+    images = augmentation.apply(episode.augment, pool.images[rows], key)
+
+    # The first `query` examples of a class are its queries, the next ones its shots.
+    at = jnp.arange(most)
     in_query = is_class[:, None] & (at < query)
     in_support = is_class[:, None] & (at >= query) & (at < (query + shots)[:, None])
     return Task(
@@ -151,12 +173,15 @@ def _query_size(episode: VariableEpisode, sizes: Array, is_class: Array) -> Arra
 def _shots(
     episode: VariableEpisode, key: Array, sizes: Array, is_class: Array, query: Array
 ) -> Array:
-    """Support examples of each class, at least 1 and at most `max_shot` and what the query leaves."""
+    """Returns the number of support examples of each class: at least 1, at most what is left."""
+    # The size of the whole support.
     fraction_key, share_key = jax.random.split(key)
     left = jnp.where(is_class, jnp.minimum(sizes - query, episode.max_shot), 0)
     fraction = 1 - jax.random.uniform(fraction_key)  # in (0, 1]
     wanted = jnp.sum(jnp.where(is_class, jnp.ceil(fraction * left), 0))
     total = jnp.minimum(wanted, episode.max_support)
+
+    # Each class has one example; the classes share the rest.
     logs = jax.random.uniform(share_key, sizes.shape, minval=math.log(0.5), maxval=math.log(2))
     share = jnp.exp(logs) * sizes * is_class
     beyond_one = jnp.maximum(total - jnp.sum(is_class), 0)
@@ -165,7 +190,7 @@ def _shots(
 
 
 def _padded(images: Array, chosen: Array, most: int) -> dict[str, Any]:
-    """The chosen images of each class first, `most` a class, with weights."""
+    """Returns a batch of `most` images per class, the chosen ones first, with their weights."""
     order = jnp.argsort(~chosen, axis=1, stable=True)[:, :most]
     taken = jax.vmap(lambda of_class, index: of_class[index])(images, order)
     way = len(images)

@@ -1,16 +1,19 @@
-"""Models, convolution, normalisation, losses, and adapters from other ways of writing a model.
+"""Models, convolution, normalization, losses, and adapters for models of other libraries."""
 
-`nn.conv` is the function; it shadows the module of that name.
-"""
-
+from jaxmaml.nn.adapters import StatefulModel as StatefulModel
 from jaxmaml.nn.adapters import first_ways as first_ways
 from jaxmaml.nn.adapters import from_function as from_function
-from jaxmaml.nn.adapters import from_linen as from_linen
-from jaxmaml.nn.adapters import from_nnx as from_nnx
-from jaxmaml.nn.conv import conv as conv
-from jaxmaml.nn.conv import max_pool as max_pool
-from jaxmaml.nn.equinox_haiku import from_equinox as from_equinox
-from jaxmaml.nn.equinox_haiku import from_haiku as from_haiku
+from jaxmaml.nn.adapters_equinox import from_equinox as from_equinox
+from jaxmaml.nn.adapters_equinox import from_equinox_with_state as from_equinox_with_state
+from jaxmaml.nn.adapters_flax import from_linen as from_linen
+from jaxmaml.nn.adapters_flax import from_linen_with_state as from_linen_with_state
+from jaxmaml.nn.adapters_flax import from_nnx as from_nnx
+from jaxmaml.nn.adapters_flax import from_nnx_with_state as from_nnx_with_state
+from jaxmaml.nn.adapters_haiku import from_haiku as from_haiku
+from jaxmaml.nn.adapters_haiku import from_haiku_with_state as from_haiku_with_state
+from jaxmaml.nn.convolution import conv as conv
+from jaxmaml.nn.convolution import max_pool as max_pool
+from jaxmaml.nn.losses import accuracy as accuracy
 from jaxmaml.nn.losses import binary_cross_entropy as binary_cross_entropy
 from jaxmaml.nn.losses import cross_entropy as cross_entropy
 from jaxmaml.nn.losses import mean_squared_error as mean_squared_error

@@ -1,241 +1,172 @@
-"""From a model in one's own framework to `(apply_fn, params, state)`.
+"""What the adapters share, and the adapter for a plain function.
 
-`apply_fn` is a pure function of a parameter pytree and a batch, which the losses of
-`jaxmaml.nn.losses` turn into a `LossFn`:
+An adapter turns a model of some library into a pure function of a parameter pytree and a batch,
+which the losses of `jaxmaml.nn` take. There are two forms:
 
-- without a state, `apply_fn(params, batch) -> outputs`, and `state == ()`;
-- with one (running statistics), `apply_fn(params, batch, state) -> (outputs, new_state)`.
+- `from_nnx`, `from_linen`, `from_equinox` and `from_haiku` return `(apply_fn, params)`, where
+  `apply_fn(params, batch) -> outputs`. They refuse a model that carries state, such as running
+  statistics.
+- `from_nnx_with_state` and its siblings return a `StatefulModel`: a function for training mode and
+  one for evaluation mode, both marked by `jaxmaml.types.with_state`.
 
-Models that take an argument `weights` are given `batch["weights"]` where the batch has it. Adapters
-from libraries that this package does not depend on are in `jaxmaml.nn.equinox_haiku`.
+A model that takes an argument `weights` receives `batch["weights"]` if the batch has it.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
+from jax.typing import DTypeLike
 
-from jaxmaml.types import Batch, Params, State
+from jaxmaml.checks import check_count
+from jaxmaml.types import (
+    Array,
+    Batch,
+    ModelFn,
+    Params,
+    PlainFn,
+    State,
+    StatefulFn,
+    as_stateful,
+    in_form_of,
+    with_state,
+)
 
-ApplyFn = Callable[..., Any]
+Call: TypeAlias = Callable[[Any, Batch], Any]
+"""`(model, batch) -> outputs`: how an adapter runs a model on a batch."""
+ModelT = TypeVar("ModelT", bound=ModelFn)
+"""The form of a model, which the losses and metrics of the model have, too."""
+Forward: TypeAlias = Callable[[Params, Batch, State], tuple[Any, State]]
+"""`(params, batch, state) -> (outputs, state)`: the form into which each adapter brings a model."""
 
-# Random keys are no state: the mean over tasks of a key means nothing. Intermediates are outputs.
-_STATE = nnx.All(nnx.Not(nnx.Param), nnx.Not(nnx.RngState), nnx.Not(nnx.Intermediate))
 
+class StatefulModel(NamedTuple):
+    """A model that carries state, as two pure functions of one parameter pytree.
 
-def from_nnx(
-    module: nnx.Module,
-    call: Callable[[Any, Batch], Any] | None = None,
-    *,
-    compute_dtype: Any = None,
-) -> tuple[ApplyFn, Params, State]:
-    """Takes a Flax NNX module apart.
+    Attributes:
+        train_fn: `(params, batch, state) -> (outputs, state)` in training mode, marked by
+            `with_state`.
+        test_fn: the same in evaluation mode.
+        params: the initial parameters.
+        state: the initial state.
 
-    The module stays as it is, and in the mode it is in (`module.train()`, `module.eval()`). Its
-    `nnx.Param` variables are the parameters, all others the state, save random keys and
-    intermediates: those are constants, hence a dropout key kept in the module gives the same mask
-    at every step. Put a key into the batch instead, as in the example; `adapt` folds the inner
-    step into it.
-
-    Args:
-        module: the model.
-        call: `(module, batch) -> outputs`; unless told, `module(batch["inputs"])`, and
-            `weights=batch["weights"]` where the batch has it and the module takes it.
-        compute_dtype: see `from_function`.
-
-    Returns:
-        apply_fn, params and state as this module's docstring says; params and state are nested
-        dicts of arrays, in which the items of an `nnx.List` have integer keys.
-
-    Raises:
-        TypeError: if module is no `nnx.Module`.
-
-    >>> import jax, jax.numpy as jnp
-    >>> from flax import nnx
-    >>> from jaxmaml import nn
-    >>> apply_fn, params, state = nn.from_nnx(nn.MLP(1, 1, rngs=nnx.Rngs(0)))
-    >>> apply_fn(params, {"inputs": jnp.ones((10, 1))}).shape, state
-    ((10, 1), ())
-
-    Dropout, with the key in the batch:
-
-    >>> def call(module, batch):
-    ...     return module(batch["inputs"], rngs=nnx.Rngs(dropout=batch["key"]))
-    >>> apply_fn, params, state = nn.from_nnx(nnx.Dropout(0.5), call)
-    >>> batch = {"inputs": jnp.ones((2, 8)), "key": jax.random.key(0)}
-    >>> apply_fn(params, batch).shape
-    (2, 8)
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxmaml import nn
+        >>> module = nn.MLP(1, 1, norm="running", rngs=nnx.Rngs(0))
+        >>> model = nn.from_nnx_with_state(module)
+        >>> batch = {"inputs": jnp.ones((10, 1))}
+        >>> outputs, state = model.train_fn(model.params, batch, model.state)
+        >>> outputs.shape, sorted(state["norm"][0])
+        ((10, 1), ['mean', 'var'])
     """
-    if not isinstance(module, nnx.Module):
-        raise TypeError(f"module must be a flax.nnx.Module, got {type(module).__name__}")
-    call = call or _default_call(type(module).__call__)
-    graphdef, *parts = nnx.split(module, nnx.Param, _STATE, ...)
-    params, state, constants = (as_dict(nnx.as_pure(part)) for part in parts)
 
-    def apply_with_state(params: Params, batch: Batch, state: State) -> tuple[Any, State]:
-        params, batch = cast((params, batch), compute_dtype)
-        # Without the copy BatchNorm cannot update its statistics under a transformation.
-        rebuilt = nnx.merge(graphdef, params, state, constants, copy=True)
-        outputs = cast_back(call(rebuilt, batch), compute_dtype)
-        return outputs, as_dict(nnx.as_pure(nnx.state(rebuilt, _STATE)))
-
-    return without_empty_state(apply_with_state, params, state)
+    train_fn: StatefulFn
+    test_fn: StatefulFn
+    params: Params
+    state: State
 
 
-def from_linen(
-    module: linen.Module,
-    variables: Mapping[str, Any],
-    call: Callable[[Any, Batch], Any] | None = None,
-    *,
-    compute_dtype: Any = None,
-) -> tuple[ApplyFn, Params, State]:
-    """Takes a Flax Linen module and its variables apart.
-
-    The collection "params" is meta-learned; all others ("batch_stats") are the state, and mutable.
-    A typed random key `batch["key"]`, where the batch has one, feeds every random stream of the
-    module (dropout); `adapt` folds the inner step into it.
+def from_function(fn: Callable[..., Any], *, compute_dtype: DTypeLike | None = None) -> PlainFn:
+    """Returns the apply_fn of a plain function of parameters and inputs.
 
     Args:
-        module: the model.
-        variables: as `module.init` returns them.
-        call: `(bound module, batch) -> outputs`; unless told, `module(batch["inputs"])`, and
-            `weights=batch["weights"]` where the batch has it and the module takes it.
-        compute_dtype: see `from_function`.
-
-    Returns:
-        apply_fn, params and state as this module's docstring says.
-
-    Raises:
-        TypeError: if module is no `linen.Module`.
-        ValueError: if variables has no collection "params".
-
-    >>> import jax, jax.numpy as jnp
-    >>> from flax import linen
-    >>> from jaxmaml import nn
-    >>> model = linen.Dense(3)
-    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
-    >>> apply_fn, params, state = nn.from_linen(model, variables)
-    >>> apply_fn(params, {"inputs": jnp.ones((10, 2))}).shape, state
-    ((10, 3), ())
-    """
-    if not isinstance(module, linen.Module):
-        raise TypeError(f"module must be a flax.linen.Module, got {type(module).__name__}")
-    collections = as_dict(variables)
-    if "params" not in collections:
-        raise ValueError(f"variables must have the collection 'params', got {sorted(collections)}")
-    params = collections.pop("params")
-    call = call or _default_call(type(module).__call__)
-
-    def apply_with_state(params: Params, batch: Batch, state: State) -> tuple[Any, State]:
-        params, batch = cast((params, batch), compute_dtype)
-        outputs, updates = module.apply(
-            {"params": params, **state},
-            batch,
-            rngs=random_key(batch),
-            method=call,
-            mutable=list(state),
-        )
-        return cast_back(outputs, compute_dtype), {**state, **as_dict(updates)}
-
-    return without_empty_state(apply_with_state, params, collections)
-
-
-def from_function(fn: Callable[..., Any], *, compute_dtype: Any = None) -> ApplyFn:
-    """Makes an apply_fn of a plain function.
-
-    Args:
-        fn: `(params, inputs) -> outputs`; it is given `weights=batch["weights"]` too where the
-            batch has it and fn takes it.
-        compute_dtype: None computes in the type of the parameters. jnp.bfloat16 converts parameters
-            and inputs to it, and the outputs back to float32, so that only the model's own
-            arithmetic is in bfloat16: parameters, inner updates, losses and gradients stay in
-            float32. Faster on GPU and TPU, and not exact.
+        fn: `(params, inputs) -> outputs`. If it takes `weights` and the batch has them, it is
+            called with `weights=batch["weights"]`.
+        compute_dtype: the dtype of the model's own arithmetic; None computes in the dtype of the
+            parameters. With `jnp.bfloat16`, parameters and inputs are converted to bfloat16 and the
+            outputs back to float32, so that parameters, inner updates, losses and gradients stay in
+            float32. This is faster on GPU and TPU, and not exact.
 
     Returns:
         `apply_fn(params, batch) -> outputs`.
 
-    >>> import jax.numpy as jnp
-    >>> from jaxmaml import nn
-    >>> apply_fn = nn.from_function(lambda params, inputs: inputs @ params)
-    >>> apply_fn(jnp.ones((2, 3)), {"inputs": jnp.ones((10, 2))}).shape
-    (10, 3)
+    Raises:
+        ValueError: when called, if the batch is not a mapping with "inputs".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmaml import nn
+        >>> apply_fn = nn.from_function(lambda params, inputs: inputs @ params)
+        >>> apply_fn(jnp.ones((2, 3)), {"inputs": jnp.ones((10, 2))}).shape
+        (10, 3)
     """
-    call = _default_call(fn)
-
-    def apply_fn(params: Params, batch: Batch) -> Any:
-        params, batch = cast((params, batch), compute_dtype)
-        return cast_back(call(params, batch), compute_dtype)
-
-    return apply_fn
+    call = default_call(fn)
+    forward = lambda params, batch, state: (call(params, batch), state)
+    return plain_fn(forward, compute_dtype)
 
 
-def first_ways(apply_fn: ApplyFn, way: int, *, has_state: bool = False) -> ApplyFn:
-    """Cuts logits to the first `way` columns: one model serves tasks of fewer ways than its head.
+def first_ways(apply_fn: ModelT, way: int) -> ModelT:
+    """Cuts logits to the first `way` columns, so that one model serves tasks of fewer ways.
 
     Args:
-        apply_fn: `(params, batch) -> logits [num_examples, ..., num_outputs]`; with has_state,
-            `(params, batch, state) -> (logits, state)`.
-        way: how many columns to keep.
-        has_state: whether apply_fn carries a state.
+        apply_fn: the model, `(params, batch) -> logits [num_examples, ..., num_outputs]`, or a
+            model marked by `with_state`.
+        way: the number of columns to keep.
 
     Returns:
-        An apply_fn whose logits are `[num_examples, ..., way]`.
+        A model in the form of apply_fn, with logits `[num_examples, ..., way]`.
 
     Raises:
-        ValueError: if way is less than 1; when called, if the model has fewer outputs.
+        TypeError: way is not an integer.
+        ValueError: way is less than 1; when called, if the model has fewer outputs than way.
 
-    >>> import jax.numpy as jnp
-    >>> from jaxmaml import nn
-    >>> apply_fn = nn.first_ways(nn.from_function(lambda params, inputs: inputs @ params), 2)
-    >>> apply_fn(jnp.ones((3, 5)), {"inputs": jnp.ones((10, 3))}).shape
-    (10, 2)
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmaml import nn
+        >>> apply_fn = nn.first_ways(nn.from_function(lambda params, inputs: inputs @ params), 2)
+        >>> apply_fn(jnp.ones((3, 5)), {"inputs": jnp.ones((10, 3))}).shape
+        (10, 2)
     """
-    if way < 1:
-        raise ValueError(f"way must be at least 1, got {way}")
+    way = check_count("way", way)
+    model = as_stateful(apply_fn)
 
-    def cut(logits: Any) -> Any:
+    def cut(params: Params, batch: Batch, state: State) -> tuple[Array, State]:
+        logits, state = model(params, batch, state)
         if logits.shape[-1] < way:
             raise ValueError(
                 f"a model with a head of {logits.shape[-1]} ways cannot serve {way}; only learners "
-                "without a fixed head (protonet, proto_maml, unicorn) can"
+                "without a fixed head (protonet, proto_maml, r2d2, unicorn) can"
             )
-        return logits[..., :way]
+        return logits[..., :way], state
 
-    def cut_with_state(params: Params, batch: Batch, state: State) -> tuple[Any, State]:
-        logits, state = apply_fn(params, batch, state)
-        return cut(logits), state
-
-    return cut_with_state if has_state else lambda params, batch: cut(apply_fn(params, batch))
+    return cast(ModelT, in_form_of(apply_fn, cut))
 
 
-def inputs_of(batch: Batch) -> Any:
-    """What a model sees of a batch unless told otherwise."""
-    if not isinstance(batch, Mapping) or "inputs" not in batch:
-        raise ValueError("batch must be a mapping with 'inputs', unless `call` says otherwise")
-    return batch["inputs"]
+def plain_fn(forward: Forward, compute_dtype: DTypeLike | None) -> PlainFn:
+    """Returns `(params, batch) -> outputs` of a forward pass that needs no state."""
+    forward = _computed_in(compute_dtype, forward)
+    return lambda params, batch: forward(params, batch, {})[0]
 
 
-def cast(tree: Any, dtype: Any) -> Any:
-    """The floating-point leaves of a pytree in another type; None leaves them."""
-    if dtype is None:
-        return tree
-
-    def convert(leaf: Any) -> Any:
-        return leaf.astype(dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
-
-    return jax.tree.map(convert, tree)
+def stateful_model(
+    train: Forward, test: Forward, params: Params, state: State, compute_dtype: DTypeLike | None
+) -> StatefulModel:
+    """Returns the `StatefulModel` of two forward passes, in training and in evaluation mode."""
+    train, test = (_computed_in(compute_dtype, forward) for forward in (train, test))
+    return StatefulModel(with_state(train), with_state(test), params, state)
 
 
-def cast_back(outputs: Any, compute_dtype: Any) -> Any:
-    """What was computed in `compute_dtype`, in float32."""
-    return outputs if compute_dtype is None else cast(outputs, jnp.float32)
+def refuse_state(adapter: str, names: list[str]) -> None:
+    """Raises ValueError if a model carries state.
+
+    Args:
+        adapter: the name of the adapter for models without state, which was called.
+        names: the paths of the state's leaves.
+    """
+    if names:
+        shown = ", ".join([*names[:3], "..."] if len(names) > 3 else names)
+        raise ValueError(
+            f"{adapter} takes models without state, and this one carries {shown}; "
+            f"use {adapter}_with_state"
+        )
 
 
-def _default_call(fn: Callable[..., Any]) -> Callable[[Any, Batch], Any]:
-    """`(model or params, batch) -> fn(model or params, inputs)`, with the weights fn may take."""
+def default_call(fn: Callable[..., Any]) -> Call:
+    """Returns `(model, batch) -> fn(model, batch["inputs"])`, with the weights if fn takes them."""
     takes_weights = "weights" in inspect.signature(fn).parameters
 
     def call(model: Any, batch: Batch) -> Any:
@@ -247,28 +178,46 @@ def _default_call(fn: Callable[..., Any]) -> Callable[[Any, Batch], Any]:
     return call
 
 
-def without_empty_state(
-    apply_with_state: ApplyFn, params: Params, state: dict[str, Any]
-) -> tuple[ApplyFn, Params, State]:
-    """Leaves a state out of the apply_fn of a model that has none."""
-    if state:
-        return apply_with_state, params, state
+def inputs_of(batch: Batch) -> Any:
+    """Returns what a model is called with by default, `batch["inputs"]`."""
+    if not isinstance(batch, Mapping) or "inputs" not in batch:
+        raise ValueError(
+            "batch must be a mapping with 'inputs', unless the adapter is given `call`"
+        )
+    return batch["inputs"]
 
-    def apply_fn(params: Params, batch: Batch) -> Any:
-        return apply_with_state(params, batch, {})[0]
 
-    return apply_fn, params, ()
+def random_key(batch: Batch) -> Array | None:
+    """Returns the typed PRNG key `batch["key"]`, or None if the batch has none."""
+    key = batch.get("key") if isinstance(batch, Mapping) else None
+    is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key if is_key else None
 
 
 def as_dict(node: Any) -> Any:
-    """Nested mappings of any kind as plain dicts."""
+    """Returns nested mappings of any kind as nested dicts."""
     if isinstance(node, Mapping):
         return {key: as_dict(value) for key, value in node.items()}
     return node
 
 
-def random_key(batch: Batch) -> Any:
-    """The typed random key of a batch, None where it has none."""
-    key = batch.get("key") if isinstance(batch, Mapping) else None
-    is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return key if is_key else None
+def _computed_in(dtype: DTypeLike | None, forward: Forward) -> Forward:
+    """Returns the forward pass with its arithmetic in `dtype` and its outputs in float32."""
+    if dtype is None:
+        return forward
+
+    def cast_forward(params: Params, batch: Batch, state: State) -> tuple[Any, State]:
+        params, batch = _cast((params, batch), dtype)
+        outputs, state = forward(params, batch, state)
+        return _cast(outputs, jnp.float32), state
+
+    return cast_forward
+
+
+def _cast(tree: Any, dtype: DTypeLike) -> Any:
+    """Returns a pytree with its floating-point leaves in another dtype."""
+
+    def convert(leaf: Any) -> Any:
+        return leaf.astype(dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
+
+    return jax.tree.map(convert, tree)

@@ -1,120 +1,146 @@
-"""Loss functions over batches `{"inputs", "targets"}`, and "weights" where examples are padded."""
+"""Losses and accuracy of a model on batches `{"inputs", "targets"}`.
+
+Each function takes a model and returns a loss or metric in its form: `(params, batch) -> value`,
+or, for a model marked by `jaxmaml.types.with_state`, a marked `(params, batch, state) -> (value,
+state)`. If the batch has "weights" `[num_examples]`, the value is the weighted mean sum(w v) /
+sum(w) over examples. Examples of weight zero may hold anything, NaN and targets out of range
+included. If all weights are zero, the value is NaN.
+"""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import optax
 
+from jaxmaml import scores
+from jaxmaml.nn.adapters import ModelT
 from jaxmaml.nn.padding import blank_padding
-from jaxmaml.types import Array, Batch, LossFn
+from jaxmaml.types import Array, Batch, Params, State, as_stateful, in_form_of
 
 
-def cross_entropy(apply_fn: Callable[..., Any], *, has_state: bool = False) -> LossFn:
-    """Mean softmax cross-entropy of a classifier.
-
-    With "weights" `[num_examples]` in the batch it is the weighted mean sum(w l) / sum(w), in nats;
-    examples of zero weight may hold anything, NaN and targets out of range included. (All weights
-    zero: NaN.)
+def cross_entropy(apply_fn: ModelT) -> ModelT:
+    """Returns the mean softmax cross-entropy of a classifier, in nats.
 
     Args:
-        apply_fn: `(params, batch) -> logits [num_examples, ..., way]`; with has_state,
-            `(params, batch, state) -> (logits, state)`. As `from_nnx` and its siblings return it.
-        has_state: whether apply_fn carries a state.
+        apply_fn: `(params, batch) -> logits [num_examples, ..., way]`, or a model with state.
 
     Returns:
-        `loss_fn(params, batch)`, or `loss_fn(params, batch, state) -> (loss, state)`. The batch
-        holds integer "targets" `[num_examples, ...]` in 0..way-1.
+        A loss function in the form of apply_fn. Its batch holds integer "targets"
+        `[num_examples, ...]` in 0..way-1, and optionally "weights" `[num_examples]`.
 
     Raises:
-        TypeError: when called, if targets are not integers or the batch is no mapping.
-        ValueError: when called, if targets are absent or of another shape.
+        TypeError: when called, if targets are not integers or the batch is not a mapping.
+        ValueError: when called, if targets are missing or their shape does not fit the logits.
 
-    >>> import jax.numpy as jnp
-    >>> from jaxmaml import nn
-    >>> loss_fn = nn.cross_entropy(nn.from_function(lambda params, inputs: inputs @ params))
-    >>> batch = {"inputs": jnp.eye(2), "targets": jnp.array([0, 1])}
-    >>> print(round(float(loss_fn(jnp.zeros((2, 4)), batch)), 4))  # log(4)
-    1.3863
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmaml import nn
+        >>> loss_fn = nn.cross_entropy(nn.from_function(lambda params, inputs: inputs @ params))
+        >>> batch = {"inputs": jnp.eye(2), "targets": jnp.array([0, 1])}
+        >>> print(round(float(loss_fn(jnp.zeros((2, 4)), batch)), 4))  # log(4)
+        1.3863
     """
-    return _mean_loss(apply_fn, _cross_entropies, has_state)
+    return _score_of_model(apply_fn, _weighted_mean_of(_cross_entropies))
 
 
-def mean_squared_error(apply_fn: Callable[..., Any], *, has_state: bool = False) -> LossFn:
-    """Mean squared error of a regressor, without a factor of one half.
-
-    With "weights" `[num_examples]` in the batch it is the weighted mean over examples,
-    sum(w l) / sum(w); examples of zero weight may hold anything. (All weights zero: NaN.)
+def mean_squared_error(apply_fn: ModelT) -> ModelT:
+    """Returns the mean squared error of a regressor, without a factor of one half.
 
     Args:
-        apply_fn: `(params, batch) -> predictions [num_examples, ...]`; with has_state,
-            `(params, batch, state) -> (predictions, state)`.
-        has_state: whether apply_fn carries a state.
+        apply_fn: `(params, batch) -> predictions [num_examples, ...]`, or a model with state.
 
     Returns:
-        `loss_fn(params, batch)`, or `loss_fn(params, batch, state) -> (loss, state)`. The batch
-        holds "targets" of exactly the shape of the predictions: `[n]` against `[n, 1]` is refused.
+        A loss function in the form of apply_fn. Its batch holds "targets" of exactly the shape of
+        the predictions (`[n]` against `[n, 1]` is refused), and optionally "weights"
+        `[num_examples]`.
 
     Raises:
-        TypeError: when called, if predictions are not real numbers or the batch is no mapping.
-        ValueError: when called, if targets are absent or of another shape.
+        TypeError: when called, if predictions are not floating-point or the batch is not a mapping.
+        ValueError: when called, if targets are missing or do not have the shape of the predictions.
 
-    >>> import jax.numpy as jnp
-    >>> from jaxmaml import nn
-    >>> loss_fn = nn.mean_squared_error(nn.from_function(lambda params, inputs: params * inputs))
-    >>> batch = {"inputs": jnp.array([1.0, 2.0]), "targets": jnp.array([0.0, 2.0])}
-    >>> print(loss_fn(2.0, batch))  # (2² + 2²) / 2
-    4.0
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmaml import nn
+        >>> apply_fn = nn.from_function(lambda params, inputs: params * inputs)
+        >>> loss_fn = nn.mean_squared_error(apply_fn)
+        >>> batch = {"inputs": jnp.array([1.0, 2.0]), "targets": jnp.array([0.0, 2.0])}
+        >>> print(loss_fn(2.0, batch))  # (2² + 2²) / 2
+        4.0
     """
-    return _mean_loss(apply_fn, _squared_errors, has_state)
+    return _score_of_model(apply_fn, _weighted_mean_of(_squared_errors))
 
 
-def binary_cross_entropy(apply_fn: Callable[..., Any], *, has_state: bool = False) -> LossFn:
-    """Mean sigmoid cross-entropy of a classifier of two classes, by one logit.
-
-    With "weights" `[num_examples]` in the batch it is the weighted mean sum(w l) / sum(w), in nats;
-    examples of zero weight may hold anything. (All weights zero: NaN.)
+def binary_cross_entropy(apply_fn: ModelT) -> ModelT:
+    """Returns the mean sigmoid cross-entropy of a binary classifier with one logit, in nats.
 
     Args:
-        apply_fn: `(params, batch) -> logits [num_examples]` or `[num_examples, 1]`, of class 1;
-            with has_state, `(params, batch, state) -> (logits, state)`.
-        has_state: whether apply_fn carries a state.
+        apply_fn: `(params, batch) -> logits` of class 1, `[num_examples]` or `[num_examples, 1]`,
+            or a model with state.
 
     Returns:
-        `loss_fn(params, batch)`, or `loss_fn(params, batch, state) -> (loss, state)`. The batch
-        holds "targets" `[num_examples]`: 0 or 1, as integers, bools or floats; a float between is
-        the probability of class 1.
+        A loss function in the form of apply_fn. Its batch holds "targets" `[num_examples]`,
+        integers, bools or floats: 0, 1, or the probability of class 1. It may hold "weights"
+        `[num_examples]`.
 
     Raises:
-        TypeError: when called, if logits are not real numbers or the batch is no mapping.
-        ValueError: when called, if targets are absent or shapes are others.
+        TypeError: when called, if logits are not floating-point or the batch is not a mapping.
+        ValueError: when called, if targets are missing or their shape does not fit the logits.
 
-    >>> import jax.numpy as jnp
-    >>> from jaxmaml import nn
-    >>> loss_fn = nn.binary_cross_entropy(nn.from_function(lambda params, inputs: inputs @ params))
-    >>> batch = {"inputs": jnp.eye(2), "targets": jnp.array([0, 1])}
-    >>> print(round(float(loss_fn(jnp.zeros(2), batch)), 4))  # log(2)
-    0.6931
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmaml import nn
+        >>> apply_fn = nn.from_function(lambda params, inputs: inputs @ params)
+        >>> loss_fn = nn.binary_cross_entropy(apply_fn)
+        >>> batch = {"inputs": jnp.eye(2), "targets": jnp.array([0, 1])}
+        >>> print(round(float(loss_fn(jnp.zeros(2), batch)), 4))  # log(2)
+        0.6931
     """
-    return _mean_loss(apply_fn, _binary_cross_entropies, has_state)
+    return _score_of_model(apply_fn, _weighted_mean_of(_binary_cross_entropies))
 
 
-def _mean_loss(
-    apply_fn: Callable[..., Any], losses: Callable[[Array, Array], Array], has_state: bool
-) -> LossFn:
-    def loss_fn(params: Any, batch: Batch) -> Array:
+def accuracy(apply_fn: ModelT) -> ModelT:
+    """Returns the accuracy of a classifier as a metric, for `jaxmaml.evaluate`.
+
+    `jaxmaml.accuracy` computes the same from logits.
+
+    Args:
+        apply_fn: `(params, batch) -> logits [num_examples, ..., way]`, or a model with state.
+
+    Returns:
+        A metric in the form of apply_fn: the share of examples in 0..1 whose largest logit is the
+        target's, NaN if a logit of an example that counts is not finite. Its batch is that of
+        `cross_entropy`.
+
+    Raises:
+        TypeError: when called, if targets are not integers or the batch is not a mapping.
+        ValueError: when called, if targets are missing or their shape does not fit the logits.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmaml import nn
+        >>> metric_fn = nn.accuracy(nn.from_function(lambda params, inputs: inputs @ params))
+        >>> batch = {"inputs": jnp.eye(2), "targets": jnp.array([0, 0])}
+        >>> print(metric_fn(jnp.eye(2), batch))
+        0.5
+    """
+    return _score_of_model(apply_fn, _accuracy)
+
+
+def _score_of_model(apply_fn: ModelT, score: Callable[[Array, dict[str, Any]], Array]) -> ModelT:
+    """Returns `score(outputs, batch)` of a model as a function in the form of the model."""
+    model = as_stateful(apply_fn)
+
+    def scored(params: Params, batch: Batch, state: State) -> tuple[Array, State]:
         batch = _blank_batch(batch)
-        return _weighted_mean(losses, apply_fn(params, batch), batch)
+        outputs, state = model(params, batch, state)
+        return score(jnp.asarray(outputs), batch), state
 
-    def loss_fn_with_state(params: Any, batch: Batch, state: Any) -> tuple[Array, Any]:
-        batch = _blank_batch(batch)
-        outputs, state = apply_fn(params, batch, state)
-        return _weighted_mean(losses, outputs, batch), state
-
-    return loss_fn_with_state if has_state else loss_fn
+    return cast(ModelT, in_form_of(apply_fn, scored))
 
 
 def _blank_batch(batch: Batch) -> dict[str, Any]:
+    """Returns the batch as a dict, with zeros in place of padded examples."""
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"batch must be a mapping with 'inputs' and 'targets', got {type(batch).__name__}"
@@ -127,19 +153,35 @@ def _blank_batch(batch: Batch) -> dict[str, Any]:
     return {**batch, **blank_padding(examples, batch["weights"])}
 
 
-def _weighted_mean(
-    losses: Callable[[Array, Array], Array], outputs: Array, batch: dict[str, Any]
-) -> Array:
-    outputs, targets = jnp.asarray(outputs), jnp.asarray(batch["targets"])
-    if "weights" not in batch:
-        return losses(outputs, targets).mean()
-    values = losses(blank_padding(outputs, batch["weights"]), targets)
-    values = values.mean(axis=tuple(range(1, values.ndim)))
-    weights = jnp.asarray(batch["weights"], values.dtype)
-    return (weights * values).sum() / weights.sum()
+def _weighted_mean_of(
+    losses: Callable[[Array, Array], Array],
+) -> Callable[[Array, dict[str, Any]], Array]:
+    """Returns the mean of `losses(outputs, targets)` over examples, weighted if the batch is."""
+
+    def mean(outputs: Array, batch: dict[str, Any]) -> Array:
+        targets = jnp.asarray(batch["targets"])
+        if "weights" not in batch:
+            return losses(outputs, targets).mean()
+        values = losses(blank_padding(outputs, batch["weights"]), targets)
+        values = values.mean(axis=tuple(range(1, values.ndim)))
+        weights = jnp.asarray(batch["weights"], values.dtype)
+        return (weights * values).sum() / weights.sum()
+
+    return mean
+
+
+def _accuracy(logits: Array, batch: dict[str, Any]) -> Array:
+    targets = jnp.asarray(batch["targets"])
+    _check_classes(logits, targets)
+    return scores.accuracy(logits, targets, batch.get("weights"))
 
 
 def _cross_entropies(logits: Array, targets: Array) -> Array:
+    _check_classes(logits, targets)
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+def _check_classes(logits: Array, targets: Array) -> None:
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise TypeError(f"targets must be integer class labels, got {targets.dtype}")
     if targets.ndim == 0 or logits.shape[:-1] != targets.shape:
@@ -147,12 +189,10 @@ def _cross_entropies(logits: Array, targets: Array) -> Array:
             f"targets must be [num_examples] for logits [num_examples, way], got shapes "
             f"{targets.shape} and {logits.shape}"
         )
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
 def _binary_cross_entropies(logits: Array, targets: Array) -> Array:
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise TypeError(f"logits must be floating-point, got {logits.dtype}")
+    _check_floating("logits", logits)
     if targets.ndim != 1 or logits.shape not in (targets.shape, (*targets.shape, 1)):
         raise ValueError(
             f"targets must be [num_examples] for logits [num_examples] or [num_examples, 1], got "
@@ -163,11 +203,15 @@ def _binary_cross_entropies(logits: Array, targets: Array) -> Array:
 
 
 def _squared_errors(predictions: Array, targets: Array) -> Array:
-    if not jnp.issubdtype(predictions.dtype, jnp.floating):
-        raise TypeError(f"predictions must be floating-point, got {predictions.dtype}")
+    _check_floating("predictions", predictions)
     if targets.ndim == 0 or predictions.shape != targets.shape:
         raise ValueError(
             f"targets must have the shape of the predictions, [num_examples, ...], got "
             f"{targets.shape} and {predictions.shape}"
         )
     return optax.losses.squared_error(predictions, targets)
+
+
+def _check_floating(name: str, outputs: Array) -> None:
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating-point, got {outputs.dtype}")

@@ -1,9 +1,9 @@
 """The networks of the MAML paper (Finn et al. 2017, arXiv 1703.03400), as Flax NNX modules.
 
-Both are called `module(inputs, weights=None)`, which is `module.head(module.features(..))`. Unless
-told, Conv4 normalises with the statistics of the batch at hand, in training and in testing, as the
-paper's code does: a query example's output depends on the other query examples, and there are no
-running averages to carry. `jaxmaml.nn.norm` says what else there is.
+A network is called as `module(inputs, weights=None)`, which is `module.head(module.features(...))`.
+By default, Conv4 normalizes with the statistics of the current batch, in training and in testing,
+as the code of the paper does: the output for a query example depends on the other query examples,
+and there are no running averages to carry. `jaxmaml.nn.norm` describes the other policies.
 """
 
 import functools
@@ -15,56 +15,61 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmaml.nn.conv import max_pool
+from jaxmaml.checks import check_count
+from jaxmaml.nn.convolution import max_pool
 from jaxmaml.nn.layers import (
     SMALL,
     Conv,
+    HeadedNetwork,
     Initializer,
     check_image_shape,
     check_images,
-    check_positive,
 )
 from jaxmaml.nn.norm import cancels_bias, make_norm
 from jaxmaml.nn.padding import blank_padding
 from jaxmaml.types import Array
 
 
-class Conv4(nnx.Module):
-    """Four blocks of 3x3 convolution, normalisation and ReLU, then a linear head.
+class Conv4(HeadedNetwork):
+    """Four blocks of 3x3 convolution, normalization and ReLU, then a linear head.
 
     With `head_init=nnx.initializers.normal(1.0)`, `norm_scale=False` and a mask under which the
-    inner loop adapts all but the offsets, this is the network of the MAML paper. Parameters:
-    `conv/i/kernel` (`conv/i/bias`), `norm/i/offset` (`norm/i/scale`), `head/kernel`, `head/bias`.
+    inner loop adapts everything except the offsets, this is the network of the MAML paper.
+
+    Paths of the parameters, for i in 0..3: `conv/i/kernel`, `conv/i/bias` (with conv_bias),
+    `norm/i/offset`, `norm/i/scale` (with norm_scale), `head/kernel`, `head/bias`.
 
     Args:
-        way: number of outputs.
+        way: the number of outputs.
         image_shape: `(height, width, channels)`.
-        num_filters: of each convolution.
+        num_filters: the number of filters of each convolution.
         pooled: False strides by 2 and averages over space (the paper's Omniglot network); True
             strides by 1, max-pools 2x2 and flattens (its miniImageNet network).
-        head_init: initialiser of the head's kernel; N(0, 0.01²) unless told.
+        head_init: the initializer of the head's kernel. Defaults to N(0, 0.01²).
         norm: a policy of `jaxmaml.nn.norm`: "transductive", "inductive", "running", "per_step",
             "layer", "group" or "none".
-        norm_scale: whether normalisation learns a scale beside its offset.
-        num_steps: the number of inner steps, for norm="per_step" and only for it.
-        per_step_weights: whether norm="per_step" learns an offset and a scale for each step too.
-        conv_bias: whether convolutions have a bias; unless told, where the normalisation would not
-            cancel it exactly, as batch statistics do: there it only reproduces the paper's
-            parameter count.
-        param_dtype: type of the parameters.
-        rngs: source of the initial parameters.
+        norm_scale: whether the normalization learns a scale beside its offset.
+        num_steps: the number of inner steps, required by norm="per_step" and refused by others.
+        per_step_weights: whether norm="per_step" learns an offset and a scale per step, too.
+        conv_bias: whether convolutions have a bias. By default they have one unless the
+            normalization cancels it, as batch statistics do; there a bias only reproduces the
+            paper's parameter count.
+        param_dtype: the dtype of the parameters.
+        rngs: the source of the initial parameters.
 
     Raises:
-        ValueError: if way, num_filters or image_shape is not positive, the image is too small to be
-            pooled four times, or norm and num_steps are none that `make_norm` takes.
+        TypeError: a count is not an integer.
+        ValueError: way, num_filters or image_shape is not positive, the image is too small to be
+            pooled four times, or `make_norm` refuses norm or num_steps.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
-    >>> from jaxmaml import nn
-    >>> model = nn.Conv4(5, rngs=nnx.Rngs(0))
-    >>> images = jnp.ones((10, 28, 28, 1))
-    >>> model(images).shape, model.features(images).shape
-    ((10, 5), (10, 64))
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxmaml import nn
+        >>> model = nn.Conv4(5, rngs=nnx.Rngs(0))
+        >>> images = jnp.ones((10, 28, 28, 1))
+        >>> model(images).shape, model.features(images).shape
+        ((10, 5), (10, 64))
     """
 
     def __init__(
@@ -83,7 +88,8 @@ class Conv4(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_positive(way=way, num_filters=num_filters)
+        check_count("way", way)
+        check_count("num_filters", num_filters)
         self.image_shape = check_image_shape(image_shape, smallest=16 if pooled else 1)
         self.pooled = pooled
         channels = [self.image_shape[-1], *[num_filters] * 3]
@@ -103,70 +109,59 @@ class Conv4(nnx.Module):
         num_features = (height // 16) * (width // 16) * num_filters if pooled else num_filters
         self.head = nnx.Linear(num_features, way, kernel_init=head_init, **options)
 
-    def __call__(self, inputs: Array, weights: Array | None = None) -> Array:
-        """Logits of a batch of images.
-
-        Args:
-            inputs: `[num_examples, height, width, channels]`.
-            weights: `[num_examples]`, not negative: how much each example counts in the
-                normalisation. One of zero weight has no influence on the others, whatever it holds.
-
-        Returns:
-            `[num_examples, way]`.
-
-        Raises:
-            ValueError: if inputs or weights have another shape.
-        """
-        return self.head(self.features(inputs, weights))
-
     def features(self, inputs: Array, weights: Array | None = None) -> Array:
-        """What the head sees of a batch of images, `[num_examples, num_features]`.
+        """Returns the inputs of the head for a batch of images, `[num_examples, num_features]`.
 
-        Inputs, weights and errors are those of a call.
+        Arguments and errors are those of a call. Inputs are
+        `[num_examples, height, width, channels]`.
         """
         check_images(inputs, self.image_shape)
         features = inputs if weights is None else blank_padding(inputs, weights)
-        for convolve, normalise in zip(self.conv, self.norm, strict=True):
-            features = jax.nn.relu(normalise(convolve(features), weights))
+        for convolve, normalize in zip(self.conv, self.norm, strict=True):
+            features = jax.nn.relu(normalize(convolve(features), weights))
             features = max_pool(features) if self.pooled else features
         if self.pooled:
             return features.reshape(features.shape[0], -1)
         return features.mean(axis=(1, 2))
 
 
-class MLP(nnx.Module):
+class MLP(HeadedNetwork):
     """A multi-layer perceptron with ReLU.
 
     `MLP(1, 1)` is the MAML paper's sinusoid regressor; `MLP(784, way, hidden=(256, 128, 64, 64),
-    norm="transductive", norm_scale=False)` its fully connected Omniglot network. Parameters:
-    `dense/i/kernel` (`dense/i/bias`), with a norm `norm/i/offset` (`norm/i/scale`), `head/kernel`,
-    `head/bias`.
+    norm="transductive", norm_scale=False)` is its fully connected Omniglot network.
+
+    Paths of the parameters, for each hidden layer i: `dense/i/kernel`, `dense/i/bias` (with
+    hidden_bias), `norm/i/offset` (with a norm), `norm/i/scale` (with norm_scale); then
+    `head/kernel`, `head/bias`.
 
     Args:
-        num_inputs: numbers per example, once flattened.
-        num_outputs: outputs per example.
-        hidden: sizes of the hidden layers; `()` gives a linear model.
-        norm: the normalisation between each hidden layer and its ReLU: a policy of
-            `jaxmaml.nn.norm`, as in `Conv4`, or None, which is "none".
-        norm_scale: whether normalisation learns a scale beside its offset.
-        num_steps: the number of inner steps, for norm="per_step" and only for it.
-        per_step_weights: whether norm="per_step" learns an offset and a scale for each step too.
-        hidden_init: initialiser of the hidden layers' kernels; LeCun normal unless told. The
-            paper's code uses `nnx.initializers.truncated_normal(0.01)`, for the head too.
-        head_init: initialiser of the head's kernel; LeCun normal unless told.
-        hidden_bias: whether hidden layers have a bias; unless told, where the normalisation would
-            not cancel it exactly, as batch statistics do.
-        param_dtype: type of the parameters.
-        rngs: source of the initial parameters.
+        num_inputs: the size of an example, once flattened.
+        num_outputs: the number of outputs per example.
+        hidden: the sizes of the hidden layers; `()` gives a linear model.
+        norm: the normalization between each hidden layer and its ReLU: a policy of
+            `jaxmaml.nn.norm`, as in `Conv4`, or None, which is the policy "none".
+        norm_scale: whether the normalization learns a scale beside its offset.
+        num_steps: the number of inner steps, required by norm="per_step" and refused by others.
+        per_step_weights: whether norm="per_step" learns an offset and a scale per step, too.
+        hidden_init: the initializer of the hidden layers' kernels. Defaults to LeCun normal. The
+            paper's code uses `nnx.initializers.truncated_normal(0.01)`, for the head, too.
+        head_init: the initializer of the head's kernel. Defaults to LeCun normal.
+        hidden_bias: whether hidden layers have a bias. By default they have one unless the
+            normalization cancels it, as batch statistics do.
+        param_dtype: the dtype of the parameters.
+        rngs: the source of the initial parameters.
 
     Raises:
-        ValueError: if a size is not positive, or norm and num_steps are none that `make_norm` takes.
+        TypeError: a size is not an integer.
+        ValueError: a size is not positive, or `make_norm` refuses norm or num_steps.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
-    >>> from jaxmaml import nn
-    >>> nn.MLP(1, 1, rngs=nnx.Rngs(0))(jnp.ones((10, 1))).shape
-    (10, 1)
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxmaml import nn
+        >>> nn.MLP(1, 1, rngs=nnx.Rngs(0))(jnp.ones((10, 1))).shape
+        (10, 1)
     """
 
     def __init__(
@@ -185,9 +180,10 @@ class MLP(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_positive(
-            num_inputs=num_inputs, num_outputs=num_outputs, hidden=min(hidden, default=1)
-        )
+        check_count("num_inputs", num_inputs)
+        check_count("num_outputs", num_outputs)
+        for size in hidden:
+            check_count("each size in hidden", size)
         default_init = nnx.initializers.lecun_normal()
         policy = "none" if norm is None else norm
         use_bias = not cancels_bias(policy) if hidden_bias is None else hidden_bias
@@ -213,26 +209,11 @@ class MLP(nnx.Module):
             sizes[-1], num_outputs, kernel_init=head_init or default_init, **options
         )
 
-    def __call__(self, inputs: Array, weights: Array | None = None) -> Array:
-        """Outputs of a batch.
-
-        Args:
-            inputs: `[num_examples, ...]`, flattened to `[num_examples, num_inputs]`.
-            weights: `[num_examples]`, not negative: how much each example counts in the
-                normalisation. One of zero weight has no influence on the others, whatever it holds.
-
-        Returns:
-            `[num_examples, num_outputs]`.
-
-        Raises:
-            ValueError: if inputs or weights have another shape.
-        """
-        return self.head(self.features(inputs, weights))
-
     def features(self, inputs: Array, weights: Array | None = None) -> Array:
-        """What the head sees of a batch, `[num_examples, hidden[-1]]`; without hidden layers, all.
+        """Returns the inputs of the head for a batch, `[num_examples, num_features]`.
 
-        Inputs, weights and errors are those of a call.
+        These are the last hidden layer or, without hidden layers, the inputs. Arguments and errors
+        are those of a call. Inputs are `[num_examples, ...]` and are flattened.
         """
         shape = jnp.shape(inputs)
         if not shape or math.prod(shape[1:]) != self.num_inputs:
@@ -242,6 +223,6 @@ class MLP(nnx.Module):
             )
         features = inputs if weights is None else blank_padding(inputs, weights)
         features = features.reshape(shape[0], self.num_inputs)
-        for layer, normalise in zip(self.dense, self.norm, strict=True):
-            features = jax.nn.relu(normalise(layer(features), weights))
+        for layer, normalize in zip(self.dense, self.norm, strict=True):
+            features = jax.nn.relu(normalize(layer(features), weights))
         return features

@@ -1,28 +1,27 @@
-"""Normalisation as a policy: whose statistics an example is normalised with.
+"""Normalization as a policy: the statistics with which an example is normalized.
 
 | policy | in training mode | in evaluation mode (`module.eval()`) |
 |---|---|---|
-| transductive | those of the batch at hand | the same: no state, the mode changes nothing |
-| inductive | those of the batch at hand, which are stored | the ones stored |
-| running | those of the batch at hand, which move an average | the average |
-| per_step | as running, with an average for each inner step | that step's average |
-| layer, group | the example's own, over all channels or groups of them | the same |
-| none | nothing is normalised | the same |
+| transductive | those of the current batch | the same: no state, the mode has no effect |
+| inductive | those of the current batch, which are stored | the stored ones |
+| running | those of the current batch, which update an average | the average |
+| per_step | as running, with one average per inner step | the average of that step |
+| layer, group | those of the example itself, over all channels or groups of them | the same |
+| none | nothing is normalized | the same |
 
 Stored statistics are the state of a model (`nnx.BatchStat`), which the inner loop carries from the
-support to the query. A query scored by what the support alone says is therefore
+support to the query. To normalize the query with the statistics of the support:
 
-    train_fn, params, state = nn.from_nnx(model)
-    model.eval()
-    test_fn, _, _ = nn.from_nnx(model)
+    model = nn.from_nnx_with_state(module)
     learner = jaxmaml.maml(
-        nn.cross_entropy(train_fn, has_state=True), optimizer, num_inner_steps, has_state=True,
-        outer_loss_fn=nn.cross_entropy(test_fn, has_state=True), refresh_state=True,
+        nn.cross_entropy(model.train_fn), optimizer, num_inner_steps,
+        query_loss_fn=nn.cross_entropy(model.test_fn), refresh_state=True,
     )
+    meta_state = jaxmaml.init_state(learner, outer_optimizer, model.params, model.state)
 
-where `refresh_state` takes the statistics once more, with the adapted parameters, and differentiates
-through them. Without it they are those of the last inner step, by the parameters before it, and
-constants like all state.
+`refresh_state` computes the statistics once more, with the adapted parameters, and differentiates
+through them. Without it they are those of the last inner step, computed with the parameters before
+that step, and are constants like all state.
 """
 
 import math
@@ -33,18 +32,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmaml.nn.layers import as_row, check_positive
+from jaxmaml.checks import check_choice, check_count
+from jaxmaml.nn.layers import as_row
 from jaxmaml.types import Array
 
 POLICIES = ("transductive", "inductive", "running", "per_step", "layer", "group", "none")
-"""What `make_norm` takes."""
+"""The policies that `make_norm` takes."""
 
 NORM_EPS = 1e-3
-"""Added to the variance; the default of the MAML paper's code (tf.contrib.layers.batch_norm)."""
+"""The constant added to the variance; the default in the code of the MAML paper
+(tf.contrib.layers.batch_norm)."""
 
 
 class _Learned(nnx.Module):
-    """An offset and, if wanted, a scale."""
+    """An offset and, with `scale`, a scale."""
 
     def __init__(self, shape: tuple[int, ...], scale: bool, param_dtype: Any):
         self.offset = nnx.Param(jnp.zeros(shape, param_dtype))
@@ -54,45 +55,46 @@ class _Learned(nnx.Module):
 
 
 class BatchStatisticsNorm(_Learned):
-    """Normalises each channel by its mean and variance over the examples (and space) at hand.
+    """Normalizes each channel by its mean and variance over the batch (and space).
 
     Args:
-        num_channels: size of the last axis.
+        num_channels: the size of the last axis.
         scale: whether to learn a scale beside the offset.
-        param_dtype: type of the parameters.
+        param_dtype: the dtype of the parameters.
     """
 
     def __init__(self, num_channels: int, *, scale: bool = True, param_dtype: Any = jnp.float32):
         super().__init__((num_channels,), scale, param_dtype)
 
     def __call__(self, inputs: Array, weights: Array | None = None) -> Array:
-        """Normalises `[num_examples, ..., num_channels]`, examples counting by their weights."""
+        """Normalizes `[num_examples, ..., num_channels]`; weights are those of the examples."""
         offset, scale = self._affine()
         dtype = jnp.result_type(inputs, offset)
         values = inputs.astype(jnp.promote_types(dtype, jnp.float32))
         mean, variance = self._statistics(values, weights)
         offset = as_row(offset, values.ndim)
         scale = None if scale is None else as_row(scale, values.ndim)
-        return _line(values, mean, variance, offset, scale).astype(dtype)
+        return _normalize(values, mean, variance, offset, scale).astype(dtype)
 
     def _affine(self) -> tuple[Array, Array | None]:
         return self.offset[...], self.scale[...] if self.has_scale else None
 
     def _statistics(self, values: Array, weights: Array | None) -> tuple[Array, Array]:
-        # The variance of the deviations: E[x²] - E[x]² would cancel where the mean is large.
+        # The mean of the squared deviations: E[x²] - E[x]² would cancel where the mean is large.
         mean = _batch_mean(values, weights)
         return mean, _batch_mean((values - mean) ** 2, weights)
 
 
 class StoredStatisticsNorm(BatchStatisticsNorm):
-    """Stores the statistics of the batches it is trained on, for use in evaluation mode.
+    """Stores the statistics of batches in training mode, for use in evaluation mode.
 
     Args:
-        num_channels: size of the last axis.
-        momentum: the share of what is stored that stays at each batch; 0 stores the last batch's.
-        num_rows: how many sets of statistics to keep, None for one.
+        num_channels: the size of the last axis.
+        momentum: the weight of the stored value at each update; 0 stores the last batch's
+            statistics.
+        num_rows: the number of sets of statistics, None for one.
         scale: whether to learn a scale beside the offset.
-        param_dtype: type of the parameters; statistics are float32 at least.
+        param_dtype: the dtype of the parameters; statistics are float32 or higher.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class StoredStatisticsNorm(BatchStatisticsNorm):
         self.use_running_average = False  # the name that `module.eval()` looks for
 
     def _row(self) -> Array | EllipsisType:
-        """Where in `mean` and `var` the statistics of this call are."""
+        """Returns the index into `mean` and `var` of the statistics of this call."""
         return ...
 
     def _statistics(self, values: Array, weights: Array | None) -> tuple[Array, Array]:
@@ -129,27 +131,27 @@ class StoredStatisticsNorm(BatchStatisticsNorm):
 
     def _store(self, variable: nnx.Variable[Array], new: Array) -> None:
         stored, row = variable[...], self._row()
-        new = new.reshape(-1).astype(stored.dtype)  # the type must stay as it is along a scan
+        new = new.reshape(-1).astype(stored.dtype)  # a scan needs the dtype to stay the same
         if self.momentum:
             new = self.momentum * stored[row] + (1 - self.momentum) * new
         variable[...] = stored.at[row].set(new)
 
 
 class PerStepNorm(StoredStatisticsNorm):
-    """MAML++'s normalisation: statistics, offset and scale of their own at each inner step.
+    """The normalization of MAML++: statistics, offset and scale per inner step.
 
-    Antoniou, Edwards and Storkey 2019 (arXiv 1810.09502), section 4 (BNRS and
-    BNWB). A state `step`, int32, counts the calls and selects row
-    min(step, num_steps): set to 0 at the start of a task, inner step i uses row i, and the query
-    after n steps row n. The paper's own code never leaves training mode.
+    Antoniou, Edwards and Storkey 2019 (arXiv 1810.09502), section 4 (BNRS and BNWB). The state
+    `step`, int32, counts the calls and selects row min(step, num_steps). If it is 0 at the start of
+    a task, inner step i uses row i, and the query after n steps row n. The code of the paper never
+    leaves training mode.
 
     Args:
-        num_channels: size of the last axis.
-        num_steps: inner steps, after the last of which there is one more row, for the query.
-        momentum: the share of an average that stays at each batch.
-        per_step_weights: whether offset and scale are `[num_steps + 1, num_channels]` too.
+        num_channels: the size of the last axis.
+        num_steps: the number of inner steps; there is one more row, for the query.
+        momentum: the weight of the stored average at each update.
+        per_step_weights: whether offset and scale are `[num_steps + 1, num_channels]`, too.
         scale: whether to learn a scale beside the offset.
-        param_dtype: type of the parameters; statistics are float32 at least.
+        param_dtype: the dtype of the parameters; statistics are float32 or higher.
     """
 
     def __init__(
@@ -176,7 +178,7 @@ class PerStepNorm(StoredStatisticsNorm):
         self.per_step_weights = per_step_weights
 
     def __call__(self, inputs: Array, weights: Array | None = None) -> Array:
-        """Normalises `[num_examples, ..., num_channels]` by this step's row, and counts it."""
+        """Normalizes `[num_examples, ..., num_channels]` with the row of this step."""
         outputs = super().__call__(inputs, weights)
         self.step[...] = self.step[...] + 1
         return outputs
@@ -192,15 +194,15 @@ class PerStepNorm(StoredStatisticsNorm):
 
 # Not nnx.GroupNorm, whose offset is called bias: a mask by name would depend on the policy.
 class GroupNorm(_Learned):
-    """Normalises each group of channels of an example by its mean and variance over space.
+    """Normalizes each group of channels of an example by its mean and variance over space.
 
-    Wu and He 2018 (arXiv 1803.08494). One group is layer normalisation.
+    Wu and He 2018 (arXiv 1803.08494). With one group this is layer normalization.
 
     Args:
-        num_channels: size of the last axis.
+        num_channels: the size of the last axis.
         num_groups: a divisor of num_channels.
         scale: whether to learn a scale beside the offset.
-        param_dtype: type of the parameters.
+        param_dtype: the dtype of the parameters.
     """
 
     def __init__(
@@ -215,7 +217,7 @@ class GroupNorm(_Learned):
         self.num_groups = num_groups
 
     def __call__(self, inputs: Array, weights: Array | None = None) -> Array:
-        """Normalises `[num_examples, ..., num_channels]`; no example knows of another's weight."""
+        """Normalizes `[num_examples, ..., num_channels]`; the weights have no effect."""
         del weights
         dtype = jnp.result_type(inputs, self.offset[...])
         values = inputs.astype(jnp.promote_types(dtype, jnp.float32))
@@ -224,7 +226,7 @@ class GroupNorm(_Learned):
         variance = ((grouped - mean) ** 2).mean(axis=(1, 3), keepdims=True)
         offset = self._in_groups(self.offset[...])
         scale = self._in_groups(self.scale[...]) if self.has_scale else None
-        outputs = _line(grouped, mean, variance, offset, scale)
+        outputs = _normalize(grouped, mean, variance, offset, scale)
         return outputs.reshape(inputs.shape).astype(dtype)
 
     def _in_groups(self, vector: Array) -> Array:
@@ -234,17 +236,17 @@ class GroupNorm(_Learned):
         num_values = math.prod(inputs.shape[1:]) // self.num_groups
         if num_values < 2:
             raise ValueError(
-                f"a group of one number normalises to zero: {inputs.shape[-1]} channels in "
+                f"a group of one number normalizes to zero: {inputs.shape[-1]} channels in "
                 f"{self.num_groups} groups of inputs {inputs.shape}; choose another norm policy"
             )
         return inputs.shape[-1] // self.num_groups
 
 
 class Identity(nnx.Module):
-    """No normalisation, and no parameters."""
+    """No normalization, and no parameters."""
 
     def __call__(self, inputs: Array, weights: Array | None = None) -> Array:
-        """The inputs."""
+        """Returns the inputs."""
         del weights
         return inputs
 
@@ -262,42 +264,47 @@ def make_norm(
     momentum: float = 0.9,
     param_dtype: Any = jnp.float32,
 ) -> Norm:
-    """The normalisation of a policy, called `norm(inputs, weights=None)`.
+    """Returns the normalization layer of a policy, called as `norm(inputs, weights=None)`.
 
-    Inputs are `[num_examples, ..., num_channels]` and weights `[num_examples]`, how much each
-    example counts in statistics of the batch. The parameters are `offset` and, with scale, `scale`.
+    Inputs are `[num_examples, ..., num_channels]`. The weights `[num_examples]` are how much each
+    example counts in the statistics of the batch.
+
+    Paths of the parameters: `offset` and, with scale, `scale`, both `[num_channels]`. With
+    policy="per_step" and per_step_weights they are `[num_steps + 1, num_channels]`. The policy
+    "none" has no parameters.
 
     Args:
-        policy: one of `POLICIES`; this module's docstring says what each is.
-        num_channels: size of the last axis. "group" divides it into as many groups as it can, 8 at
-            most.
+        policy: one of `POLICIES`, which the docstring of this module describes.
+        num_channels: the size of the last axis. "group" divides it into as many groups of equal
+            size as possible, at most 8.
         scale: whether to learn a scale beside the offset.
-        num_steps: the number of inner steps, for "per_step" and only for it.
-        per_step_weights: whether "per_step" learns an offset and a scale for each step too.
-        momentum: the share of an average that stays at each batch, for "running" and "per_step".
-        param_dtype: type of the parameters. Statistics are computed in float32 at least.
+        num_steps: the number of inner steps, required by "per_step" and refused by other policies.
+        per_step_weights: whether "per_step" learns an offset and a scale per step, too.
+        momentum: the weight of the stored average at each update, for "running" and "per_step".
+        param_dtype: the dtype of the parameters. Statistics are computed in float32 or higher.
 
     Returns:
         An NNX module.
 
     Raises:
-        ValueError: an unknown policy, no channels, a momentum outside [0, 1), or num_steps absent
-            or negative with "per_step" or given with another policy.
+        TypeError: num_channels or num_steps is not an integer.
+        ValueError: policy is unknown, num_channels is less than 1, momentum is outside [0, 1), or
+            num_steps is missing or negative with "per_step" or given with another policy.
 
-    >>> import jax.numpy as jnp
-    >>> from jaxmaml.nn.norm import make_norm
-    >>> norm = make_norm("inductive", 1)
-    >>> _ = norm(jnp.array([[0.0], [2.0]]))  # the support: mean 1, variance 1
-    >>> norm.eval()
-    >>> [round(float(x), 2) for x in norm(jnp.array([[1.0], [5.0]]))[:, 0]]  # the query
-    [0.0, 4.0]
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmaml import nn
+        >>> norm = nn.make_norm("inductive", 1)
+        >>> _ = norm(jnp.array([[0.0], [2.0]]))  # the support: mean 1, variance 1
+        >>> norm.eval()
+        >>> [round(float(x), 2) for x in norm(jnp.array([[1.0], [5.0]]))[:, 0]]  # the query
+        [0.0, 4.0]
     """
-    if policy not in POLICIES:
-        raise ValueError(f"norm must be one of {', '.join(POLICIES)}; got {policy!r}")
-    check_positive(num_channels=num_channels)
+    check_choice("norm", policy, POLICIES)
+    check_count("num_channels", num_channels)
     num_steps = _check_num_steps(policy, num_steps)
     if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be 0 or more and less than 1, got {momentum}")
+        raise ValueError(f"momentum must be at least 0 and less than 1, got {momentum}")
     options: dict[str, Any] = {"scale": scale, "param_dtype": param_dtype}
     build = {
         "transductive": lambda: BatchStatisticsNorm(num_channels, **options),
@@ -318,7 +325,12 @@ def make_norm(
 
 
 def cancels_bias(policy: str) -> bool:
-    """Whether a bias before the normalisation would have no effect, in training mode."""
+    """Returns whether a bias before the normalization has no effect in training mode.
+
+    Example:
+        >>> cancels_bias("transductive"), cancels_bias("layer")
+        (True, False)
+    """
     return policy in ("transductive", "inductive", "running", "per_step")
 
 
@@ -327,28 +339,29 @@ def _check_num_steps(policy: str, num_steps: int | None) -> int:
         if num_steps is not None:
             raise ValueError(f"num_steps is for norm='per_step' only; got norm={policy!r}")
         return 0
-    if num_steps is None or num_steps < 0:
-        raise ValueError(
-            f"norm='per_step' needs num_steps, the number of inner steps; got {num_steps}"
-        )
-    return num_steps
+    if num_steps is None:
+        raise ValueError("norm='per_step' needs num_steps, the number of inner steps; got None")
+    return check_count("num_steps", num_steps, minimum=0)
 
 
 def _num_groups(num_channels: int) -> int:
     return max(n for n in range(1, min(8, num_channels) + 1) if num_channels % n == 0)
 
 
-def _line(values: Array, mean: Array, variance: Array, offset: Array, scale: Array | None) -> Array:
+def _normalize(
+    values: Array, mean: Array, variance: Array, offset: Array, scale: Array | None
+) -> Array:
     factor = jax.lax.rsqrt(variance + NORM_EPS)
     if scale is not None:
         factor = factor * scale
-    # One line of x, and not a product of deviations, which would be kept beside x: with 75 query
-    # images this takes a fifth off an outer step of Conv4 on a CPU, where memory is what costs.
+    # A linear function of the values rather than a product with their deviations, which would have
+    # to be stored beside them: with 75 query images this saves a fifth of the time of an outer step
+    # of Conv4 on a CPU, where memory is the bottleneck.
     return values * factor + (offset - mean * factor)
 
 
 def _batch_mean(values: Array, weights: Array | None) -> Array:
-    """Mean over all axes but the last, which are kept with size 1."""
+    """Returns the mean over all axes except the last, which are kept with size 1."""
     axes = tuple(range(values.ndim - 1))
     if weights is None:
         return values.mean(axis=axes, keepdims=True)

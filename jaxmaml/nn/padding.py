@@ -1,4 +1,4 @@
-"""Padded examples: rows of a batch that are there for its shape only, marked by a zero weight."""
+"""Padded examples: rows that only fill up the shape of a batch, marked by a weight of zero."""
 
 from typing import Any
 
@@ -9,20 +9,24 @@ from jaxmaml.types import Array
 
 
 def blank_padding(tree: Any, weights: Array) -> Any:
-    """Replaces the examples of zero weight by zeros.
+    """Returns a pytree of arrays with zeros in place of the examples of weight zero.
 
-    A weighted sum alone does not keep padding out: zero times NaN is NaN, in the value and in the
+    A weighted sum alone does not remove padding: zero times NaN is NaN, in the value and in the
     gradient. Zeros are safe in both.
 
     Args:
-        tree: pytree of arrays, leaves `[num_examples, ...]`.
+        tree: a pytree of arrays, leaves `[num_examples, ...]`.
         weights: `[num_examples]`.
 
     Returns:
-        The tree, with the same shapes and types.
+        A pytree with the same structure, shapes and dtypes.
 
     Raises:
-        ValueError: if weights has not one entry per example.
+        ValueError: weights does not have one entry per example.
+
+    Example:
+        >>> blank_padding(jnp.array([1.0, jnp.nan]), jnp.array([1.0, 0.0])).tolist()
+        [1.0, 0.0]
     """
     present = jnp.asarray(weights) != 0
 
@@ -30,7 +34,7 @@ def blank_padding(tree: Any, weights: Array) -> Any:
         leaf = jnp.asarray(leaf)
         if present.ndim != 1 or leaf.shape[:1] != present.shape:
             raise ValueError(
-                f"weights must be [num_examples], one for each example of an array of shape "
+                f"weights must be [num_examples], one per example of an array of shape "
                 f"{leaf.shape}, got shape {present.shape}"
             )
         column = present.reshape((-1,) + (1,) * (leaf.ndim - 1))

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmaml.nn.conv import max_pool
+from jaxmaml.checks import check_count
+from jaxmaml.nn.convolution import max_pool
 from jaxmaml.nn.layers import (
     SMALL,
     Conv,
+    HeadedNetwork,
     Initializer,
     check_image_shape,
     check_images,
-    check_positive,
 )
 from jaxmaml.nn.norm import Norm, cancels_bias, make_norm
 from jaxmaml.nn.padding import blank_padding
@@ -23,15 +24,17 @@ from jaxmaml.types import Array
 
 
 class ResidualBlock(nnx.Module):
-    """Three 3x3 convolutions beside a 1x1 one, then a max-pool of 2x2; leaky ReLUs of slope 0.1.
+    """Three 3x3 convolutions with a 1x1 convolution as shortcut, then 2x2 max-pooling.
+
+    The activations are leaky ReLUs of slope 0.1.
 
     Args:
-        channels: of the inputs.
-        num_filters: of each convolution.
-        new_norm: the normalisation of so many channels, as `make_norm` returns it.
+        channels: the number of input channels.
+        num_filters: the number of filters of each convolution.
+        new_norm: `(num_channels) -> norm`, a normalization as `make_norm` returns it.
         use_bias: whether convolutions have a bias.
-        param_dtype: type of the parameters.
-        rngs: source of the initial parameters.
+        param_dtype: the dtype of the parameters.
+        rngs: the source of the initial parameters.
     """
 
     def __init__(
@@ -54,44 +57,61 @@ class ResidualBlock(nnx.Module):
         self.shortcut_norm = new_norm(num_filters)
 
     def __call__(self, inputs: Array, weights: Array | None = None) -> Array:
-        """`[num_examples, height, width, channels]` to `[.., height // 2, width // 2, filters]`."""
+        """Returns the outputs of the block.
+
+        Args:
+            inputs: `[num_examples, height, width, channels]`.
+            weights: `[num_examples]`, how much each example counts in the normalization.
+
+        Returns:
+            `[num_examples, height // 2, width // 2, num_filters]`.
+        """
         outputs = self.shortcut_norm(self.shortcut(inputs), weights)
         features = inputs
-        for i, (convolve, normalise) in enumerate(zip(self.conv, self.norm, strict=True)):
+        for i, (convolve, normalize) in enumerate(zip(self.conv, self.norm, strict=True)):
             features = _leaky_relu(features) if i else features
-            features = normalise(convolve(features), weights)
+            features = normalize(convolve(features), weights)
         return max_pool(_leaky_relu(features + outputs))
 
 
-class ResNet12(nnx.Module):
+class ResNet12(HeadedNetwork):
     """Four residual blocks of three 3x3 convolutions, an average over space and a linear head.
 
-    The network of Lee et al. 2019 (MetaOptNet, arXiv 1904.03758, section 4.1) without its DropBlock,
-    with 64-128-256-512 filters; theirs are 64-160-320-640. It has no drop-out. Parameters:
-    `block/i/conv/j/kernel`, `block/i/norm/j/offset` (`scale`), `block/i/shortcut/kernel`,
-    `block/i/shortcut_norm/offset` (`scale`), `head/kernel`, `head/bias`; convolutions have a bias
-    where the normalisation would not cancel it.
+    This is the network of Lee et al. 2019 (MetaOptNet, arXiv 1904.03758, section 4.1) without
+    DropBlock or other dropout, with 64-128-256-512 filters in place of 64-160-320-640.
+
+    Paths of the parameters, for each block i and j in 0..2: `block/i/conv/j/kernel`,
+    `block/i/norm/j/offset`, `block/i/shortcut/kernel`, `block/i/shortcut_norm/offset`; with
+    norm_scale a `scale` beside each `offset`; a `bias` beside each convolution's `kernel` unless
+    the normalization cancels it; then `head/kernel`, `head/bias`.
 
     Args:
-        way: number of outputs.
-        image_shape: `(height, width, channels)`, sides of at least 16.
-        num_filters: of the convolutions of each block; as many blocks as numbers.
-        head_init: initialiser of the head's kernel; N(0, 0.01²) unless told.
-        norm, norm_scale, num_steps, per_step_weights: see `Conv4`.
-        param_dtype: type of the parameters.
-        rngs: source of the initial parameters.
+        way: the number of outputs.
+        image_shape: `(height, width, channels)`; each block halves the sides, so they must be at
+            least 16 for four blocks.
+        num_filters: the number of filters of each block's convolutions; its length is the number of
+            blocks.
+        head_init: the initializer of the head's kernel. Defaults to N(0, 0.01²).
+        norm: a policy of `jaxmaml.nn.norm`, as in `Conv4`.
+        norm_scale: whether the normalization learns a scale beside its offset.
+        num_steps: the number of inner steps, required by norm="per_step" and refused by others.
+        per_step_weights: whether norm="per_step" learns an offset and a scale per step, too.
+        param_dtype: the dtype of the parameters.
+        rngs: the source of the initial parameters.
 
     Raises:
-        ValueError: if way, num_filters or image_shape is not positive, the image is too small to be
-            pooled once a block, or norm and num_steps are none that `make_norm` takes.
+        TypeError: a count is not an integer.
+        ValueError: way, num_filters or image_shape is not positive, num_filters is empty, the image
+            is too small to be pooled once per block, or `make_norm` refuses norm or num_steps.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
-    >>> from jaxmaml import nn
-    >>> model = nn.ResNet12(5, image_shape=(16, 16, 3), num_filters=(2, 4), rngs=nnx.Rngs(0))
-    >>> images = jnp.ones((10, 16, 16, 3))
-    >>> model(images).shape, model.features(images).shape
-    ((10, 5), (10, 4))
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxmaml import nn
+        >>> model = nn.ResNet12(5, image_shape=(16, 16, 3), num_filters=(2, 4), rngs=nnx.Rngs(0))
+        >>> images = jnp.ones((10, 16, 16, 3))
+        >>> model(images).shape, model.features(images).shape
+        ((10, 5), (10, 4))
     """
 
     def __init__(
@@ -108,7 +128,10 @@ class ResNet12(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_positive(way=way, num_filters=min(num_filters, default=0))
+        check_count("way", way)
+        check_count("the length of num_filters", len(num_filters))
+        for number in num_filters:
+            check_count("each number in num_filters", number)
         self.image_shape = check_image_shape(image_shape, smallest=2 ** len(num_filters))
         new_norm = functools.partial(
             make_norm, norm, scale=norm_scale, num_steps=num_steps,
@@ -123,26 +146,11 @@ class ResNet12(nnx.Module):
         )
         self.head = nnx.Linear(channels[-1], way, kernel_init=head_init, **options)
 
-    def __call__(self, inputs: Array, weights: Array | None = None) -> Array:
-        """Logits of a batch of images.
-
-        Args:
-            inputs: `[num_examples, height, width, channels]`.
-            weights: `[num_examples]`, not negative: how much each example counts in the
-                normalisation. One of zero weight has no influence on the others, whatever it holds.
-
-        Returns:
-            `[num_examples, way]`.
-
-        Raises:
-            ValueError: if inputs or weights have another shape.
-        """
-        return self.head(self.features(inputs, weights))
-
     def features(self, inputs: Array, weights: Array | None = None) -> Array:
-        """What the head sees of a batch of images, `[num_examples, num_filters[-1]]`.
+        """Returns the inputs of the head for a batch of images, `[num_examples, num_filters[-1]]`.
 
-        Inputs, weights and errors are those of a call.
+        Arguments and errors are those of a call. Inputs are
+        `[num_examples, height, width, channels]`.
         """
         check_images(inputs, self.image_shape)
         features = inputs if weights is None else blank_padding(inputs, weights)

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 import jaxmaml
 from jaxmaml import parallel
-from jaxmaml.data import pools, sinusoid, sources
-from jaxmaml.data.augment import Augment
+from jaxmaml.data import datasets, pools, sinusoid
+from jaxmaml.data.augmentation import Augment
 from jaxmaml.data.pools import Pool
 from jaxmaml.train import averaging, family, network
 from jaxmaml.train.family import Parts
@@ -211,9 +211,9 @@ def _sources(
     where = (preset.dataset, data_dir, preset.split or None, preset.image_size or None)
     sample: Any = pools.sampler
     if streaming is None:
-        images: Mapping[str, Any] = classes or sources.load(*where)
+        images: Mapping[str, Any] = classes or datasets.load(*where)
     else:
-        images = sources.images(*where, cache=streaming.cache)
+        images = datasets.images(*where, cache=streaming.cache)
         if with_classes:
             raise ValueError("joint pre-training needs class numbers, which a stream does not give")
         sample = functools.partial(_Streamed, num_workers=streaming.num_workers)
@@ -235,25 +235,24 @@ def _sources(
 
 def _augment(preset: Preset, part: str) -> Augment:
     """Random changes in training only; the same scaling everywhere."""
-    mean, std = sources.scaling(preset.dataset)
+    mean, std = datasets.scaling(preset.dataset)
     if part != "train":
         return Augment(mean=mean, std=std)
     return Augment(crop=preset.crop, flip=preset.flip, jitter=preset.jitter, mean=mean, std=std)
 
 
 class _Streamed:
-    """A stream that is not started: which key it is of is known later."""
+    """A stream of tasks of images on disk."""
 
     def __init__(self, images: Any, **settings: Any):
         from jaxmaml.data import stream
 
-        self._start = functools.partial(stream.sampler, images, **settings)
-        self.input_shape = images.shape
-        self.start(jax.random.key(0)).close()  # what it refuses, it refuses now
+        self._source = stream.sampler(images, **settings)
+        self.input_shape = self._source.input_shape
 
     def start(self, key: Array) -> Any:
         """The stream of a key, at its first step."""
-        return self._start(key=key)
+        return self._source.start(key)
 
 
 def input_shape(source: Any) -> tuple[int, ...]:

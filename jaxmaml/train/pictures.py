@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmaml.data import sinusoid, sources
+from jaxmaml.data import datasets, sinusoid
 from jaxmaml.train import experiment as experiments
 from jaxmaml.train import plots
 from jaxmaml.train.averaging import scored_params
@@ -100,7 +100,7 @@ def _first_task(experiment: Experiment) -> Task:
 
 def _images(preset: Preset, task: Task) -> tuple[np.ndarray, np.ndarray]:
     """`[way, shot, ...]` and `[way, test_query, ...]`, in 0..1 as they were before scaling."""
-    mean, std = map(np.asarray, sources.scaling(preset.dataset))
+    mean, std = map(np.asarray, datasets.scaling(preset.dataset))
 
     def unscaled(batch: Any, num: int) -> np.ndarray:
         inputs = np.asarray(batch["inputs"])

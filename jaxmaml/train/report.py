@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxmaml.data.prepare import Prepared
+from jaxmaml.data.preparation import Prepared
 from jaxmaml.train.presets import Preset
 from jaxmaml.train.results import Gradient
 from jaxmaml.train.scoring import Score

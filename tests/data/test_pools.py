@@ -1,4 +1,4 @@
-"""Episodes sampled from pools: what they may contain, how often, and in which order."""
+"""Pools: the tasks sampled from them, and the programs that sample."""
 
 from typing import Any
 
@@ -8,38 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_sets import CHI_SQUARE_999, chi_square, identities, noise, pool_of
 
 from jaxmaml.data import episodes, pools
-
-# 99.9th percentile of the chi-square distribution, by degrees of freedom.
-CHI_SQUARE_999 = {5: 20.52, 6: 22.46, 9: 27.88, 11: 31.26}
-
-
-def pool_of(sizes, side=2):
-    """A pool whose first pixel is the class and whose second is the example within it."""
-    labels = np.repeat(np.arange(len(sizes)), sizes)
-    images = np.zeros((len(labels), side, side, 1), np.uint8)
-    images[:, 0, 0, 0] = labels
-    images[:, 0, 1, 0] = np.concatenate([np.arange(size) for size in sizes])
-    return pools.from_arrays(images, labels, [f"class {i}" for i in range(len(sizes))])
-
-
-def identities(batch):
-    """(class, example) of each image of tasks, `[num_tasks, num_examples, 2]`."""
-    pixels = np.asarray(batch["inputs"])[:, :, 0, :2, 0] * 255
-    return np.rint(pixels).astype(int)
-
-
-def chi_square(counts):
-    expected = np.mean(counts)
-    return np.sum((counts - expected) ** 2 / expected)
-
-
-def plans(key, num_plans, sizes, **settings):
-    sizes = jnp.asarray(sizes, jnp.int32)
-    starts = jnp.cumsum(sizes) - sizes
-    draw = jax.jit(jax.vmap(lambda k: episodes.plan(k, starts, sizes, **settings)))
-    return jax.tree.map(np.asarray, draw(jax.random.split(key, num_plans)))
 
 
 def test_from_arrays_sorts_by_class_and_keeps_every_image():
@@ -49,26 +20,18 @@ def test_from_arrays_sorts_by_class_and_keeps_every_image():
     assert pool.starts.tolist() == [0, 2, 3]
     assert pool.sizes.tolist() == [2, 1, 2]
     assert pool.names == ("a", "b", "c")
+    assert pool.shape == (1, 1, 1)
     assert pool.images.dtype == jnp.uint8
     assert pool.starts.dtype == pool.sizes.dtype == jnp.int32
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "names", "error", "message"),
-    [
-        (np.zeros((2, 3, 3, 1)), [0, 1], "ab", TypeError, "images must be uint8, got float64"),
-        (np.zeros((2, 3, 3, 1), np.uint8), [0.0, 1.0], "ab", TypeError, "labels must be integers"),
-        (np.zeros((2, 3, 3), np.uint8), [0, 1], "ab", ValueError, r"images must be \[num_images"),
-        (np.zeros((2, 3, 3, 1), np.uint8), [0], "ab", ValueError, r"and labels \[num_images\]"),
-        (np.zeros((2, 3, 3, 1), np.uint8), [0, 2], "ab", ValueError, r"labels must lie in 0\.\.1"),
-        (np.zeros((2, 3, 3, 1), np.uint8), [0, -1], "ab", ValueError, r"labels must lie in 0\.\.1"),
-        (np.zeros((2, 3, 3, 1), np.uint8), [0, 0], "ab", ValueError, "class 'b' has no images"),
-        (np.zeros((2, 3, 3, 1), np.uint8), [0, 1], "aa", ValueError, "names must be distinct"),
-    ],
-)
-def test_from_arrays_refuses(images, labels, names, error, message):
-    with pytest.raises(error, match=message):
-        pools.from_arrays(images, labels, list(names))
+def test_from_images_puts_every_image_on_the_device():
+    images = noise()
+    pool = pools.from_images(images)
+    assert isinstance(pool.images, jax.Array)
+    np.testing.assert_array_equal(pool.images, images.read(np.arange(37)))
+    np.testing.assert_array_equal(pool.sizes, images.sizes)
+    assert pool.names == images.names
 
 
 @settings(max_examples=4, deadline=None, derandomize=True)
@@ -103,52 +66,6 @@ def test_images_are_floats_in_unit_range():
     values = np.concatenate([task.support["inputs"].ravel(), task.query["inputs"].ravel()])
     assert values.dtype == np.float32
     np.testing.assert_allclose(np.sort(values), [0, 0.2, 1], rtol=1e-6)
-
-
-def test_classes_are_equally_frequent_whatever_their_sizes():
-    sizes = [3, 40, 5, 3, 12, 7, 3]
-    examples = plans(jax.random.key(1), 2000, sizes, way=1, shot=1, query=1, rotate=False).examples
-    classes = np.searchsorted(np.cumsum(sizes), examples[:, 0, 0], side="right")
-    assert chi_square(np.bincount(classes, minlength=7)) < CHI_SQUARE_999[6]
-
-
-def test_classes_are_equally_frequent_in_every_slot():
-    sizes = [4] * 6
-    examples = plans(jax.random.key(2), 3000, sizes, way=3, shot=1, query=1, rotate=False).examples
-    for slot in range(3):
-        counts = np.bincount(examples[:, slot, 0] // 4, minlength=6)
-        assert chi_square(counts) < CHI_SQUARE_999[5]
-
-
-@pytest.mark.parametrize("position", [0, 1, 2, 3])
-def test_every_example_is_equally_frequent_at_every_position(position):
-    # Floyd's set alone has an order that depends on size; 4 of 10 and 4 of 4 are both covered.
-    examples = plans(jax.random.key(3), 4000, [10], way=1, shot=1, query=3, rotate=False).examples
-    assert chi_square(np.bincount(examples[:, 0, position], minlength=10)) < CHI_SQUARE_999[9]
-
-
-def test_ordered_pairs_are_equally_frequent():
-    examples = plans(jax.random.key(4), 6000, [4], way=1, shot=1, query=1, rotate=False).examples
-    codes = examples[:, 0, 0] * 4 + examples[:, 0, 1]
-    counts = np.bincount(codes, minlength=16)
-    assert (counts[[0, 5, 10, 15]] == 0).all()
-    assert chi_square(np.delete(counts, [0, 5, 10, 15])) < CHI_SQUARE_999[11]
-
-
-def test_the_whole_class_can_be_used():
-    examples = plans(jax.random.key(5), 50, [4, 6], way=2, shot=2, query=2, rotate=False).examples
-    small = examples[(examples < 4).all(-1)]
-    assert len(small) == 50
-    assert (np.sort(small, axis=-1) == np.arange(4)).all()
-
-
-def test_plan_takes_host_arrays_under_jit():
-    sizes = np.array([3, 4])
-    settings = {"way": 2, "shot": 1, "query": 1, "rotate": True}
-    eager = episodes.plan(jax.random.key(0), np.array([0, 3]), sizes, **settings)
-    jitted = jax.jit(lambda key: episodes.plan(key, np.array([0, 3]), sizes, **settings))
-    jax.tree.map(np.testing.assert_array_equal, eager, jitted(jax.random.key(0)))
-    assert eager.examples.dtype == eager.rotations.dtype == jnp.int32
 
 
 def test_same_key_same_task_and_another_key_another_task():
@@ -190,17 +107,16 @@ def test_rotation_is_one_multiple_of_90_degrees_per_class_slot():
     turns = matches.argmax(-1)
     assert (turns == turns[:, :, :1]).all()
     counts = np.bincount(4 * turns[:, 0, 0] + turns[:, 1, 0], minlength=16)
-    assert chi_square(counts) < 37.70  # 15 degrees of freedom: the two slots turn independently
+    assert chi_square(counts) < CHI_SQUARE_999[15]  # the two slots turn independently
 
 
 def test_nothing_turns_without_rotate():
-    planned = plans(jax.random.key(0), 50, [3, 3], way=2, shot=1, query=1, rotate=False)
-    assert not planned.rotations.any()
-    pool = pools.from_arrays(np.zeros((4, 2, 3, 1), np.uint8), [0, 0, 1, 1], ["a", "b"])
-    task = jax.jit(pools.sampler(pool, num_tasks=1, way=2, shot=1, query=1))(jax.random.key(0))
-    assert task.support["inputs"].shape == (1, 2, 2, 3, 1)
-    with pytest.raises(ValueError, match=r"rotate=True needs square images, got \(2, 3\)"):
-        pools.sampler(pool, num_tasks=1, way=2, shot=1, query=1, rotate=True)
+    images = np.arange(24, dtype=np.uint8).reshape(4, 2, 3, 1)
+    pool = pools.from_arrays(images, [0, 0, 1, 1], ["a", "b"])
+    task = jax.jit(pools.sampler(pool, num_tasks=20, way=2, shot=1, query=1))(jax.random.key(0))
+    drawn = np.rint(np.asarray(task.support["inputs"]) * 255).astype(np.uint8)
+    assert drawn.shape == (20, 2, 2, 3, 1)
+    assert {image.tobytes() for image in drawn.reshape(-1, 6)} == {i.tobytes() for i in images}
 
 
 def test_the_images_are_an_argument_of_the_program_and_samplers_share_its_trace():
@@ -225,19 +141,24 @@ def test_the_images_are_an_argument_of_the_program_and_samplers_share_its_trace(
     assert not jax.make_jaxpr(lambda s, k: s(k))(sampler_of(255), key).consts
 
 
+def test_class_indices_are_those_of_the_pool():
+    pool = pool_of([3, 5, 4, 6])
+    sample = pools.sampler(pool, num_tasks=6, way=3, shot=1, query=2, classes=True)
+    for batch in jax.jit(sample)(jax.random.key(0)):
+        np.testing.assert_array_equal(batch["classes"], identities(batch)[..., 0])
+        assert batch["classes"].dtype == jnp.int32
+        assert batch["classes"].shape == batch["targets"].shape
+
+
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "error", "message"),
     [
-        ({"way": 4}, "way=4 is more than the 3 classes there are"),
-        ({"shot": 3, "query": 2}, r"shot \+ query = 3 \+ 2 .* 'class 1' has 4 images"),
-        ({"way": 0}, "way must be a positive integer, got 0"),
-        ({"shot": 0}, "shot must be a positive integer, got 0"),
-        ({"query": -1}, "query must be a positive integer, got -1"),
-        ({"num_tasks": 0}, "num_tasks must be a positive integer, got 0"),
-        ({"shot": 1.0}, r"shot must be a positive integer, got 1\.0"),
+        ({"way": 4}, ValueError, "way=4 is more than the 3 classes there are"),
+        ({"shot": 3, "query": 2}, ValueError, r"shot \+ query = 3 \+ 2 .* 'class 1' has 4 images"),
+        ({"shot": 1.0}, TypeError, r"shot must be an integer, 1 or more; got 1\.0"),
     ],
 )
-def test_sampler_refuses(changed, message):
+def test_sampler_refuses(changed, error, message):
     settings = {"num_tasks": 1, "way": 2, "shot": 1, "query": 1} | changed
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         pools.sampler(pool_of([5, 4, 6]), **settings)

@@ -1,4 +1,4 @@
-"""The sinusoid tasks are the paper's."""
+"""The sinusoid tasks are those of the paper."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def test_support_and_query_lie_on_one_curve_of_the_right_family():
     task = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64)[..., 0], task)
     amplitudes, phases = [], []
     for x, y, new_x, new_y in zip(*task.support.values(), *task.query.values(), strict=True):
-        # A sin(x - p) = a sin x - b cos x with a = A cos p and b = A sin p: fitted on the support.
+        # A sin(x - p) = a sin x - b cos x with a = A cos p and b = A sin p, fitted on the support.
         (a, b), *_ = np.linalg.lstsq(np.stack([np.sin(x), -np.cos(x)], 1), y, rcond=None)
         np.testing.assert_allclose(a * np.sin(new_x) - b * np.cos(new_x), new_y, atol=1e-4)
         amplitudes.append(np.hypot(a, b))
@@ -66,7 +66,9 @@ def test_equal_samplers_share_a_trace():
 
 
 @pytest.mark.parametrize("name", ["num_tasks", "shot", "query"])
-def test_refuses_counts_that_are_not_positive(name):
-    counts = {"num_tasks": 1, "shot": 1, "query": 1} | {name: 0}
-    with pytest.raises(ValueError, match=f"{name} must be a positive integer, got 0"):
-        sinusoid.sampler(**counts)
+def test_refuses_counts_that_are_not_positive_integers(name):
+    counts = {"num_tasks": 1, "shot": 1, "query": 1}
+    with pytest.raises(ValueError, match=f"{name} must be an integer, 1 or more; got 0"):
+        sinusoid.sampler(**(counts | {name: 0}))
+    with pytest.raises(TypeError, match=f"{name} must be an integer, 1 or more; got 2.5"):
+        sinusoid.sampler(**(counts | {name: 2.5}))  # pyright: ignore[reportArgumentType]

@@ -1,11 +1,11 @@
-"""Episodes of varying way and shot: padding that counts nowhere, and the rules of Meta-Dataset."""
+"""Episodes of varying way and shot: the rules of Meta-Dataset, and padding that has no weight."""
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pools import identities, pool_of  # pyright: ignore[reportMissingImports]
+from image_sets import identities, pool_of
 
 from jaxmaml.data import variable
 
@@ -15,7 +15,7 @@ def sampled(sizes, key=0, num_tasks=50, **options):
     return jax.tree.map(np.asarray, jax.jit(sample)(jax.random.key(key)))
 
 
-@settings(max_examples=3, deadline=None)  # each compiles a program of its own
+@settings(max_examples=3, deadline=None)  # each example compiles a program
 @given(data=st.data())
 def test_episodes_hold_their_rules(data):
     sizes = data.draw(st.lists(st.integers(2, 12), min_size=2, max_size=6))
@@ -78,16 +78,17 @@ def test_unequal_classes_give_larger_ones_more_shots():
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "error", "message"),
     [
-        ({"max_way": 4}, "at most the 3 classes"),
-        ({"min_way": 3, "max_way": 2}, "must be in order"),
-        ({"max_shot": 0}, "max_shot must be a positive integer"),
-        ({"max_support": 1}, "max_support=1 must be at least max_way=2"),
-        ({"sizes": [5, 1, 4]}, "'class 1' has one image"),
+        ({"max_way": 4}, ValueError, "at most the 3 classes"),
+        ({"min_way": 3, "max_way": 2}, ValueError, "min_way=3 must be at most max_way=2"),
+        ({"max_shot": 0}, ValueError, "max_shot must be an integer, 1 or more"),
+        ({"max_query": 1.5}, TypeError, "max_query must be an integer, 1 or more"),
+        ({"max_support": 1}, ValueError, "max_support=1 must be at least max_way=2"),
+        ({"sizes": [5, 1, 4]}, ValueError, "'class 1' has one image"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(changed, message):
+def test_settings_that_cannot_be_are_refused(changed, error, message):
     options = {"sizes": [5, 6, 4], "max_way": 2, "max_shot": 3} | changed
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         sampled(options.pop("sizes"), **options)

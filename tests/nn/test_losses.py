@@ -1,10 +1,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from cases import assert_adjoints_agree, draw
+from cases import classified as classified_task
 from flax import nnx
 
+import jaxmaml
 from jaxmaml import nn
+from jaxmaml.types import carries_state, with_state
 
 
 def linear(params, inputs):
@@ -55,11 +60,65 @@ def test_losses_are_means_and_weighted_means(loss, batch, params, values):
 
 
 @pytest.mark.parametrize(("loss", "batch", "params", "values"), CASES)
-def test_losses_carry_a_state(loss, batch, params, values):
+def test_the_loss_of_a_stateful_model_is_marked_and_carries_its_state(loss, batch, params, values):
     weights = np.array([2.0, 0.5, 1.0])
-    value, state = loss(stateful, has_state=True)(params, batch(weights=jnp.array(weights)), 6)
+    assert not carries_state(loss(nn.from_function(linear)))
+    loss_fn = loss(with_state(stateful))
+    assert carries_state(loss_fn)
+    value, state = loss_fn(params, batch(weights=jnp.array(weights)), 6)
     np.testing.assert_allclose(value, weights @ values / weights.sum(), rtol=1e-6)
     assert state == 7
+
+
+RIGHT = np.array([1.0, 0.0, 0.0])
+"""Whether the largest logit is the target's; of equal logits the first is taken."""
+
+
+def test_accuracy_is_a_mean_and_a_weighted_mean():
+    metric_fn = nn.accuracy(nn.from_function(linear))
+    np.testing.assert_allclose(metric_fn(jnp.eye(3), classified()), 1 / 3, rtol=1e-6)
+    for weights in (np.array([2.0, 0.5, 1.0]), np.array([1, 0, 3]), np.array([True, False, True])):
+        value = metric_fn(jnp.eye(3), classified(weights=jnp.array(weights)))
+        assert value.shape == ()
+        np.testing.assert_allclose(value, weights @ RIGHT / weights.sum(), rtol=1e-6)
+
+
+def test_accuracy_is_nan_if_a_logit_of_an_example_that_counts_is_not_finite():
+    metric_fn = nn.accuracy(nn.from_function(linear))
+    for junk in (jnp.nan, jnp.inf):
+        batch = classified()
+        batch["inputs"] = batch["inputs"].at[1, 0].set(junk)
+        assert jnp.isnan(metric_fn(jnp.eye(3), batch))
+        assert metric_fn(jnp.eye(3), batch | {"weights": jnp.array([1.0, 0.0, 0.0])}) == 1
+        assert metric_fn(jnp.eye(3), batch | {"weights": jnp.array([3.0, 0.0, 1.0])}) == 0.75
+        assert jnp.isnan(metric_fn(jnp.eye(3), batch | {"weights": jnp.array([1.0, 0.5, 0.0])}))
+    assert jnp.isnan(metric_fn(jnp.full((3, 3), jnp.nan), classified()))
+
+
+def test_accuracy_does_not_look_at_the_targets_of_padding():
+    batch = classified(targets=jnp.array([0, 99, 0]), weights=jnp.array([1.0, 0.0, 1.0]))
+    assert nn.accuracy(nn.from_function(linear))(jnp.eye(3), batch) == 1
+
+
+def test_accuracy_of_a_stateful_model_is_marked_and_carries_its_state():
+    metric_fn = nn.accuracy(with_state(stateful))
+    assert carries_state(metric_fn)
+    weights = jnp.array([3.0, 0.0, 1.0])
+    assert metric_fn(jnp.eye(3), classified(weights=weights), 6) == (0.75, 7)
+
+
+def test_accuracy_goes_into_evaluate():
+    apply_fn, params = nn.from_nnx(nn.MLP(4, 3, hidden=(), rngs=nnx.Rngs(0)))
+    learner = jaxmaml.maml(nn.cross_entropy(apply_fn), optax.sgd(2.0), 20)
+    meta_state = jaxmaml.init_state(learner, optax.adam(1e-3), params)
+    task = classified_task(4)
+    tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), task._replace(query=task.support))
+    scores = jaxmaml.evaluate(learner, nn.accuracy(apply_fn), meta_state, tasks)
+    assert scores.shape == (2, 21)
+    before = (apply_fn(params, task.support).argmax(-1) == task.support["targets"]).mean()
+    np.testing.assert_allclose(scores[:, 0], before, rtol=1e-6)
+    assert (scores[:, -1] == 1).all()
+    assert before < 1
 
 
 def test_targets_may_have_further_axes():
@@ -67,13 +126,16 @@ def test_targets_may_have_further_axes():
     batch["weights"] = jnp.array([1.0, 3.0])
     loss = nn.cross_entropy(nn.from_function(linear))(jnp.zeros((3, 5)), batch)
     np.testing.assert_allclose(loss, np.log(5), rtol=1e-6)
+    batch["targets"] = jnp.array([[0, 1, 0, 0], [1, 1, 0, 1]])  # 3/4 and 1/4 of the equal logits
+    share = nn.accuracy(nn.from_function(linear))(jnp.zeros((3, 5)), batch)
+    np.testing.assert_allclose(share, (1 * 3 / 4 + 3 * 1 / 4) / 4, rtol=1e-6)
 
 
 @pytest.mark.parametrize("norm", [None, "transductive", "layer"])
 @pytest.mark.parametrize("classify", [False, True])
 def test_a_padded_batch_has_the_loss_and_gradient_of_the_unpadded_one(x64, classify, norm):
     module = nn.MLP(4, 3, norm=norm, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
-    apply_fn, params, _ = nn.from_nnx(module)
+    apply_fn, params = nn.from_nnx(module)
     generator = np.random.default_rng(0)
     batch = {"inputs": jnp.array(generator.normal(size=(5, 4)))}
     if classify:
@@ -104,7 +166,7 @@ def test_a_padded_image_batch_has_the_loss_and_gradient_of_the_unpadded_one(x64)
         param_dtype=jnp.float64,
         rngs=nnx.Rngs(0),
     )
-    apply_fn, params, _ = nn.from_nnx(module)
+    apply_fn, params = nn.from_nnx(module)
     images = jnp.array(np.random.default_rng(0).normal(size=(6, 16, 16, 1)))
     batch = {"inputs": images, "targets": jnp.array([0, 1, 2, 0, 1, 2])}
     padded = {
@@ -156,6 +218,11 @@ def test_losses_keep_dtype_and_ranks(x64, loss, batch, params, _values):
         (nn.cross_entropy, {"inputs": jnp.ones((3, 3))}, ValueError, "'targets'"),
         (nn.cross_entropy, (jnp.ones((3, 3)), jnp.zeros(3)), TypeError, "batch"),
         (nn.cross_entropy, {"targets": jnp.zeros(3, int)}, ValueError, "'inputs'"),
+        (nn.accuracy, classified(targets=jnp.zeros(3)), TypeError, "targets must be integer"),
+        (nn.accuracy, classified(targets=jnp.zeros((3, 1), int)), ValueError, "targets"),
+        (nn.accuracy, classified(weights=jnp.ones(2)), ValueError, "weights"),
+        (nn.accuracy, {"inputs": jnp.ones((3, 3))}, ValueError, "'targets'"),
+        (nn.accuracy, (jnp.ones((3, 3)), jnp.zeros(3)), TypeError, "batch"),
     ],
 )
 def test_losses_name_what_is_wrong(loss, batch, error, named):
@@ -178,3 +245,18 @@ def test_integer_outputs_are_refused(loss):
     batch = {"inputs": jnp.ones((3, 1), int), "targets": jnp.ones((3, 1))}
     with pytest.raises(TypeError, match=r"(predictions|logits) must be floating-point"):
         loss(nn.from_function(linear))(jnp.ones((1, 1), int), batch)
+
+
+@pytest.mark.parametrize("columns", [(), (1,)])
+def test_binary_classification(x64, columns):
+    inputs, targets = draw(0, 6, 4), jnp.array([0, 1, 1, 0, 1, 0])
+    weights = jnp.array([1.0, 2.0, 0.0, 1.0, 1.0, 0.5])
+    loss_fn = nn.binary_cross_entropy(nn.from_function(lambda params, x: x @ params))
+    batch = {"inputs": inputs, "targets": targets, "weights": weights}
+    params = draw(1, 4, *columns)
+    probability = 1 / (1 + np.exp(-inputs @ params.reshape(4)))
+    expected = (weights * (probability - targets)) @ inputs / weights.sum()
+    grad = jax.grad(loss_fn)(params, batch)
+    np.testing.assert_allclose(grad.reshape(4), expected, rtol=1e-10)
+    task = classified_task(4, way=2)
+    assert_adjoints_agree(loss_fn, params, task)

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import assert_adjoints_agree, assert_trees_close, classified, draw, jitter
+from cases import assert_adjoints_agree, assert_trees_close, classified, draw, jitter, stacked
 from flax import nnx
 
 import jaxmaml
 from jaxmaml import nn
-from jaxmaml.nn.norm import NORM_EPS, POLICIES, BatchStatisticsNorm, make_norm
+from jaxmaml.nn.norm import NORM_EPS, POLICIES, BatchStatisticsNorm, cancels_bias, make_norm
 
 STORED = ("inductive", "running", "per_step")
 BY_BATCH = ("transductive", *STORED)
@@ -26,7 +26,7 @@ def build(policy, num_channels, **options) -> Any:
 
 
 def moments(inputs, weights=None):
-    """Of each channel over examples and space."""
+    """Returns mean and variance of each channel over examples and space."""
     values = np.asarray(inputs).reshape(len(inputs), -1, inputs.shape[-1])
     weights = np.ones(len(values)) if weights is None else weights
     shares = weights[:, None, None] / weights.sum() / values.shape[1]
@@ -34,7 +34,7 @@ def moments(inputs, weights=None):
     return mean, (shares * (values - mean) ** 2).sum((0, 1))
 
 
-def standardise(inputs, mean, variance):
+def standardize(inputs, mean, variance):
     return (inputs - mean) / np.sqrt(variance + NORM_EPS)
 
 
@@ -44,14 +44,14 @@ def by_groups(num_groups):
         for example in outputs:
             for channels in np.split(np.arange(inputs.shape[-1]), num_groups):
                 part = example[..., channels]
-                example[..., channels] = standardise(part, part.mean(), part.var())
+                example[..., channels] = standardize(part, part.mean(), part.var())
         return outputs
 
     return reference
 
 
 REFERENCES = {
-    **dict.fromkeys(BY_BATCH, lambda x, weights: standardise(x, *moments(x, weights))),
+    **dict.fromkeys(BY_BATCH, lambda x, weights: standardize(x, *moments(x, weights))),
     "layer": by_groups(1),
     "group": by_groups(6),  # of 12 channels: as many as divide them, 8 at most
     "none": lambda x, weights: x,
@@ -90,27 +90,27 @@ def test_policies_in_evaluation_mode(x64, policy):
     if expected is None:
         np.testing.assert_allclose(norm(inputs), REFERENCES[policy](inputs, None), rtol=1e-9)
     else:
-        np.testing.assert_allclose(norm(inputs), standardise(inputs, *expected), rtol=1e-9)
+        np.testing.assert_allclose(norm(inputs), standardize(inputs, *expected), rtol=1e-9)
 
 
 @pytest.mark.parametrize("per_step_weights", [True, False])
-def test_per_step_takes_a_row_each_call_and_the_last_for_ever(x64, per_step_weights):
+def test_per_step_uses_one_row_per_call_and_then_the_last_one(x64, per_step_weights):
     norm = build(
         "per_step", 2, num_steps=2, per_step_weights=per_step_weights, param_dtype=jnp.float64
     )
     offsets = np.array([0.0, 10.0, 20.0]) if per_step_weights else np.zeros(1)
     norm.offset[...] = jnp.repeat(offsets, 2).reshape(norm.offset.shape)
     batches = [3 * i + draw(i, 4, 2) for i in range(4)]
-    centres = [norm(batch).mean() for batch in batches]
+    centers = [norm(batch).mean() for batch in batches]
     assert norm.step[...] == 4
     expected = [0, 10, 20, 20] if per_step_weights else np.zeros(4)
-    np.testing.assert_allclose(centres, expected, atol=1e-5)
+    np.testing.assert_allclose(centers, expected, atol=1e-5)
     means = [0.1 * batch.mean(0) for batch in batches]
     np.testing.assert_allclose(norm.mean[...], [*means[:2], 0.9 * means[2] + means[3]], rtol=1e-6)
     norm.eval()
     norm.step[...] = jnp.int32(1)
     row = norm.mean[...][1], norm.var[...][1]
-    expected = standardise(batches[0], *row) + (10 if per_step_weights else 0)
+    expected = standardize(batches[0], *row) + (10 if per_step_weights else 0)
     np.testing.assert_allclose(norm(batches[0]), expected, rtol=1e-5)
     assert norm.step[...] == 2
 
@@ -119,36 +119,30 @@ def test_per_step_takes_a_row_each_call_and_the_last_for_ever(x64, per_step_weig
 def test_only_transductive_lets_a_query_example_depend_on_others(policy):
     module = nn.MLP(4, 3, hidden=(12,), norm=policy, rngs=nnx.Rngs(0), **options(policy))
     module(draw(0, 6, 4))
-    module.eval()
-    apply_fn, params, state = nn.from_nnx(module)
-    apply = jax.jit(
-        lambda inputs: apply_fn(params, {"inputs": inputs}, *([state] if state else []))
-    )
+    model = nn.from_nnx_with_state(module)
+    apply = jax.jit(lambda inputs: model.test_fn(model.params, {"inputs": inputs}, model.state)[0])
     query = draw(1, 5, 4)
-    outputs, others = (
-        out[0] if state else out for out in map(apply, (query, query.at[1:].add(draw(2, 4, 4))))
-    )
+    outputs, others = map(apply, (query, query.at[1:].add(draw(2, 4, 4))))
     assert np.allclose(outputs[0], others[0], rtol=1e-6) == (policy != "transductive")
     assert not np.allclose(outputs[1:], others[1:], rtol=1e-3)
 
 
 def stateful_losses(policy):
-    """(loss in training mode, loss in evaluation mode, parameters, state) of one small network."""
+    """Returns (loss in training mode, loss in evaluation mode, parameters, state) of a network."""
     module = nn.MLP(
         4, 3, hidden=(6,), norm=policy, param_dtype=jnp.float64, rngs=nnx.Rngs(0),
         **options(policy),
     )  # fmt: skip
-    train_fn, params, state = nn.from_nnx(module)
-    module.eval()
-    losses = (nn.cross_entropy(fn, has_state=True) for fn in (train_fn, nn.from_nnx(module)[0]))
-    return *losses, jitter(params), state
+    model = nn.from_nnx_with_state(module)
+    losses = map(nn.cross_entropy, (model.train_fn, model.test_fn))
+    return *losses, jitter(model.params), model.state
 
 
 @pytest.mark.parametrize(
     ("policy", "refresh"), [*((policy, False) for policy in STORED), ("inductive", True)]
 )
 def test_meta_gradient_through_state_is_that_of_a_loop_by_hand(x64, policy, refresh):
-    loss_fn, outer_loss_fn, params, state = stateful_losses(policy)
+    loss_fn, query_loss_fn, params, state = stateful_losses(policy)
     task = classified(4)
 
     @jax.jit
@@ -160,14 +154,13 @@ def test_meta_gradient_through_state_is_that_of_a_loop_by_hand(x64, policy, refr
             params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
         if refresh:
             _, state = loss_fn(params, task.support, state)
-        return outer_loss_fn(params, task.query, state)[0]
+        return query_loss_fn(params, task.query, state)[0]
 
     grads, info = assert_adjoints_agree(
         loss_fn,
         params,
         task,
-        outer_loss_fn=outer_loss_fn,
-        has_state=True,
+        query_loss_fn=query_loss_fn,
         state=state,
         refresh_state=refresh,
     )
@@ -177,9 +170,9 @@ def test_meta_gradient_through_state_is_that_of_a_loop_by_hand(x64, policy, refr
 
 @pytest.mark.parametrize("policy", STORED)
 def test_state_goes_through_an_outer_step(x64, policy):
-    loss_fn, outer_loss_fn, params, state = stateful_losses(policy)
-    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2, outer_loss_fn=outer_loss_fn, has_state=True)
-    tasks = jax.tree.map(lambda *leaves: jnp.stack(leaves), classified(4), classified(4, seed=3))
+    loss_fn, query_loss_fn, params, state = stateful_losses(policy)
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2, query_loss_fn=query_loss_fn)
+    tasks = stacked(classified(4), classified(4, seed=3))
     meta_state = jaxmaml.init_state(learner, optax.adam(1e-2), params, state)
     step = jax.jit(
         lambda meta_state: jaxmaml.meta_step(learner, optax.adam(1e-2), meta_state, tasks)
@@ -197,11 +190,12 @@ def test_state_goes_through_an_outer_step(x64, policy):
 def test_state_keeps_its_type_whatever_the_inputs_are(x64, policy, dtypes):
     param_dtype, input_dtype = dtypes.split()
     module = nn.MLP(4, 3, norm=policy, param_dtype=param_dtype, rngs=nnx.Rngs(0), **options(policy))
-    apply_fn, params, state = nn.from_nnx(module)
+    model = nn.from_nnx_with_state(module)
+    params, state = model.params, model.state
     stored = jnp.promote_types(param_dtype, jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} <= {stored, jnp.dtype(jnp.int32)}
     batch = {"inputs": jnp.ones((6, 4), input_dtype)}
-    _, new_state = jax.eval_shape(apply_fn, params, batch, state)
+    _, new_state = jax.eval_shape(model.train_fn, params, batch, state)
     assert jax.tree.map(lambda leaf: leaf.dtype, new_state) == jax.tree.map(
         lambda leaf: leaf.dtype, state
     )
@@ -242,7 +236,7 @@ def test_groups_divide_the_channels(num_channels, num_groups):
         (lambda: make_norm(True, 4), "norm must be one of .* got True"),  # type: ignore[arg-type]
         (lambda: make_norm("layer", 0), "num_channels"),
         (lambda: make_norm("per_step", 4), "needs num_steps.* got None"),
-        (lambda: make_norm("per_step", 4, num_steps=-1), "needs num_steps.* got -1"),
+        (lambda: make_norm("per_step", 4, num_steps=-1), "num_steps must be .* 0 or more; got -1"),
         (lambda: make_norm("running", 4, num_steps=1), "num_steps is for norm='per_step' only"),
         (lambda: make_norm("running", 4, momentum=1.0), "momentum"),
         (lambda: make_norm("group", 4)(jnp.ones((3, 4))), "a group of one number"),
@@ -253,3 +247,17 @@ def test_groups_divide_the_channels(num_channels, num_groups):
 def test_norms_name_what_is_wrong(build, named):
     with pytest.raises(ValueError, match=named):
         build()
+
+
+@pytest.mark.parametrize("count", ["num_channels", "num_steps"])
+def test_counts_are_integers(count):
+    counts: dict[str, Any] = {"num_channels": 4, "num_steps": 2} | {count: 2.0}
+    with pytest.raises(TypeError, match=f"{count} must be an integer"):
+        make_norm("per_step", **counts)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_says_whether_it_cancels_a_bias(policy):
+    norm, values = build(policy, 12, **options(policy)), draw(0, 6, 2, 12)
+    same = np.allclose(norm(values + jnp.arange(12.0)), norm(values), atol=1e-5)
+    assert cancels_bias(policy) == same

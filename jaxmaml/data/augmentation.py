@@ -1,4 +1,4 @@
-"""What is done to the pixels of a task inside jit, on the device, whatever the source."""
+"""Random changes and scaling of a task's pixels, inside `jit` and for every source of images."""
 
 import dataclasses
 import math
@@ -9,25 +9,27 @@ import jax.numpy as jnp
 from jaxmaml.types import Array
 
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
-"""Of CIFAR-100's training images, in 0..1."""
+"""Mean and standard deviation per channel of the training images of CIFAR-100, in 0..1."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's training images, in 0..1."""
+"""Mean and standard deviation per channel of the training images of ImageNet, in 0..1."""
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random changes of each image, and the scaling that always follows them.
+    """Settings: random changes of each image, and the scaling that always follows them.
 
     Attributes:
-        crop: pixels by which the image is moved at most, each way; what comes in is black.
-        flip: mirror left and right, half of the images.
-        jitter: brightness, contrast and saturation are each multiplied by a factor uniform in
-            [1 - jitter, 1 + jitter].
-        mean, std: per channel, in 0..1; the result is (pixel / 255 - mean) / std.
+        crop: the largest number of pixels that an image moves by in each direction. The border
+            that becomes visible is black.
+        flip: whether each image is mirrored left to right with probability one half.
+        jitter: brightness, contrast and saturation are each multiplied by a factor that is uniform
+            in [1 - jitter, 1 + jitter].
+        mean, std: per channel, in 0..1. The result is (pixel / 255 - mean) / std.
 
-    >>> Augment(crop=4, flip=True).crop
-    4
+    Example:
+        >>> Augment(crop=4, flip=True).crop
+        4
     """
 
     crop: int = 0
@@ -38,42 +40,65 @@ class Augment:
 
 
 NONE = Augment()
-"""Pixels in 0..1, as they are."""
+"""No change: pixels in 0..1."""
 
 
 def apply(settings: Augment, images: Array, key: Array) -> Array:
-    """uint8 `[..., H, W, C]` as float32, each image changed on its own.
+    """Returns the images as float32, each changed independently and then scaled.
 
     Args:
-        settings: what to do.
+        settings: the changes and the scaling.
         images: uint8 `[..., H, W, C]`.
-        key: of the task; not used where nothing is random.
+        key: the PRNG key of the task. It is not used if nothing is random.
+
+    Returns:
+        float32 `[..., H, W, C]`.
+
+    Example:
+        >>> images = jnp.full((2, 8, 8, 3), 255, jnp.uint8)
+        >>> settings = Augment(mean=(0.5,), std=(0.5,))
+        >>> float(apply(settings, images, jax.random.key(0)).max())
+        1.0
     """
     flat = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) / 255
     if settings.crop or settings.flip or settings.jitter:
-        # Another stream of numbers than the plan's, which splits the same key.
+        # The plan of the episode splits the same key: fold_in starts another stream of numbers.
         keys = jax.random.split(jax.random.fold_in(key, 1), len(flat))
         flat = jax.vmap(lambda image, key: _change(settings, image, key))(flat, keys)
     if settings.mean != (0.0,) or settings.std != (1.0,):
-        flat = (flat - _row(settings.mean)) / _row(settings.std)
+        flat = (flat - _per_channel(settings.mean)) / _per_channel(settings.std)
     return flat.reshape(images.shape)
 
 
 def check(settings: Augment, image_shape: tuple[int, ...]) -> None:
-    """Raises ValueError for settings that do not suit images of this shape."""
+    """Checks that the settings suit images of a shape.
+
+    Args:
+        settings: the changes and the scaling.
+        image_shape: (height, width, channels).
+
+    Raises:
+        ValueError: a setting is out of range, or has the wrong number of channels.
+
+    Example:
+        >>> check(Augment(crop=8), (8, 8, 3))
+        Traceback (most recent call last):
+        ValueError: crop must be from 0 to 7, less than the image's shorter side; got 8
+    """
     height, width, channels = image_shape
-    if not 0 <= settings.crop < min(height, width):
+    shorter = min(height, width)
+    if not 0 <= settings.crop < shorter:
         raise ValueError(
-            f"crop must be from 0 to below the image's smaller side {min(height, width)}, "
+            f"crop must be from 0 to {shorter - 1}, less than the image's shorter side; "
             f"got {settings.crop}"
         )
     if not 0 <= settings.jitter <= 1:
-        raise ValueError(f"jitter must be from 0 to 1, got {settings.jitter}")
+        raise ValueError(f"jitter must be from 0 to 1; got {settings.jitter}")
     for name, values in (("mean", settings.mean), ("std", settings.std)):
         if len(values) not in (1, channels) or not all(map(math.isfinite, values)):
-            raise ValueError(f"{name} must be 1 or {channels} numbers, got {values}")
+            raise ValueError(f"{name} must be 1 or {channels} finite numbers; got {values}")
     if min(settings.std) <= 0:
-        raise ValueError(f"std must be positive, got {settings.std}")
+        raise ValueError(f"std must be positive; got {settings.std}")
 
 
 def _change(settings: Augment, image: Array, key: Array) -> Array:
@@ -104,5 +129,5 @@ def _blend(image: Array, other: Array, weight: Array) -> Array:
     return jnp.clip(other + weight * (image - other), 0, 1)
 
 
-def _row(values: tuple[float, ...]) -> Array:
+def _per_channel(values: tuple[float, ...]) -> Array:
     return jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)

@@ -1,4 +1,4 @@
-"""Data sets as pools: the class lists, Omniglot as the papers use it, and bad directories."""
+"""Data sets by name: Omniglot as the papers use it, data of the user, and what is refused."""
 
 import time
 from typing import Any
@@ -7,47 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmaml.data import classes, pools, sources
-
-PARTS = {
-    "cifar_fs": (64, 16, 20),
-    "cub": (100, 50, 50),
-    "fc100": (60, 20, 20),
-    "glyphs": (229, 83, 247),
-    "mini_imagenet": (64, 16, 20),
-    "omniglot_finn": (1100, 100, 423),
-    "omniglot_vinyals": (1028, 172, 423),
-}
+from jaxmaml.data import class_splits, datasets, pools
 
 
 @pytest.fixture(scope="module")
 def finn(test_data):
-    return sources.load("omniglot", test_data)
-
-
-@pytest.mark.parametrize("name", PARTS)
-def test_class_lists_are_complete_and_disjoint(name):
-    listed = classes.class_list(name)
-    assert tuple(len(classes) for classes in listed.values()) == PARTS[name]
-    everything = [c for classes in listed.values() for c in classes]
-    assert len(set(everything)) == len(everything)
-
-
-def test_the_finn_list_is_the_draw_that_it_states():
-    listed = classes.class_list("omniglot_finn")
-    names = sorted(name for part in listed.values() for name in part)
-    order = np.random.RandomState(1).permutation(names).tolist()
-    assert len(names) == 1623
-    assert listed["train"] == sorted(order[:1100])
-    assert listed["val"] == sorted(order[1100:1200])
-    assert listed["test"] == sorted(order[1200:])
-
-
-def test_both_omniglot_lists_name_the_same_characters():
-    finn, vinyals = (classes.omniglot(split) for split in ("finn", "vinyals"))
-    assert {n for part in finn.values() for n in part} == {
-        n for part in vinyals.values() for n in part
-    }
+    return datasets.load("omniglot", test_data)
 
 
 def test_omniglot_finn(finn):
@@ -57,7 +22,7 @@ def test_omniglot_finn(finn):
         "test": 423,
     }
     for split, pool in finn.items():
-        assert list(pool.names) == classes.class_list("omniglot_finn")[split]
+        assert list(pool.names) == class_splits.published("omniglot_finn")[split]
         assert pool.images.shape == (20 * len(pool.names), 28, 28, 1)
         assert (pool.sizes == 20).all()
 
@@ -99,7 +64,7 @@ def test_sampled_omniglot_classes_stay_in_their_split(finn):
 
 
 def test_omniglot_vinyals_and_image_size(test_data):
-    read = sources.load("omniglot", test_data, "vinyals", image_size=14)
+    read = datasets.load("omniglot", test_data, "vinyals", image_size=14)
     assert {split: pool.images.shape for split, pool in read.items()} == {
         "train": (20560, 14, 14, 1),
         "val": (3440, 14, 14, 1),
@@ -108,22 +73,24 @@ def test_omniglot_vinyals_and_image_size(test_data):
     assert "Angelic_0" in {name for pool in read.values() for name in pool.names}
 
 
-def test_unknown_splits_and_data_sets(tmp_path):
-    with pytest.raises(ValueError, match="split='random' is unknown; choose one of finn, vinyals"):
-        sources.load("omniglot", tmp_path, "random")
-    with pytest.raises(ValueError, match="split='finn' is unknown; choose one of script"):
-        sources.load("glyphs", tmp_path, "finn")
+def test_unknown_class_splits_and_data_sets_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="class_split='random' is unknown; choose one of finn, vinyals"
+    ):
+        datasets.load("omniglot", tmp_path, "random")
+    with pytest.raises(ValueError, match="class_split='finn' is unknown; choose one of script"):
+        datasets.load("glyphs", tmp_path, "finn")
     with pytest.raises(ValueError, match="dataset='mnist' is unknown; choose one of glyphs, omni"):
-        sources.load("mnist", tmp_path)
-    with pytest.raises(ValueError, match="image_size must be a positive integer, got 0"):
-        sources.load("omniglot", tmp_path, image_size=0)
+        datasets.load("mnist", tmp_path)
+    with pytest.raises(ValueError, match="image_size must be an integer, 1 or more; got 0"):
+        datasets.load("omniglot", tmp_path, image_size=0)
 
 
 def test_a_directory_without_omniglot_is_refused_at_once(tmp_path):
     command = f"jaxmaml data prepare omniglot --data-dir {tmp_path}"
     start = time.perf_counter()
     with pytest.raises(ValueError, match="must hold omniglot") as error:
-        sources.load("omniglot", tmp_path)
+        datasets.load("omniglot", tmp_path)
     assert time.perf_counter() - start < 5
     assert command in str(error.value)
 
@@ -133,27 +100,83 @@ def test_omniglot_in_another_format_is_refused(tmp_path):
     directory.mkdir(parents=True)
     (directory / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
     with pytest.raises(ValueError, match="only in another format than ArrayRecord"):
-        sources.load("omniglot", tmp_path)
+        datasets.load("omniglot", tmp_path)
 
 
 def test_omniglot_without_a_directory_looks_where_tfds_does(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(ValueError, match=f"data_dir='{tmp_path}' must hold omniglot"):
-        sources.load("omniglot")
+        datasets.load("omniglot")
 
 
 def test_glyphs_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="glyphs cannot be written there"):
-        sources.load("glyphs", tmp_path / "file")
+        datasets.load("glyphs", tmp_path / "file")
 
 
-def test_load_and_the_users_cache_directory(tmp_path, monkeypatch):
+def test_glyphs_are_prepared_once_in_the_users_cache_directory(tmp_path, monkeypatch):
     import platformdirs
 
+    from jaxmaml.data.builders import glyphs
+
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / name)
-    assert set(sources.load("glyphs")) == {"train", "val", "test"}
+    monkeypatch.setattr(glyphs, "NUM_DRAWINGS", 1)  # which takes a moment
+    assert set(datasets.load("glyphs")) == {"train", "val", "test"}
     prepared = tmp_path / "jaxmaml" / "tfds" / "glyphs" / "1.0.0" / "dataset_info.json"
     written = prepared.stat().st_mtime_ns
-    sources.load("glyphs", split="script")
+    datasets.load("glyphs", class_split="script")
     assert prepared.stat().st_mtime_ns == written
+
+
+def test_any_data_set_of_tfds_with_a_split_file(copied, tmp_path):
+    path = tmp_path / "split.json"
+    names = datasets.class_names("mini_imagenet", copied)
+    class_split = class_splits.draw(names, (0.5, 0.25, 0.25), 3)
+    class_splits.write(path, class_split, seed=3)
+    opened = datasets.images("tfds:mini_imagenet", copied, str(path), 6, cache=False)
+    assert {split: list(found.names) for split, found in opened.items()} == class_split
+    assert opened["train"].shape == (6, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"train": ["n01532829"], "val": ["nobody"], "test": ["n01558993"]}', "'nobody'; it has"),
+        (
+            '{"train": ["n01532829"], "val": ["n01532829"], "test": ["n01558993"]}',
+            "'n01532829' is in split 'train' and in split 'val'",
+        ),
+    ],
+)
+def test_a_split_file_that_does_not_suit_the_data_set_is_refused(
+    content, message, copied, tmp_path
+):
+    path = tmp_path / "split.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        datasets.images("tfds:mini_imagenet", copied, str(path), cache=False)
+
+
+def test_data_of_the_user_needs_a_split_file(copied, tmp_path):
+    with pytest.raises(ValueError, match="needs a split file"):
+        datasets.images("tfds:mini_imagenet", copied)
+    with pytest.raises(ValueError, match="does not exist"):
+        datasets.images(f"folder:{tmp_path / 'nowhere'}", class_split="x")
+
+
+def test_the_scaling_is_that_of_the_data_set():
+    assert datasets.scaling("cub") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert datasets.scaling("omniglot") == ((0.0,), (1.0,))
+    assert datasets.scaling("folder:x") == datasets.scaling("tfds:x") == ((0.5,), (0.5,))
+    with pytest.raises(ValueError, match="dataset='mnist' is unknown"):
+        datasets.scaling("mnist")
+
+
+def test_the_data_directory_defaults_to_that_of_tfds(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert datasets.data_directory(None) == tmp_path
+    assert datasets.data_directory("elsewhere").name == "elsewhere"
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert datasets.data_directory(None) == tmp_path / "home" / "tensorflow_datasets"

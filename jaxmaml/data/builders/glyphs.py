@@ -1,14 +1,14 @@
 """`glyphs`: a TFDS data set of printed characters that needs no download.
 
-It is synthetic: each image is a character of one of the fonts that matplotlib ships, bent by a
-random affine map. It stands in for Omniglot where there is no network; numbers on it compare with
-nothing published. Importing this module registers the builder with TFDS:
+It is synthetic: each image is a character in one of the fonts that matplotlib ships, changed by a
+random affine map. It replaces Omniglot where there is no network. Accuracies on it cannot be compared
+with published ones. Importing this module registers the builder with TFDS:
 
-    import jaxmaml.data.glyphs
+    import jaxmaml.data.builders.glyphs
     builder = tfds.builder("glyphs", data_dir=..., file_format="array_record")
 
-The classes are listed in `splits/glyphs.json`, which `select` drew once, so that another version of
-a font or of Pillow cannot move a character to another split.
+The class split is in `splits/glyphs.json`, which `select` drew once, so that another version of a
+font or of Pillow cannot move a character to another split.
 """
 
 import functools
@@ -16,6 +16,7 @@ import math
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,7 @@ import tensorflow_datasets as tfds
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxmaml.data.classes import class_list
+from jaxmaml.data import class_splits
 
 FACES = tuple(
     [f"DejaVu{family}" for family in ("Sans", "Sans-Bold", "Sans-Oblique", "Sans-BoldOblique")]
@@ -40,17 +41,17 @@ SCRIPTS = {
     "GEORGIAN": "test",
     "LAO": "test",
 }
-"""Which split a script belongs to, by the first word of a character's Unicode name."""
+"""The split of each script, which is the first word of a character's Unicode name."""
 
 NUM_DRAWINGS = 20
 SIZE = 28
 SEED = 0
-ROTATION = 20.0  # degrees either way
-SCALE = (0.75, 1.1)  # of each side by itself
-SHEAR = 0.3  # either way
-SHIFT = 0.08  # of the image's side, either way
+ROTATION = 20.0  # at most, in degrees, in both directions
+SCALE = (0.75, 1.1)  # the range of the factor of each side
+SHEAR = 0.3  # at most, in both directions
+SHIFT = 0.08  # at most, as a fraction of the image's side, in both directions
 
-_INK = 21.0  # pixels: the longer side of an undistorted character
+_INK = 21.0  # the longer side of an undistorted character, in pixels
 _FONT_SIZE = 96
 _OVERSAMPLING = 4
 _MIN_FACES = 8
@@ -58,13 +59,22 @@ _MIN_DISTANCE = 0.15
 
 
 class Glyphs(tfds.core.GeneratorBasedBuilder):
-    """Letters and digits in 28x28, 20 drawings a class, split by script."""
+    """Letters and digits in 28x28, with 20 drawings per class, split by script.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     builder = Glyphs(data_dir=directory, file_format="array_record")
+        ...     builder.info.features["label"].num_classes
+        559
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 (TFDS reads a plain dict)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        names = [name for listed in class_list("glyphs").values() for name in listed]
+        class_split = class_splits.published("glyphs")
+        names = [name for names in class_split.values() for name in names]
         return tfds.core.DatasetInfo(
             builder=self,
             description="Synthetic: characters of matplotlib's fonts under random affine maps.",
@@ -79,16 +89,16 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded
-        listed = class_list("glyphs")
+        class_split = class_splits.published("glyphs")
         return {
-            "train": self._generate_examples(listed["train"]),
-            "validation": self._generate_examples(listed["val"]),
-            "test": self._generate_examples(listed["test"]),
+            "train": self._generate_examples(class_split["train"]),
+            "validation": self._generate_examples(class_split["val"]),
+            "test": self._generate_examples(class_split["test"]),
         }
 
-    def _generate_examples(self, names):
+    def _generate_examples(self, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         for name in names:
             for i, (image, face) in enumerate(drawings(unicodedata.lookup(name))):
                 # Encoding a PIL image needs no TensorFlow; encoding an array would.
@@ -96,12 +106,23 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
 
 
 def drawings(character: str) -> Iterator[tuple[Image.Image, str]]:
-    """The 20 drawings of a character, with the face of each: ink 255 on 0, 28x28, mode "L".
+    """Draws a character 20 times: 28x28, mode "L", ink 255 on 0.
 
-    They cycle over the faces that have the character. The random numbers depend on the character
-    alone, so that a class looks the same whatever other classes there are.
+    The drawings cycle over the faces that have the character. The random numbers depend on the
+    character only, so that a class looks the same whatever other classes there are.
+
+    Args:
+        character: one character.
+
+    Yields:
+        (image, face), where `face` is one of `FACES`.
+
+    Example:
+        >>> image, face = next(drawings("A"))
+        >>> image.size, face
+        ((28, 28), 'DejaVuSans')
     """
-    # RandomState's stream is frozen by NumPy's policy; default_rng's may change.
+    # NumPy guarantees the random numbers of RandomState; those of default_rng may change.
     rng = np.random.RandomState([SEED, ord(character)])
     faces = [face for face in FACES if ord(character) in _charmap(face)]
     for i in range(NUM_DRAWINGS):
@@ -110,14 +131,22 @@ def drawings(character: str) -> Iterator[tuple[Image.Image, str]]:
         yield _place(ink, _warp(rng), SHIFT * SIZE * rng.uniform(-1, 1, 2)), face
 
 
-def select() -> dict[str, list[str]]:
-    """Draws the class list: what `splits/glyphs.json` holds.
+def select() -> class_splits.ClassSplit:
+    """Returns the class split that `splits/glyphs.json` holds, computed from the fonts.
 
-    Candidates are the letters and decimal digits that at least 8 faces have and that are no
-    accented variants (by decomposition, or "WITH" in the Unicode name). In order of split and code
-    point, each is kept unless it looks like one kept before: the mean over the faces they share of
-    the relative squared distance between their clean drawings, fitted to one size, is below 0.15.
-    So Greek Alpha and Cyrillic A go, as Latin A has the shape, and so does c beside C.
+    Candidates are the letters and decimal digits that at least 8 faces have, without accented
+    variants (by decomposition, or "WITH" in the Unicode name). In order of split and code point, a
+    candidate is kept unless it looks like one that was kept before: their distance is less than
+    0.15. The distance is the relative squared distance between their undistorted drawings in one
+    size, averaged over the faces that have both. So Greek Alpha and Cyrillic A are dropped, because
+    they look like Latin A, and so is c, because it looks like C.
+
+    Returns:
+        The Unicode names of "train", "val" and "test".
+
+    Example:
+        >>> sorted(select())
+        ['test', 'train', 'val']
     """
     splits = list(dict.fromkeys(SCRIPTS.values()))
     candidates = sorted(_candidates(), key=lambda c: (splits.index(_split(c)), c))
@@ -127,7 +156,7 @@ def select() -> dict[str, list[str]]:
         if distances[i, kept].min(initial=np.inf) >= _MIN_DISTANCE:
             kept.append(i)
     chosen = [candidates[i] for i in kept]
-    return {s: [unicodedata.name(c) for c in chosen if _split(c) == s] for s in splits}
+    return {split: [unicodedata.name(c) for c in chosen if _split(c) == split] for split in splits}
 
 
 def _split(character: str) -> str:
@@ -149,7 +178,7 @@ def _candidates() -> list[str]:
 
 
 def _clean(character: str) -> np.ndarray:
-    """The undistorted drawing in every face, `[num_faces, SIZE * SIZE]`; zeros where absent."""
+    """Returns the undistorted drawings, `[num_faces, SIZE * SIZE]`; 0 for a face without it."""
     images = np.zeros((len(FACES), SIZE * SIZE), np.float32)
     for row, face in zip(images, FACES, strict=True):
         if ord(character) in _charmap(face):
@@ -159,7 +188,10 @@ def _clean(character: str) -> np.ndarray:
 
 
 def _distances(clean: np.ndarray) -> np.ndarray:
-    """Mean over shared faces of |x - y|^2 / ((|x|^2 + |y|^2) / 2), `[n, n]`; infinite with none."""
+    """Returns |x - y|^2 / ((|x|^2 + |y|^2) / 2), averaged over the faces that have both, `[n, n]`.
+
+    The distance of characters that share no face is infinite.
+    """
     by_face = clean.swapaxes(0, 1)
     products = by_face @ by_face.swapaxes(1, 2)
     energy = np.diagonal(products, axis1=1, axis2=2)
@@ -181,19 +213,19 @@ def _charmap(face: str) -> frozenset[int]:
 
 @functools.cache
 def _font(face: str) -> ImageFont.FreeTypeFont:
-    # Basic layout: with Raqm, which not every build of Pillow has, positions may differ.
+    # Basic layout: Raqm, which not every build of Pillow has, may place a character elsewhere.
     return ImageFont.truetype(_path(face), _FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _ink(character: str, face: str) -> Image.Image:
-    """The character in white on black, cropped to its ink."""
+    """Returns the character in white on black, cropped to its ink."""
     canvas = Image.new("L", (3 * _FONT_SIZE, 3 * _FONT_SIZE))
     ImageDraw.Draw(canvas).text((_FONT_SIZE, _FONT_SIZE), character, fill=255, font=_font(face))
     return canvas.crop(canvas.getbbox())
 
 
 def _warp(rng: np.random.RandomState) -> np.ndarray:
-    """A random rotation, shear and scale, `[2, 2]`."""
+    """Returns a random rotation, shear and scale, `[2, 2]`."""
     angle = math.radians(rng.uniform(-ROTATION, ROTATION))
     cos, sin = math.cos(angle), math.sin(angle)
     shear = np.array([[1, rng.uniform(-SHEAR, SHEAR)], [0, 1]])
@@ -201,16 +233,16 @@ def _warp(rng: np.random.RandomState) -> np.ndarray:
 
 
 def _place(ink: Image.Image, warp: np.ndarray, shift: np.ndarray) -> Image.Image:
-    """Fits ink to the image's size, warps it about its centre and moves it by `shift` pixels.
+    """Fits ink to the image's size, warps it about its center and moves it by `shift` pixels.
 
-    It is drawn four times too large and averaged down, which hides how a build of FreeType hints
-    and how Pillow interpolates.
+    It is drawn four times too large and then averaged, so that the hinting of FreeType and the
+    interpolation of Pillow matter less.
     """
     side = SIZE * _OVERSAMPLING
     forward = warp * (_INK * _OVERSAMPLING / max(ink.size))
     inverse = np.linalg.inv(forward)
-    centre = np.full(2, side / 2) + _OVERSAMPLING * shift
-    offset = np.array(ink.size) / 2 - inverse @ centre
+    center = np.full(2, side / 2) + _OVERSAMPLING * shift
+    offset = np.array(ink.size) / 2 - inverse @ center
     coefficients = np.column_stack([inverse, offset]).ravel().tolist()
     large = ink.transform(
         (side, side), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR

@@ -1,4 +1,4 @@
-"""The glyphs data set, prepared from scratch: what it holds, and that it is what it says."""
+"""The glyphs data set, prepared from scratch: its classes, its images and its features."""
 
 import subprocess
 import sys
@@ -9,26 +9,36 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmaml.data import classes, pools, sources
+from jaxmaml.data import class_splits, datasets, pools
+from jaxmaml.data.builders import glyphs as builder
 
 NUM_CLASSES = {"train": 229, "val": 83, "test": 247}
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
+    """A directory where glyphs were prepared: without TensorFlow, and with nothing printed."""
     directory = tmp_path_factory.mktemp("glyphs")
-    sources.load("glyphs", directory)
+    code = (
+        "import sys\n"
+        "from jaxmaml.data import datasets\n"
+        f"assert len(datasets.load('glyphs', {str(directory)!r})['val'].names) == 83\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
     return directory
 
 
 @pytest.fixture(scope="module")
 def glyphs(data_dir):
-    return sources.load("glyphs", data_dir)
+    return datasets.load("glyphs", data_dir)
 
 
 @pytest.fixture(scope="module")
-def nearest_neighbour(glyphs):
-    """Accuracy of each of 600 test tasks, 5-way 1-shot with 5 query images a class."""
+def nearest_neighbor(glyphs):
+    """Returns the accuracy of 600 test tasks, 5-way 1-shot with 5 query images per class."""
     sample = pools.sampler(glyphs["test"], num_tasks=600, way=5, shot=1, query=5)
     task = jax.tree.map(np.asarray, jax.jit(sample)(jax.random.key(0)))
     support, query = (batch["inputs"].reshape(600, -1, 28 * 28) for batch in task)
@@ -36,7 +46,8 @@ def nearest_neighbour(glyphs):
     return (distances.argmin(-1) == task.query["targets"]).mean(-1)
 
 
-def test_sizes(glyphs):
+def test_sizes(glyphs, data_dir):
+    assert [path.name for path in (data_dir / "glyphs").iterdir()] == ["1.0.0"]
     assert {split: len(pool.names) for split, pool in glyphs.items()} == NUM_CLASSES
     for split, pool in glyphs.items():
         assert pool.images.shape == (20 * NUM_CLASSES[split], 28, 28, 1)
@@ -64,14 +75,12 @@ def test_images_are_white_ink_on_black(glyphs):
     assert 0.03 < (images > 128).mean() < 0.3
 
 
-def test_nearest_neighbour_on_pixels_gets_40_to_45_percent(nearest_neighbour):
-    assert 0.40 <= nearest_neighbour.mean() <= 0.45
+def test_nearest_neighbor_on_pixels_gets_40_to_45_percent(nearest_neighbor):
+    assert 0.40 <= nearest_neighbor.mean() <= 0.45
 
 
 def test_features_as_tfds_reads_them(data_dir):
     import tensorflow_datasets as tfds
-
-    import jaxmaml.data.glyphs as module
 
     for split, name in (("train", "train"), ("val", "validation"), ("test", "test")):
         source: Any = tfds.data_source("glyphs", split=name, data_dir=data_dir, download=False)
@@ -84,41 +93,37 @@ def test_features_as_tfds_reads_them(data_dir):
     for row in rows:
         assert features["label"].names[row["label"]] == row["name"].decode()
         character = unicodedata.lookup(row["name"].decode())
-        face = module.FACES[row["face"]]
-        faces = [drawn_face for _, drawn_face in module.drawings(character)]
-        images = [np.asarray(image) for image, _ in module.drawings(character)]
+        face = builder.FACES[row["face"]]
+        faces = [drawn_face for _, drawn_face in builder.drawings(character)]
+        images = [np.asarray(image) for image, _ in builder.drawings(character)]
         same = [np.array_equal(image, row["image"][..., 0]) for image in images]
         assert faces[same.index(True)] == face
 
 
 @pytest.mark.slow
 def test_preparing_twice_gives_the_same_images(glyphs, tmp_path):
-    again = sources.load("glyphs", tmp_path / "another")
+    again = datasets.load("glyphs", tmp_path / "another")
     for split, pool in glyphs.items():
         assert again[split].names == pool.names
-        # Within a class the order is TFDS's, which depends on nothing but its keys.
+        # TFDS orders the images of a class by their keys only.
         np.testing.assert_array_equal(again[split].images, pool.images)
 
 
 def test_drawings_cycle_over_the_faces_and_differ():
-    import jaxmaml.data.glyphs as module
-
-    drawn = list(module.drawings("A"))
-    assert [face for _, face in drawn] == [*module.FACES, *module.FACES[:4]]
+    drawn = list(builder.drawings("A"))
+    assert [face for _, face in drawn] == [*builder.FACES, *builder.FACES[:4]]
     assert len({np.asarray(image).tobytes() for image, _ in drawn}) == 20
 
 
-def test_the_class_list_is_the_one_that_select_draws():
-    import jaxmaml.data.glyphs as module
-
-    # Another FreeType may move a pair across the threshold, which is why the list is committed.
-    drawn = {name for names in module.select().values() for name in names}
-    listed = {name for names in classes.class_list("glyphs").values() for name in names}
+def test_the_class_split_is_the_one_that_select_draws():
+    # Another FreeType may move a pair across the threshold, so the list is committed.
+    drawn = {name for names in builder.select().values() for name in names}
+    listed = {name for names in class_splits.published("glyphs").values() for name in names}
     assert len(drawn ^ listed) <= 0.02 * len(listed)
 
 
 def test_homoglyphs_are_dropped_across_scripts():
-    listed = {name for names in classes.class_list("glyphs").values() for name in names}
+    listed = {name for names in class_splits.published("glyphs").values() for name in names}
     assert "LATIN CAPITAL LETTER A" in listed
     for name in (
         "GREEK CAPITAL LETTER ALPHA",
@@ -132,16 +137,3 @@ def test_homoglyphs_are_dropped_across_scripts():
     ):
         unicodedata.lookup(name)
         assert name not in listed
-
-
-def test_preparing_and_reading_need_no_tensorflow_and_print_nothing(tmp_path):
-    code = (
-        "import sys\n"
-        "from jaxmaml.data import sources\n"
-        f"assert len(sources.load('glyphs', {str(tmp_path)!r})['val'].names) == {NUM_CLASSES['val']}\n"
-        "assert 'tensorflow' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    assert [path.name for path in (tmp_path / "glyphs").iterdir()] == ["1.0.0"]

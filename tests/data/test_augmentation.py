@@ -1,22 +1,22 @@
-"""What is done to pixels: random per image, the same for the same key, and nothing by default."""
+"""Changes of pixels: random per image, the same for the same key, and none by default."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmaml.data import augment
-from jaxmaml.data.augment import Augment
+from jaxmaml.data import augmentation
+from jaxmaml.data.augmentation import Augment
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
 
 
 def changed(key=0, images=IMAGES, **settings):
-    run = jax.jit(lambda images, key: augment.apply(Augment(**settings), images, key))
-    return np.asarray(run(images, jax.random.key(key)))
+    apply = jax.jit(lambda images, key: augmentation.apply(Augment(**settings), images, key))
+    return np.asarray(apply(images, jax.random.key(key)))
 
 
-def test_nothing_changes_but_the_scale():
+def test_only_the_scale_changes_by_default():
     np.testing.assert_allclose(changed(), IMAGES / 255, rtol=1e-6)
     scaled = changed(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
     expected = (IMAGES / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2.0]
@@ -43,7 +43,7 @@ def test_a_crop_moves_each_image_and_fills_with_black():
     assert {i for i, _ in moved} == {j for _, j in moved} == set(range(5))
 
 
-def test_jitter_changes_colours_within_bounds():
+def test_jitter_changes_colors_within_bounds():
     found, plain = changed(jitter=0.4), changed()
     assert found.min() >= 0
     assert found.max() <= 1
@@ -52,13 +52,13 @@ def test_jitter_changes_colours_within_bounds():
     assert 0.55 < ratio.min() < ratio.max() < 1.45
 
 
-def test_grey_images_keep_one_channel():
-    grey = IMAGES[..., :1]
-    found = changed(images=grey, crop=1, flip=True, jitter=0.2)
-    assert found.shape == grey.shape
+def test_gray_images_keep_one_channel():
+    gray = IMAGES[..., :1]
+    found = changed(images=gray, crop=1, flip=True, jitter=0.2)
+    assert found.shape == gray.shape
 
 
-def test_the_same_key_changes_alike_and_another_otherwise():
+def test_the_same_key_gives_the_same_changes_and_another_key_others():
     settings = {"crop": 2, "flip": True, "jitter": 0.3}
     np.testing.assert_array_equal(changed(1, **settings), changed(1, **settings))
     assert (changed(1, **settings) != changed(2, **settings)).any()
@@ -68,14 +68,14 @@ def test_the_same_key_changes_alike_and_another_otherwise():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"crop": 8}, "crop must be from 0 to below the image's smaller side 8, got 8"),
+        ({"crop": 8}, "crop must be from 0 to 7, less than the image's shorter side; got 8"),
         ({"crop": -1}, "crop must be"),
         ({"jitter": 1.5}, "jitter must be from 0 to 1"),
-        ({"mean": (0.0, 1.0)}, "mean must be 1 or 3 numbers"),
-        ({"std": (float("nan"),)}, "std must be 1 or 3 numbers"),
+        ({"mean": (0.0, 1.0)}, "mean must be 1 or 3 finite numbers"),
+        ({"std": (float("nan"),)}, "std must be 1 or 3 finite numbers"),
         ({"std": (0.0,)}, "std must be positive"),
     ],
 )
-def test_settings_that_do_not_suit_the_images_are_refused(settings, message):
+def test_check_refuses_settings_that_do_not_suit_the_images(settings, message):
     with pytest.raises(ValueError, match=message):
-        augment.check(Augment(**settings), (8, 8, 3))
+        augmentation.check(Augment(**settings), (8, 8, 3))

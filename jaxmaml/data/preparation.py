@@ -1,4 +1,4 @@
-"""Preparing data sets with TFDS's own builders, and listing what is prepared."""
+"""Preparation of data sets with TFDS's own builders, and a list of those that are prepared."""
 
 import importlib.util
 import socket
@@ -9,22 +9,26 @@ from urllib.parse import urlparse
 
 import numpy as np
 
-from jaxmaml.data import records, sources
+from jaxmaml.data import datasets, records
 from jaxmaml.data.records import TFDSRecords
 
 CONNECT_SECONDS = 5
-"""How long a host may take to answer before there is said to be no network."""
+"""The longest that a host may take to answer before the network counts as absent."""
 
 
 class Prepared(NamedTuple):
     """A prepared data set.
 
     Attributes:
-        name: in TFDS.
-        directory: of its newest version.
-        num_classes, num_images: in all its splits.
-        smallest: the class with fewest images, and how many.
-        problem: why the numbers are not known, "" where they are.
+        name: its name in TFDS.
+        directory: the directory of its newest version.
+        num_classes, num_images: over all TFDS splits that are read.
+        smallest: the class with the fewest images, and their number.
+        problem: why these numbers are not known, or "".
+
+    Example:
+        >>> Prepared("glyphs", Path("tfds/glyphs/1.0.0"), 559, 11180, ("DIGIT ZERO", 20)).problem
+        ''
     """
 
     name: str
@@ -36,29 +40,38 @@ class Prepared(NamedTuple):
 
 
 def prepare(dataset: str, data_dir: Path | None = None, archive_dir: Path | None = None) -> Path:
-    """Downloads and prepares a data set as ArrayRecord; nothing is done where it is there already.
+    """Downloads and prepares a data set as ArrayRecord, unless it is there already.
 
     Args:
-        dataset: one of `sources.DATASETS`, or the name of any TFDS data set.
-        data_dir: the TFDS data directory; None for TFDS's default.
-        archive_dir: where archives are that were downloaded before, and for miniImageNet the folder
-            of images.
+        dataset: one of `datasets.DATASETS`, or the name of any TFDS data set.
+        data_dir: the TFDS data directory. Defaults to TFDS's.
+        archive_dir: a directory of archives that were downloaded before, or for miniImageNet the
+            folder of images.
 
     Returns:
-        The directory that holds it.
+        The directory that holds the data set.
 
     Raises:
-        ValueError: an unknown data set, no TensorFlow, no network, a folder of images that is not
-            complete, a directory that cannot be written.
+        ValueError: the data set is unknown, TensorFlow or the network is missing, the folder of
+            images is incomplete, or the directory cannot be written.
+
+    Example:
+        >>> from jaxmaml import files
+        >>> _ = datasets.images("glyphs")  # prepares the data set, if it is not there
+        >>> prepare("glyphs", files.cache_dir() / "tfds").name
+        '1.0.0'
     """
-    directory = sources.data_directory(data_dir)
+    # Nothing to do?
+    directory = datasets.data_directory(data_dir)
     builder = _builder(dataset, directory)
     if Path(builder.data_dir, "dataset_info.json").exists():
         return Path(builder.data_dir)
+
+    # Download and prepare. register_checksums stays off: TFDS refuses an archive that is not the
+    # published one.
     _check_archives(builder, archive_dir)
     import tensorflow_datasets as tfds
 
-    # register_checksums stays off: an archive that is not the published one is refused.
     config = tfds.download.DownloadConfig(
         try_download_gcs=False, manual_dir=None if archive_dir is None else str(archive_dir)
     )
@@ -70,8 +83,18 @@ def prepare(dataset: str, data_dir: Path | None = None, archive_dir: Path | None
 
 
 def listing(data_dir: Path | None = None) -> list[Prepared]:
-    """What is prepared as ArrayRecord in a TFDS data directory."""
-    directory = sources.data_directory(data_dir)
+    """Returns the data sets that are prepared in a TFDS data directory.
+
+    Args:
+        data_dir: the TFDS data directory. Defaults to TFDS's.
+
+    Example:
+        >>> from jaxmaml import files
+        >>> _ = datasets.images("glyphs")  # prepares the data set, if it is not there
+        >>> [found.name for found in listing(files.cache_dir() / "tfds")]
+        ['glyphs']
+    """
+    directory = datasets.data_directory(data_dir)
     found = {path.parent.parent for path in directory.glob("**/dataset_info.json")}
     names = sorted(str(path.relative_to(directory)) for path in found)
     return [_describe(name, directory) for name in names]
@@ -80,7 +103,7 @@ def listing(data_dir: Path | None = None) -> list[Prepared]:
 def _describe(name: str, data_dir: Path) -> Prepared:
     newest = records.prepared_versions(name, data_dir)[-1:]
     try:
-        found = TFDSRecords(name, data_dir, _splits(name))
+        found = TFDSRecords(name, data_dir, _tfds_splits(name))
         labels = found.labels()
     except ValueError as error:
         return Prepared(name, newest[0] if newest else data_dir / name, problem=str(error))
@@ -91,41 +114,40 @@ def _describe(name: str, data_dir: Path) -> Prepared:
     return Prepared(name, found.directory, len(present), len(labels), smallest)
 
 
-def _splits(name: str) -> tuple[str, ...] | None:
-    """Those that this package reads: Omniglot's small1 and small2 repeat images of its others."""
-    known = (found for found in sources.DATASETS.values() if found.tfds == name)
+def _tfds_splits(name: str) -> tuple[str, ...] | None:
+    """Returns the TFDS splits that are read: Omniglot's small1 and small2 repeat other images."""
+    known = (found for found in datasets.DATASETS.values() if found.tfds == name)
     return next((found.tfds_splits for found in known), None)
 
 
 def _builder(dataset: str, data_dir: Path) -> Any:
     import tensorflow_datasets as tfds
 
-    name = sources.DATASETS[dataset].tfds if dataset in sources.DATASETS else dataset
-    if name == "glyphs":
-        from jaxmaml.data import glyphs as glyphs
-    elif name == "mini_imagenet":
-        from jaxmaml.data import mini_imagenet as mini_imagenet
+    # The builders of this package register themselves, and need no TensorFlow.
+    name = datasets.DATASETS[dataset].tfds if dataset in datasets.DATASETS else dataset
+    if name in ("glyphs", "mini_imagenet"):
+        importlib.import_module(f"jaxmaml.data.builders.{name}")
     elif importlib.util.find_spec("tensorflow") is None:
         raise ValueError(
             f"preparing {dataset} needs TensorFlow: pip install 'jaxmaml[prepare]' "
-            "(reading what is prepared does not)"
+            "(reading prepared data does not)"
         )
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError:
         raise ValueError(
-            f"{dataset!r} is no data set of TFDS, nor one of {', '.join(sources.DATASETS)}"
+            f"{dataset!r} is not a data set of TFDS, nor one of {', '.join(datasets.DATASETS)}"
         ) from None
 
 
 def _check_archives(builder: Any, archive_dir: Path | None) -> None:
-    """What has to be downloaded can be, or what has to be supplied is there."""
+    """Checks that what the user supplies is there, and that the rest can be downloaded."""
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and archive_dir is None:
         raise ValueError(
             f"{builder.name} needs --archive-dir: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS.strip()}"
         )
     if archive_dir is not None and not archive_dir.is_dir():
-        raise ValueError(f"archive_dir={str(archive_dir)!r} is no directory")
+        raise ValueError(f"archive_dir={str(archive_dir)!r} is not a directory")
     present = set() if archive_dir is None else {path.name for path in archive_dir.iterdir()}
     for url, info in (builder.url_infos or {}).items():
         if (info.filename or Path(urlparse(url).path).name) not in present:
@@ -133,7 +155,7 @@ def _check_archives(builder: Any, archive_dir: Path | None) -> None:
 
 
 def _check_network(host: str | None, dataset: str) -> None:
-    """Asks once, as TFDS would try for minutes."""
+    """Connects to a host once, since TFDS would try for minutes."""
     answers: list[str] = []
 
     def ask() -> None:
@@ -143,13 +165,13 @@ def _check_network(host: str | None, dataset: str) -> None:
         except OSError as error:
             answers.append(str(error))
 
-    # In a thread that nobody waits for: looking up a name knows no time limit.
+    # In a daemon thread, because the lookup of a host name has no time limit.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS + 3)
     problem = answers[0] if answers else "no answer"
     if problem:
         raise ValueError(
-            f"{dataset} has to be downloaded from {host}, which cannot be reached ({problem}); "
-            "bring the archive and name its directory by --archive-dir"
+            f"{dataset} must be downloaded from {host}, which cannot be reached ({problem}); "
+            "download the archive elsewhere and pass its directory with --archive-dir"
         )

@@ -1,0 +1,1 @@
+"""TFDS builders of this package. Importing a module registers its builder with TFDS."""

@@ -1,0 +1,282 @@
+"""Data sets by name: one set of images per split, "train", "val" and "test".
+
+`images` leaves them on disk, for `stream.sampler`. `load` puts them on the device, for
+`pools.sampler`.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmaml import files
+from jaxmaml.checks import check_count
+from jaxmaml.data import augmentation, class_splits, pools
+from jaxmaml.data.class_splits import ClassSplit
+from jaxmaml.data.decoders import Format
+from jaxmaml.data.pools import Pool
+from jaxmaml.data.records import FolderRecords, Records, TFDSRecords
+from jaxmaml.data.stored_images import Images, open_images
+
+
+class Dataset(NamedTuple):
+    """A data set that the package knows by name.
+
+    Attributes:
+        tfds: its name in TFDS.
+        tfds_splits: the TFDS splits that hold the images, in the order of their records.
+        class_splits: the names of its class splits; the first is the default.
+        format: the form that images are decoded to. The caller may choose another size.
+        mean, std: mean and standard deviation of its pixels per channel, in 0..1.
+
+    Example:
+        >>> DATASETS["omniglot"].class_splits
+        ('finn', 'vinyals')
+    """
+
+    tfds: str
+    tfds_splits: tuple[str, ...]
+    class_splits: tuple[str, ...]
+    format: Format
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+
+_TFDS_SPLITS = ("train", "validation", "test")
+_CIFAR = (augmentation.CIFAR_MEAN, augmentation.CIFAR_STD)
+_IMAGENET = (augmentation.IMAGENET_MEAN, augmentation.IMAGENET_STD)
+_OWN_IMAGE_SIZE = 84
+
+DATASETS: dict[str, Dataset] = {
+    "glyphs": Dataset("glyphs", _TFDS_SPLITS, ("script",), Format(28, "L", "nearest")),
+    "omniglot": Dataset(
+        *("omniglot", ("train", "test"), ("finn", "vinyals")),
+        Format(28, "L", "nearest", ink=True),
+    ),
+    "cifar-fs": Dataset("cifar100", ("train", "test"), ("cifar_fs",), Format(32), *_CIFAR),
+    "fc100": Dataset("cifar100", ("train", "test"), ("fc100",), Format(32), *_CIFAR),
+    "cub": Dataset("caltech_birds2011", ("train", "test"), ("cub",), Format(84), *_IMAGENET),
+    "mini-imagenet": Dataset(
+        *("mini_imagenet", _TFDS_SPLITS, ("mini_imagenet",)), Format(84), *_IMAGENET
+    ),
+}
+"""The data sets by the name that presets and the command line use."""
+
+
+def load(
+    dataset: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    class_split: str | None = None,
+    image_size: int | None = None,
+) -> dict[str, Pool]:
+    """Returns the pools of a data set, with all images on the device.
+
+    Args:
+        dataset, data_dir, class_split, image_size: see `images`.
+
+    Returns:
+        A `Pool` for each of "train", "val" and "test".
+
+    Raises:
+        ValueError: see `images`.
+
+    Example:
+        >>> {split: len(pool.names) for split, pool in load("glyphs").items()}
+        {'train': 229, 'val': 83, 'test': 247}
+    """
+    opened = images(dataset, data_dir, class_split, image_size, cache=False)
+    return {split: pools.from_images(found) for split, found in opened.items()}
+
+
+def images(
+    dataset: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    class_split: str | None = None,
+    image_size: int | None = None,
+    *,
+    cache: bool = True,
+) -> dict[str, Images]:
+    """Returns the images of a data set, which stay on disk.
+
+    - Omniglot (Lake et al. 2015) has binary images with ink 255 on 0, resized by nearest neighbor
+      as in Finn et al. (2017). The class split "finn" has the sizes of that paper, 1100 / 100 / 423
+      characters; the list is our own, since theirs was never published. "vinyals" is the list of
+      Vinyals et al. (2016).
+    - CIFAR-FS (Bertinetto et al. 2019) and FC100 (Oreshkin et al. 2018) merge the training and test
+      images of CIFAR-100 in each class.
+    - Glyphs are synthetic, see `jaxmaml.data.builders.glyphs`.
+
+    Args:
+        dataset: one of `DATASETS`; "tfds:NAME", any TFDS data set with an image and a class label;
+            or "folder:PATH", a folder with one folder of images per class.
+        data_dir: a TFDS data directory that holds the data set as ArrayRecord. It is only read,
+            except that glyphs are prepared there if they are absent, which takes some seconds.
+            Defaults to TFDS's ($TFDS_DATA_DIR, else ~/tensorflow_datasets), for glyphs to the user's
+            cache directory.
+        class_split: the name of a class split of the data set; defaults to its first. For "tfds:"
+            and "folder:" the path of a file, see `class_splits.read`.
+        image_size: height and width in pixels. Defaults to the data set's own, or 84 for "tfds:"
+            and "folder:".
+        cache: whether images are decoded once, see `stored_images.open_images`.
+
+    Returns:
+        `Images` for each of "train", "val" and "test".
+
+    Raises:
+        TypeError: `image_size` is not an integer.
+        ValueError: the data set or the class split is unknown, or the directory does not hold the
+            data set.
+
+    Example:
+        >>> images("glyphs", image_size=14)["val"].shape
+        (14, 14, 1)
+    """
+    if image_size is not None:
+        image_size = check_count("image_size", image_size)
+
+    # A data set of the user.
+    records = _own_records(dataset, data_dir)
+    if records is not None:
+        format = Format(image_size or _OWN_IMAGE_SIZE, "L" if records.num_channels == 1 else "RGB")
+        listed = _own_class_split(dataset, class_split)
+        return open_images(records, listed, format, cache=cache)
+
+    # A data set that the package knows.
+    known = _known(dataset)
+    listed = _known_class_split(dataset, class_split or known.class_splits[0])
+    format = dataclasses.replace(known.format, size=image_size or known.format.size)
+    records = TFDSRecords(known.tfds, _prepared(known, data_dir), known.tfds_splits)
+    return open_images(records, listed, format, cache=cache)
+
+
+def scaling(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the mean and standard deviation of a data set's pixels, for `Augment`.
+
+    Args:
+        dataset: see `images`.
+
+    Returns:
+        (mean, std), each per channel and in 0..1; 0.5 for a data set of the user.
+
+    Raises:
+        ValueError: the data set is unknown.
+
+    Example:
+        >>> scaling("cifar-fs")[0]
+        (0.5071, 0.4866, 0.4409)
+    """
+    if dataset.partition(":")[0] in ("tfds", "folder"):
+        return (0.5,), (0.5,)
+    known = _known(dataset)
+    return known.mean, known.std
+
+
+def class_names(dataset: str, data_dir: Path | None = None) -> tuple[str, ...]:
+    """Returns the names of all classes of a data set.
+
+    Args:
+        dataset: see `images`, or the name of any TFDS data set that is prepared.
+        data_dir: see `images`.
+
+    Raises:
+        ValueError: the data set is not there.
+
+    Example:
+        >>> _ = load("glyphs")  # prepares the data set, if it is not there
+        >>> len(class_names("glyphs", files.cache_dir() / "tfds"))
+        559
+    """
+    records = _own_records(dataset, data_dir)
+    if records is None:
+        name = DATASETS[dataset].tfds if dataset in DATASETS else dataset
+        records = TFDSRecords(name, data_directory(data_dir))
+    return records.class_names
+
+
+def data_directory(data_dir: str | os.PathLike[str] | None) -> Path:
+    """Returns the TFDS data directory.
+
+    Args:
+        data_dir: a directory, whose `~` is expanded. None is TFDS's default: $TFDS_DATA_DIR, else
+            ~/tensorflow_datasets.
+
+    Example:
+        >>> data_directory("/data").name
+        'data'
+    """
+    if data_dir is None:
+        data_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return Path(data_dir).expanduser()
+
+
+def _own_records(dataset: str, data_dir: str | os.PathLike[str] | None) -> Records | None:
+    """Returns the records of "tfds:NAME" or "folder:PATH", or None for another name."""
+    kind, _, rest = dataset.partition(":")
+    if kind == "folder" and rest:
+        return FolderRecords(Path(rest).expanduser())
+    return TFDSRecords(rest, data_directory(data_dir)) if kind == "tfds" and rest else None
+
+
+def _known(dataset: str) -> Dataset:
+    if dataset not in DATASETS:
+        raise ValueError(
+            f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}, tfds:NAME or "
+            "folder:PATH"
+        )
+    return DATASETS[dataset]
+
+
+def _known_class_split(dataset: str, name: str) -> ClassSplit:
+    names = DATASETS[dataset].class_splits
+    if name not in names:
+        raise ValueError(f"class_split={name!r} is unknown; choose one of {', '.join(names)}")
+    if dataset == "omniglot":
+        return class_splits.omniglot(name)
+    return class_splits.published("glyphs" if dataset == "glyphs" else name)
+
+
+def _own_class_split(dataset: str, path: str | None) -> ClassSplit:
+    if not path:
+        raise ValueError(
+            f"dataset {dataset!r} needs a split file, which lists the classes for train, val and "
+            "test; jaxmaml data split draws one"
+        )
+    return class_splits.read(Path(path).expanduser())
+
+
+def _prepared(known: Dataset, data_dir: str | os.PathLike[str] | None) -> Path:
+    """Returns the directory of a data set. Glyphs are prepared if they are absent."""
+    if known.tfds != "glyphs":
+        return data_directory(data_dir)
+    from jaxmaml.data.builders.glyphs import Glyphs
+
+    directory = files.cache_dir() / "tfds" if data_dir is None else Path(data_dir).expanduser()
+    builder = Glyphs(data_dir=directory, file_format="array_record")
+    if not _is_complete(builder):
+        _prepare(builder, directory)
+    return directory
+
+
+def _is_complete(builder: Any) -> bool:
+    """Returns what `builder.is_prepared()` does, which warns if the directory is absent."""
+    return Path(builder.data_dir, "dataset_info.json").exists()
+
+
+def _prepare(builder: Any, data_dir: Path) -> None:
+    """Prepares a data set that needs no download. TFDS renames the directory when it is complete."""
+    import tensorflow_datasets as tfds
+
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        # TFDS prints its progress, which would disturb a caller's table, progress bar or JSON.
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+            builder.download_and_prepare(download_config=config)
+    except OSError as error:
+        # Another process may have been faster: its directory is as good as ours.
+        if not _is_complete(builder):
+            raise ValueError(
+                f"data_dir={str(data_dir)!r}: {builder.name} cannot be written there ({error}); "
+                "choose a directory that can be written"
+            ) from error

@@ -1,0 +1,93 @@
+"""The image cache: a data set is decoded once, into a file that is mapped into memory."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmaml import files
+from jaxmaml.data.decoders import IMAGES_PER_CHUNK, Format, Reader
+from jaxmaml.data.records import Records
+
+
+class Cache:
+    """A `Reader` of decoded images in one file. The system loads pages of it as they are used.
+
+    Args:
+        path: the file.
+        num_images: the number of images in it.
+        shape: (height, width, channels) of an image.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxmaml.data.stored_images import InMemory
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     cache = Cache(Path(directory, "images.npy"), 9, (8, 8, 1))
+        ...     cache.build(InMemory(np.zeros((9, 8, 8, 1), np.uint8)))
+        ...     cache.is_whole(), cache.read(np.array([3, 1])).shape
+        (True, (2, 8, 8, 1))
+    """
+
+    def __init__(self, path: Path, num_images: int, shape: tuple[int, int, int]):
+        self.path, self.num_images, self.shape = path, num_images, shape
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The mapped file stays in this process: another process maps it again.
+        return {key: value for key, value in self.__dict__.items() if key != "_images"}
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns uint8 `[len(numbers), H, W, C]`."""
+        return self._images[numbers]
+
+    def is_whole(self) -> bool:
+        """Returns whether the file exists and has the right type, shape and size."""
+        try:
+            images = np.load(self.path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return False
+        return images.shape == (self.num_images, *self.shape) and images.dtype == np.uint8
+
+    def build(self, reader: Reader) -> None:
+        """Decodes all images in chunks. The file appears when it is complete.
+
+        Args:
+            reader: reads the images 0..num_images-1.
+
+        Raises:
+            ValueError: an image cannot be read, or the file cannot be written.
+        """
+        header = {"descr": "|u1", "fortran_order": False, "shape": (self.num_images, *self.shape)}
+        with files.atomic_write(self.path) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for first in range(0, self.num_images, IMAGES_PER_CHUNK):
+                last = min(first + IMAGES_PER_CHUNK, self.num_images)
+                file.write(reader.read(np.arange(first, last)).tobytes())
+
+    @functools.cached_property
+    def _images(self) -> np.ndarray:
+        return np.load(self.path, mmap_mode="r")
+
+
+def cached(records: Records, decoder: Reader, format: Format) -> Cache:
+    """Returns the cache of a data set in the user's cache directory, built if it is not whole.
+
+    Args:
+        records: the encoded images. The cache is another one when their files change.
+        decoder: decodes them.
+        format: the form that they are decoded to.
+
+    Raises:
+        ValueError: an image cannot be read, or the cache cannot be written.
+
+    Example:
+        >>> from jaxmaml.data import datasets
+        >>> datasets.images("glyphs")["val"].reader.path.suffix  # a `Cache`
+        '.npy'
+    """
+    key = files.digest(records.fingerprint, format)
+    path = files.cache_dir() / "images" / f"{records.name.replace('/', '-')}-{key}.npy"
+    cache = Cache(path, len(records), format.shape)
+    if not cache.is_whole():
+        cache.build(decoder)
+    return cache

@@ -1,0 +1,88 @@
+"""The image cache: whole or built again, another one for other files, and nothing left by a failure."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmaml import files
+from jaxmaml.data.image_cache import Cache
+from jaxmaml.data.stored_images import InMemory
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 4, 5, 3), np.uint8)
+
+
+def test_a_cache_returns_the_images_that_it_was_built_of(tmp_path):
+    cache = Cache(tmp_path / "images.npy", 9, (4, 5, 3))
+    assert not cache.is_whole()
+    cache.build(InMemory(PIXELS))
+    assert cache.is_whole()
+    np.testing.assert_array_equal(cache.read(np.array([7, 0, 7])), PIXELS[[7, 0, 7]])
+    assert not Cache(cache.path, 8, (4, 5, 3)).is_whole()
+    assert not Cache(cache.path, 9, (5, 4, 3)).is_whole()
+
+
+def test_a_damaged_cache_is_built_again(folder):
+    expected = folder.open().read(np.arange(4))
+    (cache,) = folder.cache.iterdir()
+    for damage in (b"", cache.read_bytes()[:-1], b"not an array"):
+        cache.write_bytes(damage)
+        np.testing.assert_array_equal(folder.open().read(np.arange(4)), expected)
+
+
+def test_a_changed_image_makes_another_cache(folder):
+    before = folder.open().read(np.arange(5))
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder.path / "class0" / "0.png")
+    after = folder.open().read(np.arange(5))
+    assert before[0].any()
+    assert not after[0].any()
+    np.testing.assert_array_equal(after[1:], before[1:])
+
+
+def test_an_image_that_cannot_be_decoded_is_named_and_no_cache_is_made(folder):
+    (folder.path / "class1" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n not an image")
+    with pytest.raises(ValueError, match=r"class1/2\.png: image cannot be decoded"):
+        folder.open(cache=True)
+    assert not list(folder.cache.iterdir())
+
+
+def test_a_full_disk_leaves_nothing_behind(folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=r"images/.* cannot be written: .*No space left"):
+        folder.open()
+    assert not list(folder.cache.iterdir())
+
+
+def test_a_cache_directory_that_cannot_be_written_is_named(folder, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ValueError, match="cannot be written"):
+        folder.open()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "file"
+    with files.atomic_write(path) as file:
+        file.write(b"one")
+    with pytest.raises(AttributeError), files.atomic_write(path) as file:
+        file.no_such_method()  # pyright: ignore[reportAttributeAccessIssue]
+    assert path.read_bytes() == b"one"
+    assert [found.name for found in path.parent.iterdir()] == ["file"]
+
+
+def test_two_processes_may_build_one_cache_at_once(folder):
+    code = (
+        "import sys; from jaxmaml.data import datasets; "
+        "train = datasets.images(f'folder:{sys.argv[1]}', None, sys.argv[2], 6)['train']; "
+        "print(train.read([0, 1]).sum())"
+    )
+    command = [sys.executable, "-c", code, str(folder.path), str(folder.split)]
+    programs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = {program.communicate(timeout=60)[0].strip() for program in programs}
+    assert printed == {str(folder.open(cache=False).read([0, 1]).sum())}
+    assert len(list(folder.cache.iterdir())) == 1
