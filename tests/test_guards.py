@@ -25,7 +25,7 @@ def _conv4():
     module = nn.Conv4(
         WAY, image_shape=(SIDE, SIDE, 1), num_filters=16, pooled=True, rngs=nnx.Rngs(0)
     )
-    apply_fn, params, _ = nn.from_nnx(module)
+    apply_fn, params = nn.from_nnx(module)
     return nn.cross_entropy(apply_fn), params
 
 
@@ -127,7 +127,7 @@ def test_an_exact_step_does_no_more_than_the_mathematics_and_is_scanned():
 
 def _sinusoid():
     """(learner, outer optimizer, its state, source) of the regression, 25 tasks."""
-    apply_fn, params, _ = nn.from_nnx(nn.MLP(1, 1, rngs=nnx.Rngs(0)))
+    apply_fn, params = nn.from_nnx(nn.MLP(1, 1, rngs=nnx.Rngs(0)))
     learner = jaxmaml.maml(nn.mean_squared_error(apply_fn), optax.sgd(0.01), 1)
     optimizer = optax.adam(1e-3)
     source = sinusoid.sampler(num_tasks=25, shot=5, query=5)

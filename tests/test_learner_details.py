@@ -235,15 +235,12 @@ def test_fine_tuning_learns_all_training_classes_and_adapts_the_episodes_head():
 
 def _per_step_model():
     module = nn.MLP(4, 3, hidden=(5,), norm="per_step", num_steps=2, rngs=nnx.Rngs(0))
-    in_training, params, state = nn.from_nnx(module)
-    module.eval()
-    in_test, _, _ = nn.from_nnx(module)
-    losses = [nn.cross_entropy(fn) for fn in (in_training, in_test)]
-    return (*losses, in_test, params, state)
+    return nn.from_nnx_with_state(module)
 
 
 def test_maml_plus_plus_uses_each_steps_own_statistics_at_test_time():
-    loss_fn, test_loss_fn, apply_fn, params, state = _per_step_model()
+    train_fn, apply_fn, params, state = _per_step_model()
+    loss_fn, test_loss_fn = (nn.cross_entropy(fn) for fn in (train_fn, apply_fn))
     learner = jaxmaml.maml_plus_plus(loss_fn, 2, test_loss_fn=test_loss_fn)
     meta_params, task = learner.init(params), _one(smooth())[1]
     _, info = learner.loss(meta_params, task, state=state)
