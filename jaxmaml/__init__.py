@@ -6,25 +6,37 @@
 >>> task = jaxmaml.Task(support=jnp.ones(4), query=jnp.ones(4))
 >>> grad, info = jax.grad(learner.loss, has_aux=True)(jnp.array(0.0), task)
 
-`nn`, `data` and `fit` load flax, tensorflow-datasets and the like when they are first used.
+`nn`, `data` and `checkpoint` load flax, tensorflow-datasets and orbax when they are first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxmaml import averaging as averaging
 from jaxmaml import diagnostics as diagnostics
 from jaxmaml import metrics as metrics
 from jaxmaml import mixed_mode as mixed_mode
 from jaxmaml import parallel as parallel
+from jaxmaml.adjoints import Annealed as Annealed
+from jaxmaml.adjoints import Exact as Exact
+from jaxmaml.adjoints import FirstOrder as FirstOrder
+from jaxmaml.adjoints import Implicit as Implicit
+from jaxmaml.fitting import NonFiniteError as NonFiniteError
+from jaxmaml.fitting import fit as fit
 from jaxmaml.inner import adapt as adapt
 from jaxmaml.inner import fold_keys as fold_keys
 from jaxmaml.inner import trace as trace
 from jaxmaml.learners.anil import anil as anil
 from jaxmaml.learners.boil import boil as boil
 from jaxmaml.learners.cavia import cavia as cavia
+from jaxmaml.learners.fine_tuning import TrainingClasses as TrainingClasses
 from jaxmaml.learners.fine_tuning import fine_tuning as fine_tuning
+from jaxmaml.learners.hyperparams import LearnedOptimizer as LearnedOptimizer
+from jaxmaml.learners.hyperparams import learned_optimizer as learned_optimizer
+from jaxmaml.learners.hyperparams import learned_rates as learned_rates
+from jaxmaml.learners.hyperparams import learned_sgd as learned_sgd
 from jaxmaml.learners.imaml import imaml as imaml
-from jaxmaml.learners.learned_optimizer import learned_optimizer as learned_optimizer
+from jaxmaml.learners.maml import fomaml as fomaml
 from jaxmaml.learners.maml import maml as maml
 from jaxmaml.learners.maml_plus_plus import maml_plus_plus as maml_plus_plus
 from jaxmaml.learners.meta_curvature import meta_curvature as meta_curvature
@@ -40,27 +52,28 @@ from jaxmaml.outer import evaluate as evaluate
 from jaxmaml.outer import init_state as init_state
 from jaxmaml.outer import meta_grad as meta_grad
 from jaxmaml.outer import meta_step as meta_step
+from jaxmaml.schedules import multi_step_weights as multi_step_weights
 from jaxmaml.types import Extended as Extended
 from jaxmaml.types import Info as Info
 from jaxmaml.types import MetaLearner as MetaLearner
 from jaxmaml.types import MetaState as MetaState
 from jaxmaml.types import Task as Task
+from jaxmaml.types import with_state as with_state
 
 if TYPE_CHECKING:
+    from jaxmaml import checkpoint as checkpoint
     from jaxmaml import data as data
     from jaxmaml import nn as nn
-    from jaxmaml.train.loop import fit as fit
 
 __version__ = "0.1.0"
 
-_LAZY = {"data": "jaxmaml.data", "nn": "jaxmaml.nn", "fit": "jaxmaml.train.loop"}
+_LAZY = ("checkpoint", "data", "nn")
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'jaxmaml' has no attribute {name!r}")
-    module = importlib.import_module(_LAZY[name])
-    return module.fit if name == "fit" else module
+    return importlib.import_module(f"jaxmaml.{name}")
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What is measured of an adapted model, and how it is summed up over tasks."""
+"""Metrics of adapted models, and their summary over tasks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +11,14 @@ from jaxmaml.types import Array, Batch, Task
 
 
 def mean_and_ci95(values: Any) -> tuple[np.ndarray, np.ndarray, int]:
-    """The mean over tasks with its 95 % confidence interval, 1.96 standard errors.
+    """Returns the mean over tasks with its 95 % confidence interval, 1.96 standard errors.
 
     Args:
-        values: `[num_tasks, ...]`, at least one task, such as the `[num_tasks, n+1]` of `evaluate`.
+        values: `[num_tasks, ...]`, at least one task, such as the `[num_tasks, n + 1]` of `evaluate`.
 
     Returns:
         (mean [...], half width of the interval [...], number of tasks with a value that is not
-        finite). The mean is NaN wherever a task's value is not finite; it is never left out.
+        finite). A task that is not finite is never left out: the mean is NaN there.
 
     Raises:
         ValueError: no tasks.
@@ -40,24 +40,33 @@ def mean_and_ci95(values: Any) -> tuple[np.ndarray, np.ndarray, int]:
     return values.mean(axis=0), 1.96 * spread / np.sqrt(len(values)), num_nonfinite
 
 
-def nearest_neighbour(task: Task, features_fn: Callable[[Batch], Array] | None = None) -> Array:
-    """Accuracy of the nearest support example: on raw inputs the floor for any learner.
+def nearest_neighbor(task: Task, features_fn: Callable[[Batch], Array] | None = None) -> Array:
+    """Returns the accuracy of the nearest support example, a baseline without adaptation.
 
-    On the features of a network that was trained jointly it is the baseline of Ravi and Larochelle
-    2017 (section 5.1.1), which adapts nothing.
+    On raw inputs it is the least that a learner should reach. On the features of a network that was
+    trained jointly it is the baseline of Ravi and Larochelle 2017 (section 5.1.1).
 
     Args:
         task: one task with "inputs" `[num_examples, ...]`, integer "targets" `[num_examples]` and,
-            where there is padding, "weights" `[num_examples]`.
-        features_fn: `(batch) -> [num_examples, num_features]`; None takes the inputs themselves.
+            for padded examples, "weights" `[num_examples]`.
+        features_fn: `(batch) -> [num_examples, num_features]`. Defaults to the inputs themselves.
 
     Returns:
         The fraction of query examples whose nearest support example, by Euclidean distance, has
-        their class; NaN where a feature is not finite.
+        their class; NaN if a feature is not finite.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmaml
+        >>> support = {"inputs": jnp.array([[0.0], [4.0]]), "targets": jnp.array([0, 1])}
+        >>> query = {"inputs": jnp.array([[1.0], [9.0]]), "targets": jnp.array([0, 0])}
+        >>> float(nearest_neighbor(jaxmaml.Task(support, query)))
+        0.5
     """
     features_fn = features_fn or (lambda batch: batch["inputs"].reshape(len(batch["inputs"]), -1))
     support, query = (features_fn(batch) for batch in task)
-    distance = jnp.sum(support**2, -1) - 2 * query @ support.T  # less ||query||^2, alike for all
+    distance = (
+        jnp.sum(support**2, -1) - 2 * query @ support.T
+    )  # without ||query||², which is the same for all
     present = task.support.get("weights", jnp.ones(len(support))) > 0
     nearest = task.support["targets"][jnp.where(present, distance, jnp.inf).argmin(-1)]
     right = jnp.asarray(nearest == task.query["targets"], query.dtype)

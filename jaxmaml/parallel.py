@@ -1,7 +1,7 @@
-"""The task axis spread over devices: cores of a CPU, GPUs or TPUs.
+"""The task axis spread over devices: the cores of a CPU, GPUs or TPUs.
 
-Tasks are independent until their gradients are summed, so that each device adapts its own share and
-one all-reduce of the gradient joins them. On a CPU this is the way to use all cores: the matrix
+Tasks are independent until their gradients are summed: each device adapts its own share, and one
+all-reduce of the gradient joins them. On a CPU this is how to use all cores, because the matrix
 products of one task are too small to be split between them.
 """
 
@@ -14,6 +14,8 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmaml import outer
+from jaxmaml.checks import check_count
+from jaxmaml.outer import ChunkSize
 from jaxmaml.types import Array, MetaLearner, MetaState, Task
 
 TASKS = "tasks"
@@ -21,34 +23,64 @@ TASKS = "tasks"
 
 
 def task_mesh(num_tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of as many devices as share `num_tasks` evenly.
+    """Returns a mesh of the largest number of devices that share `num_tasks` evenly.
 
     Args:
         num_tasks: tasks per outer step.
-        devices: those to choose from; None is all of `jax.devices()`. On a CPU there is one unless
+        devices: the devices to choose from. Defaults to `jax.devices()`. A CPU has one, unless
             `jax.config.update("jax_num_cpu_devices", n)` is called before anything runs.
 
     Returns:
-        A mesh with the one axis "tasks", whose size divides `num_tasks`.
+        A mesh with one axis "tasks", whose size divides `num_tasks`.
+
+    Raises:
+        ValueError: `num_tasks` is below 1.
 
     Example:
         >>> from jaxmaml import parallel
         >>> parallel.task_mesh(7, jax.devices()[:1]).shape["tasks"]
         1
     """
+    check_count("num_tasks", num_tasks)
     devices = list(jax.devices() if devices is None else devices)
     size = max(n for n in range(1, len(devices) + 1) if num_tasks % n == 0)
     return Mesh(np.array(devices[:size]), (TASKS,), axis_types=(AxisType.Auto,))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A copy of `tree` on every device of the mesh."""
+    """Copies a pytree to every device of a mesh.
+
+    Args:
+        tree: any pytree of arrays.
+        mesh: see `task_mesh`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmaml import parallel
+        >>> len(parallel.replicate(jnp.zeros(3), parallel.task_mesh(1)).devices())
+        1
+    """
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def spread(tasks: Any, mesh: Mesh) -> Any:
-    """Tasks, leaves `[num_tasks, ...]`, with an even share of them on every device of the mesh."""
-    _check_divides(outer.check_tasks(tasks), mesh)
+    """Puts an even share of the tasks on every device of a mesh.
+
+    Args:
+        tasks: leaves `[num_tasks, ...]`.
+        mesh: see `task_mesh`.
+
+    Raises:
+        ValueError: the mesh does not divide the tasks evenly.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmaml
+        >>> from jaxmaml import parallel
+        >>> tasks = jaxmaml.Task(jnp.zeros((4, 5)), jnp.zeros((4, 15)))
+        >>> parallel.spread(tasks, parallel.task_mesh(4)).support.shape
+        (4, 5)
+    """
+    outer.check_divides(outer.check_tasks(tasks), mesh)
     return jax.device_put(tasks, NamedSharding(mesh, PartitionSpec(TASKS)))
 
 
@@ -60,9 +92,9 @@ def meta_step(
     *,
     mesh: Mesh,
     weights: Any = None,
-    chunk_size: int | str | None = "auto",
+    chunk_size: ChunkSize = "auto",
 ) -> tuple[MetaState, dict[str, Array]]:
-    """`jaxmaml.meta_step` with the tasks spread over the axis "tasks" of `mesh`.
+    """Makes one outer step, `jaxmaml.meta_step`, with the tasks spread over a mesh.
 
     Args:
         mesh: see `task_mesh`; its size divides the number of tasks.
@@ -70,16 +102,29 @@ def meta_step(
         chunk_size: how many tasks each device computes at once.
 
     Returns:
-        As `jaxmaml.meta_step`, the same on every device. On a CPU, wait for one step
-        (`jax.block_until_ready`) before the next is called: programs in flight at once, each waiting
-        for all devices, can take the threads from one another for good.
+        The next state and the metrics of `jaxmaml.meta_step`, the same on every device. On a CPU,
+        wait for one step (`jax.block_until_ready`) before the next: several programs in flight, each
+        of which waits for all devices, can take the threads from one another and hang.
 
     Raises:
-        ValueError: the tasks cannot be shared evenly.
-    """
-    _check_divides(outer.check_tasks(tasks), mesh)
+        ValueError: the mesh does not divide the tasks evenly.
 
-    def on_a_device(meta_state, tasks, weights):
+    Example:
+        >>> import jax.numpy as jnp, optax, jaxmaml
+        >>> from jaxmaml import parallel
+        >>> learner = jaxmaml.maml(lambda p, batch: jnp.mean((p - batch) ** 2) / 2, optax.sgd(0.5), 1)
+        >>> tasks, optimizer = jaxmaml.Task(jnp.ones((4, 3)), jnp.ones((4, 3))), optax.sgd(1.0)
+        >>> meta_state = jaxmaml.init_state(learner, optimizer, jnp.array(0.0))
+        >>> mesh = parallel.task_mesh(4)
+        >>> meta_state, _ = parallel.meta_step(learner, optimizer, meta_state, tasks, mesh=mesh)
+        >>> float(meta_state.params)
+        0.25
+    """
+    outer.check_divides(outer.check_tasks(tasks), mesh)
+
+    def on_a_device(
+        meta_state: MetaState, tasks: Task, weights: Any
+    ) -> tuple[MetaState, dict[str, Array]]:
         return outer.meta_step(
             learner, optimizer, meta_state, tasks,
             weights=weights, chunk_size=chunk_size, axis_name=TASKS,
@@ -89,41 +134,3 @@ def meta_step(
     return jax.shard_map(
         on_a_device, mesh=mesh, in_specs=(whole, shared, shared), out_specs=(whole, whole)
     )(meta_state, tasks, weights)
-
-
-def evaluate(
-    learner: MetaLearner,
-    metric_fn: Any,
-    meta_params: Any,
-    tasks: Task,
-    *,
-    mesh: Mesh,
-    **options: Any,
-) -> Any:
-    """`jaxmaml.evaluate` with the tasks spread over the axis "tasks" of `mesh`.
-
-    Args:
-        mesh: see `task_mesh`; its size divides the number of tasks.
-        learner, metric_fn, meta_params, tasks, options: see `jaxmaml.evaluate`.
-
-    Raises:
-        ValueError: the tasks cannot be shared evenly.
-    """
-    _check_divides(outer.check_tasks(tasks), mesh)
-
-    def on_a_device(meta_params, tasks):
-        return outer.evaluate(learner, metric_fn, meta_params, tasks, **options)
-
-    shared, whole = PartitionSpec(TASKS), PartitionSpec()
-    # Nothing is summed over devices here, so that there is nothing for the check to look at.
-    return jax.shard_map(
-        on_a_device, mesh=mesh, in_specs=(whole, shared), out_specs=shared, check_vma=False
-    )(meta_params, tasks)
-
-
-def _check_divides(num_tasks: int, mesh: Mesh) -> None:
-    size = mesh.shape[TASKS]
-    if num_tasks % size:
-        raise ValueError(
-            f"the number of tasks must be a multiple of the mesh's {size} devices; got {num_tasks}"
-        )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 
@@ -265,6 +265,7 @@ def in_form_of(like: ModelFn, fn: Callable[[Params, Batch, State], tuple[Any, St
     return lambda params, batch: fn(params, batch, ())[0]
 
 
+@runtime_checkable
 class Stream(Protocol):
     """A source of tasks that are read by the host, from any step on."""
 

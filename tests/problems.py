@@ -60,7 +60,7 @@ def conv4(dtype: Any = jnp.float32) -> Problem:
         3, image_shape=(8, 8, 1), num_filters=4, head_init=nnx.initializers.normal(1.0),
         param_dtype=dtype, rngs=nnx.Rngs(0),
     )  # fmt: skip
-    apply_fn, params, _ = nn.from_nnx(model)
+    apply_fn, params = nn.from_nnx(model)
     rng = np.random.default_rng(0)
     targets = jnp.tile(jnp.asarray(np.repeat(np.arange(3), 2), jnp.int32), (5, 1))
     draw = lambda: {

@@ -16,6 +16,7 @@ from jaxmaml import diagnostics
 from jaxmaml.diagnostics.layers import by_layer
 from jaxmaml.types import MetaLearner, Task
 
+EXACT, FIRST = jaxmaml.Exact(), jaxmaml.FirstOrder()
 RATE = 0.1
 CURVATURE = {"body": 1.0, "head": 4.0}
 TASK = Task(
@@ -31,6 +32,7 @@ def curved_loss(params, batch):
     return sum(CURVATURE[layer] / 2 * distance(layer) for layer in CURVATURE)
 
 
+@jaxmaml.with_state
 def counted_loss(params, batch, state):
     """The same plus a state that counts the inner steps."""
     return curved_loss(params, batch) + state, state + 1
@@ -89,8 +91,8 @@ def test_the_layers_of_a_tree(tree, depth, expected):
 
 
 @pytest.mark.parametrize("depth", [0, -1, 1.0, True])
-def test_a_depth_that_is_no_positive_integer_is_refused(depth):
-    with pytest.raises(ValueError, match="depth must be None or a positive integer"):
+def test_a_depth_below_one_is_refused(depth):
+    with pytest.raises((ValueError, TypeError), match="depth must be an integer, 1 or more"):
         diagnostics.agreement_by_layer(PARAMS, PARAMS, depth=depth)
 
 
@@ -102,7 +104,7 @@ def test_trees_of_different_structure_do_not_agree():
 def test_agreement_by_step_in_closed_form():
     """d theta_n / d theta is (1 - rate * curvature)^n, which first order leaves out."""
     numbers = (0, 1, 4)
-    exact, first = (functools.partial(curved, order=order) for order in ("exact", "first"))
+    exact, first = curved, functools.partial(curved, adjoint=FIRST)
     whole, layers = diagnostics.agreement_by_step(first, exact, PARAMS, TASK, numbers)
     for i, number in enumerate(numbers):
         query_mean = np.array([1.0, 3.0])
@@ -120,9 +122,8 @@ def test_agreement_by_step_in_closed_form():
 
 def test_a_layer_that_exact_maml_does_not_learn_has_no_direction():
     """At a rate of 1 / curvature one step lands in the minimum wherever it started."""
-    exact, first = (
-        functools.partial(curved, rate=0.25, order=order) for order in ("exact", "first")
-    )
+    exact = functools.partial(curved, rate=0.25)
+    first = functools.partial(exact, adjoint=FIRST)
     # Of two examples, so that their mean is exact and the gradient zero, not its rounding.
     task = TASK._replace(support=TASK.support[:2])
     _, layers = diagnostics.agreement_by_step(first, exact, PARAMS, task, (1,), depth=1)
@@ -133,15 +134,16 @@ def test_a_layer_that_exact_maml_does_not_learn_has_no_direction():
 def test_state_and_depth_reach_the_agreement_by_step():
     """A state of 2 doubles the curvature, and two layers of one part are one."""
 
+    @jaxmaml.with_state
     def loss_fn(params, batch, state):
         return state * curved_loss(params["part"], batch), state
 
-    make = functools.partial(curved, rate=RATE / 2, loss_fn=loss_fn, has_state=True)
-    exact, first = (functools.partial(make, order=order) for order in ("exact", "first"))
+    exact = functools.partial(curved, rate=RATE / 2, loss_fn=loss_fn)
+    first = functools.partial(exact, adjoint=FIRST)
     compare = functools.partial(diagnostics.agreement_by_step, numbers=(3,), depth=1)
     found, layers = compare(first, exact, {"part": PARAMS}, TASK, state=jnp.array(2.0))
     expected, _ = diagnostics.agreement_by_step(
-        functools.partial(curved, order="first"), curved, PARAMS, TASK, (3,)
+        functools.partial(curved, adjoint=FIRST), curved, PARAMS, TASK, (3,)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert layers.keys() == {"part"}
@@ -157,7 +159,7 @@ def test_agreement_by_step_needs_a_number_of_steps():
 @pytest.mark.parametrize("has_state", [False, True])
 def test_inner_losses_in_closed_form(num_inner_steps, has_state):
     loss_fn, state = (counted_loss, jnp.array(0.0)) if has_state else (curved_loss, ())
-    learner = curved(3, loss_fn=loss_fn, has_state=has_state)
+    learner = curved(3, loss_fn=loss_fn)
     found = diagnostics.inner_losses(
         learner, loss_fn, PARAMS, TASK, state=state, num_inner_steps=num_inner_steps
     )
@@ -189,7 +191,7 @@ def test_inner_losses_are_those_the_learner_reports():
 def test_update_norms_in_closed_form(has_state):
     loss_fn, state = (counted_loss, jnp.array(0.0)) if has_state else (curved_loss, ())
     mask = lambda path: path == "head/w"
-    learner = curved(2, loss_fn=loss_fn, has_state=has_state, mask=mask)
+    learner = curved(2, loss_fn=loss_fn, mask=mask)
     found = diagnostics.update_norms(learner, PARAMS, TASK.support, state=state, num_inner_steps=3)
     moved = [np.linalg.norm(curved_after("head", n) - curved_after("head", 0)) for n in range(4)]
     np.testing.assert_allclose(found["head"][0], moved, rtol=1e-5)
@@ -242,14 +244,14 @@ def test_permutations_are_drawn():
 @pytest.mark.parametrize(
     ("way", "options", "message"),
     [
-        (0, {}, "way must be at least 1"),
+        (0, {}, "way must be an integer, 1 or more"),
         (9, {}, "362,880"),
         (3, {"num_permutations": 2}, "given together"),
         (3, {"key": jax.random.key(0)}, "given together"),
         (
             3,
             {"key": jax.random.key(0), "num_permutations": 0},
-            "num_permutations must be at least 1",
+            "num_permutations must be an integer, 1 or more",
         ),
     ],
 )
@@ -276,7 +278,7 @@ def test_the_metric_of_each_permutation_is_that_of_the_relabelled_task(chunk_siz
     learner = jaxmaml.maml(problem.loss_fn, optax.sgd(1.0), 2)
     for row, permutation in zip(found["loss"], permutations, strict=True):
         renamed = Task(*(batch | {"targets": permutation[batch["targets"]]} for batch in task))
-        view = functools.partial(metric_fn, query=renamed.query)
+        view = lambda adapted, state: metric_fn(adapted, renamed.query)  # noqa: B023
         expected = learner.trace(problem.params, renamed.support, view)["loss"]
         np.testing.assert_allclose(row, expected, rtol=1e-5)
     assert found["loss"].shape == (6, 3)
@@ -295,12 +297,17 @@ def test_nothing_hangs_on_the_labels_of_a_head_that_starts_alike_for_all():
 def test_state_reaches_a_permuted_task():
     """A loss whose state counts inner steps, and reads the labels that it is given."""
 
+    @jaxmaml.with_state
     def loss_fn(params, batch, state):
         return jnp.mean((params - batch["targets"]) ** 2) + state, state + 1
 
-    learner = jaxmaml.maml(loss_fn, optax.sgd(0.5), 2, has_state=True)
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.5), 2)
     task = Task(support={"targets": jnp.array([2])}, query={"targets": jnp.array([0])})
-    metric_fn = lambda adapted, query, state: 100 * adapted + 10 * query["targets"][0] + state
+
+    @jaxmaml.with_state
+    def metric_fn(adapted, query, state):
+        return 100 * adapted + 10 * query["targets"][0] + state, state
+
     found = diagnostics.metric_by_permutation(
         learner, metric_fn, jnp.array(0.0), task, [[0, 1, 2], [1, 2, 0]], state=jnp.array(0.0),
         num_inner_steps=1,
@@ -320,8 +327,8 @@ TARGETS = {"targets": jnp.array([0, 1, 2])}
         (TARGETS, [0, 1, 2], ValueError, r"integers \[num_permutations, way\]"),
         (TARGETS, [[0.0, 1.0, 2.0]], ValueError, r"integers \[num_permutations, way\]"),
         (TARGETS, [[1, 0]], ValueError, r"support's targets must be in 0..1"),
-        ({"inputs": jnp.zeros(3)}, [[0, 1]], ValueError, 'a mapping with integer "targets"'),
-        (jnp.zeros(3), [[0, 1]], ValueError, 'a mapping with integer "targets"'),
+        ({"inputs": jnp.zeros(3)}, [[0, 1]], ValueError, "a mapping with integer 'targets'"),
+        (jnp.zeros(3), [[0, 1]], ValueError, "a mapping with integer 'targets'"),
         ({"targets": jnp.eye(2)}, [[0, 1]], TypeError, "support's targets must be integers"),
     ],
 )
@@ -453,8 +460,8 @@ def _reuse(problem, task):
     return diagnostics.feature_reuse(smooth_features, problem.params, adapted, task.query)
 
 
-def _learner(problem, num_inner_steps=2, order="exact"):
-    return jaxmaml.maml(problem.loss_fn, optax.sgd(1.0), num_inner_steps, order=order)
+def _learner(problem, num_inner_steps=2, **options):
+    return jaxmaml.maml(problem.loss_fn, optax.sgd(1.0), num_inner_steps, **options)
 
 
 OF_A_TASK: dict[str, Any] = {
@@ -465,7 +472,7 @@ OF_A_TASK: dict[str, Any] = {
         _learner(problem), problem.params, task.support
     ),
     "agreement_by_step": lambda problem, task: diagnostics.agreement_by_step(
-        functools.partial(_learner, problem, order="first"), functools.partial(_learner, problem),
+        functools.partial(_learner, problem, adjoint=FIRST), functools.partial(_learner, problem),
         problem.params, task, (1, 2),
     ),
     "metric_by_permutation": lambda problem, task: diagnostics.metric_by_permutation(
@@ -538,13 +545,13 @@ FAILURES = {
     # Parameters of 1e30 are finite, their squares are not.
     "divergence": (curved(3, rate=1e30), PARAMS, TASK, "inner step 2: loss"),
     "loss": (jaxmaml.maml(_LOG, optax.sgd(RATE), 2), PARAMS, TASK, "inner step 1: loss"),
-    "query loss": (curved(2, outer_loss_fn=_LOG), PARAMS, TASK, "query loss"),
-    "query loss, no steps": (curved(0, outer_loss_fn=_LOG), PARAMS, TASK, "query loss"),
+    "query loss": (curved(2, query_loss_fn=_LOG), PARAMS, TASK, "query loss"),
+    "query loss, no steps": (curved(0, query_loss_fn=_LOG), PARAMS, TASK, "query loss"),
     "meta-loss": (_broken_meta_loss(), PARAMS, TASK, "meta-loss"),
     "adam": (_adam(2), PARAMS, _zero_input(TASK), "meta-gradient body/w"),
     "adam, one step": (_adam(1), PARAMS, _zero_input(TASK), "meta-gradient body/w"),
     "adam with eps_root": (_adam(2, 1e-8), PARAMS, _zero_input(TASK), None),
-    "adam, first order": (_adam(2, order="first"), PARAMS, _zero_input(TASK), None),
+    "adam, first order": (_adam(2, adjoint=FIRST), PARAMS, _zero_input(TASK), None),
 }  # fmt: skip
 
 
@@ -573,10 +580,11 @@ def test_a_bare_array_a_key_and_an_integer_may_be_looked_at():
     [(1.0, "inner step 2: state scale"), (math.nan, "state scale"), (0.0, None)],
 )
 def test_a_state_that_grows_beyond_all_numbers_is_found(state, place):
+    @jaxmaml.with_state
     def loss_fn(params, batch, state):
         return curved_loss(params, batch), {"scale": state["scale"] * 1e30}
 
-    learner = curved(3, loss_fn=loss_fn, has_state=True)
+    learner = curved(3, loss_fn=loss_fn)
     state = {"scale": jnp.array(state)}
     assert diagnostics.first_nonfinite(learner, PARAMS, TASK, state=state) == place
 
@@ -640,17 +648,17 @@ def test_flops_inside_scan_jit_cond_and_custom_rules():
 def test_ten_inner_steps_cost_ten_times_one():
     problem = smooth()
 
-    def flops(num_inner_steps, order):
+    def flops(num_inner_steps, adjoint):
         """Beyond those of no inner step."""
 
         def count(number):
-            learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), number, order=order)
+            learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), number, adjoint=adjoint)
             grad = lambda params, tasks: jaxmaml.meta_grad(learner, params, tasks)[1]
             return diagnostics.count_flops(grad, problem.params, problem.tasks)
 
         return count(num_inner_steps) - count(0)
 
-    assert flops(10, "first") == 10 * flops(1, "first") > 0
-    assert flops(20, "exact") == 10 * flops(2, "exact") > 0
+    assert flops(10, FIRST) == 10 * flops(1, FIRST) > 0
+    assert flops(20, EXACT) == 10 * flops(2, EXACT) > 0
     # A single exact step keeps its values, which spares it a gradient that each of several computes.
-    assert flops(1, "exact") < flops(2, "exact") / 2
+    assert flops(1, EXACT) < flops(2, EXACT) / 2

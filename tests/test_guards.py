@@ -1,4 +1,4 @@
-"""What XLA itself counts, which no noise of the machine changes: memory, operations, size, platforms."""
+"""Guards on what XLA itself counts, which noise does not change: memory, operations, size, platforms."""
 
 import functools
 import inspect
@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 import jaxmaml
-from jaxmaml import nn
+from jaxmaml import fitting, nn
 from jaxmaml.data import sinusoid
-from jaxmaml.train import loop
+from jaxmaml.inner import EXACT
 
 WAY, SHOT, QUERY, SIDE = 5, 2, 6, 16
 CALLBACK = re.compile(r'custom_call_target="[^"]*callback[^"]*"', re.IGNORECASE)
@@ -25,7 +25,7 @@ def _conv4():
     module = nn.Conv4(
         WAY, image_shape=(SIDE, SIDE, 1), num_filters=16, pooled=True, rngs=nnx.Rngs(0)
     )
-    apply_fn, params, _ = nn.from_nnx(module)
+    apply_fn, params = nn.from_nnx(module)
     return nn.cross_entropy(apply_fn), params
 
 
@@ -41,10 +41,10 @@ def _num_bytes(params):
 
 
 @functools.cache
-def _compiled(num_inner_steps, order="exact"):
-    """The meta-gradient of Conv4 over two tasks, one at a time: (temporary bytes, optimised HLO)."""
+def _compiled(num_inner_steps, adjoint=EXACT):
+    """The meta-gradient of Conv4 over two tasks, one at a time: (temporary bytes, optimized HLO)."""
     loss_fn, params = _conv4()
-    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), num_inner_steps, order=order)
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), num_inner_steps, adjoint=adjoint)
     tasks = jaxmaml.Task(_batch(2, SHOT), _batch(2, QUERY))
     run = lambda params, tasks: jaxmaml.meta_grad(learner, params, tasks, chunk_size=1)[:2]
     compiled = jax.jit(run).lower(params, tasks).compile()
@@ -60,20 +60,21 @@ def test_memory_of_an_exact_step():
     used = {number: _compiled(number)[0] for number in (1, 4, 16)}
     assert used[4] - used[1] <= 1.1 * 3 * unit + slack
     assert used[16] - used[4] <= 1.1 * 12 * unit + slack
-    first, _ = _compiled(4, "first")  # whatever the number of steps
+    first, _ = _compiled(4, jaxmaml.FirstOrder())  # whatever the number of steps
     # A single step shows the values of its support pass and gradient beside those of the query pass.
     assert used[1] <= 1.5 * first
     assert used[4] <= 1.1 * first
     assert used[16] <= 1.2 * first
 
 
-@pytest.mark.parametrize(("checkpoint_every", "kept"), [(None, 4 / 3), (1, 1.0)])
-def test_memory_of_an_inner_adam_grows_by_what_a_step_must_keep(checkpoint_every, kept):
-    """Parameters and two moments, and its gradient unless that is computed anew."""
+@pytest.mark.parametrize(("checkpoint_every", "stored"), [(None, 4 / 3), (1, 1.0)])
+def test_memory_of_an_inner_adam_grows_by_what_a_step_must_store(checkpoint_every, stored):
+    """Parameters and two moments, and the gradient unless it is recomputed."""
     adam = optax.adam(0.1, eps_root=1e-8)
-    make = functools.partial(jaxmaml.maml, optimizer=adam, checkpoint_every=checkpoint_every)
+    adjoint = jaxmaml.Exact(checkpoint_every=checkpoint_every)
+    make = functools.partial(jaxmaml.maml, optimizer=adam, adjoint=adjoint)
     (few, unit), (many, _) = (_deep_memory(make, number, 64, 8, 4) for number in (4, 12))
-    assert (many - few) / (8 * 3 * unit) <= 1.05 * kept
+    assert (many - few) / (8 * 3 * unit) <= 1.05 * stored
 
 
 def _deep_memory(make, num_inner_steps, width, depth, num_examples):
@@ -93,11 +94,16 @@ def _deep_memory(make, num_inner_steps, width, depth, num_examples):
     return analysis.temp_size_in_bytes, _num_bytes(params)
 
 
+def _multi_step(loss_fn, optimizer, num_inner_steps):
+    weights = jaxmaml.multi_step_weights(num_inner_steps, 100)
+    return jaxmaml.maml(loss_fn, optimizer, num_inner_steps, query_weights=weights)
+
+
 @pytest.mark.parametrize(
     ("make", "growth"),
     [
-        # Of each step the parameters, for its own gradient and for the query pass after it.
-        (functools.partial(jaxmaml.maml, multi_step_loss=100), 2.0),
+        # The parameters of each step, for its own gradient and for the query pass after it.
+        (_multi_step, 2.0),
         (jaxmaml.imaml, 0.0),
     ],
     ids=["multi-step loss", "imaml"],
@@ -120,8 +126,8 @@ def test_an_exact_step_does_no_more_than_the_mathematics_and_is_scanned():
 
 
 def _sinusoid():
-    """(learner, outer optimiser, its state, source) of the regression, 25 tasks."""
-    apply_fn, params, _ = nn.from_nnx(nn.MLP(1, 1, rngs=nnx.Rngs(0)))
+    """(learner, outer optimizer, its state, source) of the regression, 25 tasks."""
+    apply_fn, params = nn.from_nnx(nn.MLP(1, 1, rngs=nnx.Rngs(0)))
     learner = jaxmaml.maml(nn.mean_squared_error(apply_fn), optax.sgd(0.01), 1)
     optimizer = optax.adam(1e-3)
     source = sinusoid.sampler(num_tasks=25, shot=5, query=5)
@@ -137,7 +143,7 @@ def _leaves_the_device(program):
 def test_the_training_loop_does_not_leave_the_device():
     learner, optimizer, meta_state, source = _sinusoid()
     options = {"key": jax.random.key(0), "num_steps_per_dispatch": 10}
-    program = loop.compile_steps(learner, optimizer, meta_state, source, **options)
+    program = fitting.compile_program(learner, optimizer, meta_state, source, **options)
     assert not _leaves_the_device(program)
 
     def chatty(key):
@@ -145,7 +151,9 @@ def test_the_training_loop_does_not_leave_the_device():
         return source(key)
 
     # The guard would see it.
-    assert _leaves_the_device(loop.compile_steps(learner, optimizer, meta_state, chatty, **options))
+    assert _leaves_the_device(
+        fitting.compile_program(learner, optimizer, meta_state, chatty, **options)
+    )
 
 
 def _outer_step(learner, optimizer, chunk_size):

@@ -1,4 +1,4 @@
-"""What one learner promises and the others do not, and what learners refuse."""
+"""The promises of single learners, and what learners refuse."""
 
 import functools
 
@@ -30,7 +30,7 @@ def _grad(learner, meta_params, task, **options):
 
 @pytest.mark.usefixtures("x64")
 def test_imaml_is_a_dense_linear_solve():
-    """At parameters that are no minimum yet: the formula is the same."""
+    """At parameters that are not a minimum yet: the formula is the same."""
     problem = smooth(jnp.float64)
     params, task = _one(problem)
     learner = jaxmaml.imaml(
@@ -56,9 +56,7 @@ def test_the_residual_says_whether_conjugate_gradients_converged():
     for num_cg_steps in (1, 100):
         options = {"proximal": 2.0, "num_cg_steps": num_cg_steps, "cg_tol": 1e-12}
         learner = jaxmaml.imaml(problem.loss_fn, optax.sgd(0.3), 60, **options)
-        left[num_cg_steps], gradient = diagnostics.cg_residual(
-            learner, problem.loss_fn, params, task, **options
-        )
+        left[num_cg_steps], gradient = diagnostics.cg_residual(learner, params, task)
         assert gradient < 1e-6
     assert left[100] < 1e-10
     assert left[1] > 1e-3
@@ -68,30 +66,31 @@ def test_the_residual_says_whether_conjugate_gradients_converged():
 def test_the_last_exact_steps_are_exact_and_those_before_are_constants():
     problem = smooth(jnp.float64)
     params, task = _one(problem)
-    learner = jaxmaml.maml(problem.loss_fn, SGD, 5, num_exact_steps=2)
-    first = jaxmaml.adapt(problem.loss_fn, params, task.support, SGD, 3, order="first")[0]
+    learner = jaxmaml.maml(problem.loss_fn, SGD, 5, adjoint=jaxmaml.Exact(last=2))
+    first = jaxmaml.adapt(problem.loss_fn, params, task.support, SGD, 3)[0]
     last = jaxmaml.maml(problem.loss_fn, SGD, 2)
     expected = _grad(last, first, task)
     found = _grad(learner, params, task)
     np.testing.assert_allclose(ravel_pytree(found)[0], ravel_pytree(expected)[0], rtol=1e-12)
 
 
-def test_derivative_order_is_annealed_by_the_outer_step():
+def test_the_adjoint_is_annealed_by_the_outer_step():
     problem = quadratic()
     params, task = _one(problem)
-    learner = jaxmaml.maml(problem.loss_fn, SGD, 3, exact_from=10)
-    orders = {o: _grad(jaxmaml.maml(problem.loss_fn, SGD, 3, order=o), params, task) for o in
-              ("exact", "first")}  # fmt: skip
-    for step, order in ((0, "first"), (9, "first"), (10, "exact"), (500, "exact")):
+    make = functools.partial(jaxmaml.maml, problem.loss_fn, SGD, 3)
+    first, exact = jaxmaml.FirstOrder(), jaxmaml.Exact()
+    learner = make(adjoint=jaxmaml.Annealed(first, exact, at=10))
+    for step, adjoint in ((0, first), (9, first), (10, exact), (500, exact)):
         found = jax.jit(lambda step: _grad(learner, params, task, step=step))(step)
-        np.testing.assert_allclose(found, orders[order], rtol=1e-6)
+        expected = _grad(make(adjoint=adjoint), params, task)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_multi_step_loss_weighs_every_step_and_ends_at_the_last():
     problem = quadratic()
     params, task = _one(problem)
-    learner = jaxmaml.maml(problem.loss_fn, SGD, 3, multi_step_loss=10)
-    score = lambda adapted: problem.loss_fn(adapted, task.query)
+    learner = jaxmaml.maml(problem.loss_fn, SGD, 3, query_weights=jaxmaml.multi_step_weights(3, 10))
+    score = lambda adapted, state: problem.loss_fn(adapted, task.query)
     losses = learner.trace(params, task.support, score)[1:]
     loss, info = learner.loss(params, task, step=0)
     np.testing.assert_allclose(loss, losses.mean(), rtol=1e-6)
@@ -220,7 +219,7 @@ def test_curvature_multiplies_every_axis_of_the_gradient():
 def test_fine_tuning_learns_all_training_classes_and_adapts_the_episodes_head():
     problem = smooth()
     params, task = _one(problem)
-    classes = jaxmaml.learners.Classes(problem.features_fn, num_classes=7)
+    classes = jaxmaml.TrainingClasses(problem.features_fn, num_classes=7)
     learner = jaxmaml.fine_tuning(problem.loss_fn, SGD, 2, classes=classes)
     meta_params = learner.init(params)
     numbered = jaxmaml.Task(*({**batch, "classes": batch["targets"] + 4} for batch in task))
@@ -236,16 +235,13 @@ def test_fine_tuning_learns_all_training_classes_and_adapts_the_episodes_head():
 
 def _per_step_model():
     module = nn.MLP(4, 3, hidden=(5,), norm="per_step", num_steps=2, rngs=nnx.Rngs(0))
-    in_training, params, state = nn.from_nnx(module)
-    module.eval()
-    in_test, _, _ = nn.from_nnx(module)
-    losses = [nn.cross_entropy(fn, has_state=True) for fn in (in_training, in_test)]
-    return (*losses, in_test, params, state)
+    return nn.from_nnx_with_state(module)
 
 
 def test_maml_plus_plus_uses_each_steps_own_statistics_at_test_time():
-    loss_fn, test_loss_fn, apply_fn, params, state = _per_step_model()
-    learner = jaxmaml.maml_plus_plus(loss_fn, 2, test_loss_fn=test_loss_fn, has_state=True)
+    train_fn, apply_fn, params, state = _per_step_model()
+    loss_fn, test_loss_fn = (nn.cross_entropy(fn) for fn in (train_fn, apply_fn))
+    learner = jaxmaml.maml_plus_plus(loss_fn, 2, test_loss_fn=test_loss_fn)
     meta_params, task = learner.init(params), _one(smooth())[1]
     _, info = learner.loss(meta_params, task, state=state)
     norm = info.state["norm"][0]
@@ -285,13 +281,13 @@ def _learner(name, **options):
     [
         ("maml", {"mask": lambda path: path.startswith("conv")}, "mask matches no parameter.*head/k"),
         ("maml", {"mask": {"a": False, "head": False}}, "mask matches no parameter"),
-        ("anil", {"head": "classifier"}, "nothing lies at 'classifier'.*a/bias"),
-        ("boil", {"head": "classifier"}, "nothing lies at 'classifier'"),
-        ("cavia", {}, "nothing lies at 'context'"),
-        ("protonet", {"head": "classifier"}, "head='classifier' is no path.*a, head"),
+        ("anil", {"head": "classifier"}, "no parameter lies at 'classifier'.*a/bias"),
+        ("boil", {"head": "classifier"}, "no parameter lies at 'classifier'"),
+        ("cavia", {}, "no parameter lies at 'context'"),
+        ("protonet", {"head": "classifier"}, "head='classifier' is not a path.*a, head"),
         ("protonet", {"head": "a/kernel"}, "must be a linear layer"),
-        ("unicorn", {"head": "top/head"}, "head='top/head' is no path"),
-        ("r2d2", {"head": "classifier"}, "head='classifier' is no path"),
+        ("unicorn", {"head": "top/head"}, "head='top/head' is not a path"),
+        ("r2d2", {"head": "classifier"}, "head='classifier' is not a path"),
     ],
 )  # fmt: skip
 def test_a_path_that_fits_nothing_is_refused(name, options, message):
@@ -305,7 +301,7 @@ def test_a_path_that_fits_nothing_is_refused(name, options, message):
 def test_a_path_that_is_everything_is_refused(name):
     params, task = _one(smooth())
     learner = getattr(jaxmaml, name)(lambda params, batch: jnp.sum(params["head"]["bias"]), SGD, 1)
-    with pytest.raises(ValueError, match="everything lies at 'head'"):
+    with pytest.raises(ValueError, match="every parameter lies at 'head'"):
         _adapted(learner, {"head": params["head"]}, task)
 
 
@@ -314,34 +310,37 @@ def _adapted(learner, params, task):
 
 
 @pytest.mark.parametrize("name", ["maml", "protonet", "imaml", "reptile"])
-def test_bare_learners_refuse_what_another_learns(name):
+def test_learners_of_bare_parameters_refuse_those_of_another_learner(name):
     params, task = _one(smooth())
     other = _learner("meta_sgd").init(params)
-    with pytest.raises(ValueError, match=r"another learner's.*hyperparams"):
+    with pytest.raises(ValueError, match=r"another learner: .*hyperparams"):
         _learner(name).loss(other, task)
 
 
 @pytest.mark.parametrize("name", ["meta_sgd", "unicorn", "r2d2"])
-def test_learners_that_learn_more_refuse_what_is_not_theirs(name):
+def test_learners_that_learn_more_refuse_those_of_another_learner(name):
     params, task = _one(smooth())
-    with pytest.raises(ValueError, match="what its own init"):
+    with pytest.raises(ValueError, match="use what its own init"):
         _learner(name).loss(params, task)
     other = _learner("r2d2" if name == "unicorn" else "unicorn").init(params)
-    with pytest.raises(ValueError, match="another learner's"):
+    with pytest.raises(ValueError, match="another learner:"):
         _learner(name).loss(other, task)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("maml", {"num_exact_steps": -1}, "num_exact_steps"),
-        ("maml", {"order": "first", "num_exact_steps": 1}, "order='first'"),
-        ("maml", {"order": "first", "exact_from": 1}, "order='first'"),
-        ("maml", {"exact_from": 0.5}, "exact_from"),
-        ("maml", {"multi_step_loss": -1}, "multi_step_loss"),
-        ("maml", {"refresh_state": True}, "has_state"),
+        (
+            "maml",
+            {"query_weights": [0.5, 0.5]},
+            r"query_weights must be \[num_inner_steps\] = \[1\]",
+        ),
+        ("maml", {"refresh_state": True}, "mark it with jaxmaml.with_state"),
+        ("anil", {"mask": lambda path: True}, "has its own mask, given by the path 'head'"),
+        ("boil", {"mask": None}, "has its own mask"),
+        ("cavia", {"mask": {}}, "has its own mask, given by the path 'context'"),
         ("meta_sgd", {"granularity": "tensor"}, "granularity must be one of"),
-        ("imaml", {"proximal": 0.0}, "proximal must be positive"),
+        ("imaml", {"proximal": 0.0}, "proximal must be a positive, finite number"),
         ("imaml", {"num_cg_steps": 0}, "num_cg_steps"),
         ("r2d2", {"ridge": -1.0}, "ridge must be positive"),
     ],

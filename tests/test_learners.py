@@ -1,5 +1,6 @@
 """The shared table: every learner is a row, every property a test over all rows."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparing import assert_close
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 from problems import conv4, quadratic, smooth
 
 import jaxmaml
+from jaxmaml.adjoints import Adjoint
+from jaxmaml.inner import EXACT
 from jaxmaml.learners import _template
 from jaxmaml.types import MetaLearner
 
@@ -22,30 +26,35 @@ RATE = 0.1
 
 
 class Row(NamedTuple):
-    """A learner for the table.
+    """A learner of the table.
 
     Attributes:
-        make: `(problem, **adjoint) -> MetaLearner`.
-        closed_form: `(params, task of the quadratic problem) -> meta-gradient`, or None where there
-            is none in a line.
+        make: `(problem, **options) -> MetaLearner`, where the options are an `adjoint` or nothing.
+        closed_form: `(params, task of the quadratic problem) -> meta-gradient`, or None if there is
+            no short one.
         is_derivative: whether the meta-gradient is the derivative of `learner.loss`.
-        takes_adjoint: whether `make` takes `adjoint`.
+        adjoint: what the learner is made with; None if it has no adjoint to choose.
         scores_last_step: whether what is differentiated is the query loss that is reported.
-        needs: "nothing", a "head", or no "steps" where all is done at once (and so a head).
+        needs: "nothing", a "head", or "no steps" for a learner that fills in its head at once.
     """
 
     make: Callable[..., MetaLearner]
     closed_form: Callable[..., Any] | None = None
     is_derivative: bool = True
-    takes_adjoint: bool = True
+    adjoint: Adjoint | None = EXACT
     needs: str = "nothing"
     scores_last_step: bool = True
+
+    def learner(self, problem):
+        """The learner on a problem."""
+        options = {} if self.adjoint is None else {"adjoint": self.adjoint}
+        return self.make(problem, **options)
 
 
 def _sgd_closed_form(num_inner_steps, exact):
     """theta_n - c_s = (1 - RATE)^n (theta - c_s), so that its Jacobian is (1 - RATE)^n.
 
-    `exact` may be a number of steps: the last so many, the others having Jacobian 1.
+    `exact` may be a number of steps, the last ones; the steps before them have the Jacobian 1.
     """
     num_exact = num_inner_steps * exact if isinstance(exact, bool) else exact
 
@@ -108,28 +117,37 @@ ROWS = {
     "maml-3-steps": Row(_maml(_SGD, 3), _sgd_closed_form(3, True)),
     "maml-10-steps": Row(_maml(_SGD, 10), _sgd_closed_form(10, True)),
     "maml-10-steps-in-segments": Row(
-        _maml(_SGD, 10, checkpoint_every=3), _sgd_closed_form(10, True)
+        _maml(_SGD, 10), _sgd_closed_form(10, True), adjoint=jaxmaml.Exact(checkpoint_every=3)
     ),
     "maml-momentum": Row(_maml(optax.sgd(RATE, momentum=0.9), 3)),
     "maml-adam": Row(_maml(_ADAM, 3)),
     "fomaml": Row(
-        _maml(_SGD, 3, order="first"), _sgd_closed_form(3, False), is_derivative=False
+        _of(jaxmaml.fomaml, _SGD, 3), _sgd_closed_form(3, False), is_derivative=False, adjoint=None
     ),
-    "fomaml-adam": Row(_maml(_ADAM, 3, order="first"), is_derivative=False),
+    "fomaml-adam": Row(_of(jaxmaml.fomaml, _ADAM, 3), is_derivative=False, adjoint=None),
+    "fomaml-adam-in-segments": Row(
+        _maml(_ADAM, 5), is_derivative=False, adjoint=jaxmaml.FirstOrder(checkpoint_every=2)
+    ),
     "maml-last-2-steps-exact": Row(
-        _maml(_SGD, 5, num_exact_steps=2), _sgd_closed_form(5, 2), is_derivative=False
+        _maml(_SGD, 5), _sgd_closed_form(5, 2), is_derivative=False, adjoint=jaxmaml.Exact(last=2)
     ),
     "maml-exact-later": Row(
-        _maml(_SGD, 3, exact_from=1), _sgd_closed_form(3, False), is_derivative=False
+        _maml(_SGD, 3), _sgd_closed_form(3, False), is_derivative=False,
+        adjoint=jaxmaml.Annealed(jaxmaml.FirstOrder(), jaxmaml.Exact(), at=1),
     ),
     "maml-multi-step-loss": Row(
-        _maml(_SGD, 3, multi_step_loss=100), _multi_step_closed_form, scores_last_step=False
+        _maml(_SGD, 3, query_weights=jaxmaml.multi_step_weights(3, 100)),
+        _multi_step_closed_form,
+        scores_last_step=False,
     ),
-    "maml++": Row(
-        _of(jaxmaml.maml_plus_plus, 2, inner_lr=RATE, multi_step_loss=10), scores_last_step=False
+    "maml-constant-query-weights": Row(
+        _maml(_SGD, 3, query_weights=np.full(3, 1 / 3)),
+        _multi_step_closed_form,
+        scores_last_step=False,
     ),
+    "maml++": Row(_of(jaxmaml.maml_plus_plus, 2, inner_lr=RATE), scores_last_step=False),
     "maml++-fixed-rates": Row(
-        _of(jaxmaml.maml_plus_plus, 3, inner_lr=RATE, multi_step_loss=0, learned_rates=False),
+        _of(jaxmaml.maml_plus_plus, 3, inner_lr=RATE, query_weights=None, learned_rates=False),
         _sgd_closed_form(3, True),
     ),
     "anil": Row(_of(jaxmaml.anil, _SGD, 3), needs="head"),
@@ -141,57 +159,44 @@ ROWS = {
     ),
     "meta-sgd-scalar": Row(_of(jaxmaml.meta_sgd, 2, inner_lr=RATE, granularity="scalar")),
     "learned-momentum": Row(
-        _of(
-            jaxmaml.learned_optimizer,
-            lambda h: optax.sgd(h["lr"], momentum=h["momentum"]),
-            {"lr": RATE, "momentum": 0.9},
+        _maml(
+            jaxmaml.learned_optimizer(
+                lambda h: optax.sgd(h["lr"], momentum=h["momentum"]), {"lr": RATE, "momentum": 0.9}
+            ),
             3,
         )
     ),
     "meta-curvature": Row(_of(jaxmaml.meta_curvature, _SGD, 2)),
     "reptile": Row(_of(jaxmaml.reptile, _SGD, 3), _reptile_closed_form,
-        is_derivative=False, takes_adjoint=False, scores_last_step=False,
+        is_derivative=False, adjoint=None, scores_last_step=False,
     ),
     "imaml": Row(
         _of(jaxmaml.imaml, optax.sgd(0.45), 100, num_cg_steps=50, cg_tol=1e-12),
         _imaml_closed_form,
-        takes_adjoint=False,
+        adjoint=None,
     ),
     "fine-tuning": Row(
-        _of(jaxmaml.fine_tuning, _SGD, 3), _joint_closed_form, takes_adjoint=False
+        _of(jaxmaml.fine_tuning, _SGD, 3), _joint_closed_form, adjoint=None
     ),
-    "protonet": Row(_of(jaxmaml.protonet, needs_features=True), takes_adjoint=False, needs="steps"),
-    "r2d2": Row(_of(jaxmaml.r2d2, needs_features=True), takes_adjoint=False, needs="steps"),
+    "protonet": Row(_of(jaxmaml.protonet, needs_features=True), adjoint=None, needs="no steps"),
+    "r2d2": Row(_of(jaxmaml.r2d2, needs_features=True), adjoint=None, needs="no steps"),
     "proto-maml": Row(_of(jaxmaml.proto_maml, _SGD, 3, needs_features=True), needs="head"),
     "template": Row(_of(_template.template, _SGD, 3), _sgd_closed_form(3, True)),
     "unicorn": Row(_of(jaxmaml.unicorn, _SGD, 3), needs="head"),
+    "unicorn-learned-rates": Row(
+        _of(jaxmaml.unicorn, jaxmaml.learned_sgd(RATE, granularity="layer"), 2), needs="head"
+    ),
+    "cavia-learned-rates": Row(
+        _of(jaxmaml.cavia, jaxmaml.learned_sgd(RATE), 2, context="a/bias"), needs="head"
+    ),
 }  # fmt: skip
-# Rows that differ from another one in a number only.
-ALIKE = {
-    *("maml-10-steps", "maml-momentum", "fomaml-adam", "maml++-fixed-rates"),
-    *("meta-sgd-layer-per-step", "meta-sgd-scalar", "learned-momentum"),
-}
-KINDS = {"maml-1-step", "maml-3-steps", "meta-sgd", "imaml", "protonet"}
 MOST_USED = ROWS["maml-3-steps"]
 
-
-def _rows(slow):
-    """Every row; `pytest -m slow` runs those whose name is in `slow`, and CI where it can."""
-    params = [
-        pytest.param(row, id=name, marks=[pytest.mark.slow] * (name in slow))
-        for name, row in ROWS.items()
-    ]
-    return pytest.mark.parametrize("row", params)
-
-
-each_row = _rows(slow=ALIKE)
-# What is outer.py's or inner.py's affair more than a learner's: for a learner of each kind; and
-# `pytest -m slow` for all.
-each_kind = _rows(slow=ROWS.keys() - KINDS)
+each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
 def _meta_grad(row, problem, **options):
-    learner = row.make(problem)
+    learner = row.learner(problem)
     meta_params = learner.init(problem.params)
     options = {"chunk_size": None} | options
     return jax.jit(functools.partial(jaxmaml.meta_grad, learner, **options))(
@@ -199,32 +204,20 @@ def _meta_grad(row, problem, **options):
     )
 
 
-def _flat(tree):
-    return np.concatenate(
-        [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
-    )
-
-
-def _assert_close(found, expected, relative):
-    """Over the whole tree: ||found - expected|| <= relative ||expected||."""
-    found, expected = _flat(found), _flat(expected)
-    assert np.linalg.norm(found - expected) <= relative * np.linalg.norm(expected)
-
-
 @each_row
 @pytest.mark.usefixtures("x64")
 def test_closed_form_on_a_quadratic(row):
     if row.closed_form is None:
-        pytest.skip("no closed form in a line")
+        pytest.skip("no short closed form")
     problem = quadratic(jnp.float64)
     expected = jax.vmap(row.closed_form, (None, 0))(problem.params, problem.tasks)
     expected = jax.tree.map(lambda x: x.mean(0), expected)
-    _assert_close(_meta_grad(row, problem)[1], expected, 1e-13)
+    assert_close(_meta_grad(row, problem)[1], expected, 1e-13)
 
 
 def _central_difference(row, problem, h):
     """(derivative of the meta-loss along a random direction, the same from its gradient)."""
-    learner = row.make(problem)
+    learner = row.learner(problem)
     flat, unravel = ravel_pytree(learner.init(problem.params))
     run = jax.jit(lambda flat: jaxmaml.meta_grad(learner, unravel(flat), problem.tasks)[:2])
     along = np.random.default_rng(1).normal(size=flat.shape)
@@ -251,35 +244,34 @@ def test_central_differences_of_a_network_with_kinks():
     np.testing.assert_allclose(derivative, difference, rtol=1e-6)
 
 
-@each_kind
+@each_row
 @pytest.mark.usefixtures("x64")
-def test_every_adjoint_gives_the_same(row):
-    if not row.takes_adjoint:
-        pytest.skip("has no adjoint to choose")
-    _assert_adjoints_agree(row, smooth(jnp.float64))
+def test_every_mode_gives_the_same(row):
+    if not isinstance(row.adjoint, jaxmaml.Exact):
+        pytest.skip("has no exact adjoint to choose a mode of")
+    _assert_modes_agree(row, smooth(jnp.float64))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-def test_every_adjoint_gives_the_same_on_a_convolutional_network():
-    _assert_adjoints_agree(ROWS["maml-3-steps"], conv4(jnp.float64))
+def test_every_mode_gives_the_same_on_a_convolutional_network():
+    _assert_modes_agree(ROWS["maml-3-steps"], conv4(jnp.float64))
 
 
-def _assert_adjoints_agree(row, problem):
-    expected = _meta_grad(row._replace(make=_with_adjoint(row, "reverse")), problem)[1]
-    for adjoint in ("forward_over_reverse", "checkpoint"):
-        found = _meta_grad(row._replace(make=_with_adjoint(row, adjoint)), problem)[1]
-        _assert_close(found, expected, 1e-10)
+def _assert_modes_agree(row, problem):
+    expected = _meta_grad(_in_mode(row, "reverse"), problem)[1]
+    for mode in ("forward_over_reverse", "checkpoint"):
+        assert_close(_meta_grad(_in_mode(row, mode), problem)[1], expected, 1e-10)
 
 
-def _with_adjoint(row, adjoint):
-    return functools.partial(row.make, adjoint=adjoint)
+def _in_mode(row, mode):
+    return row._replace(adjoint=dataclasses.replace(row.adjoint, mode=mode))
 
 
-@each_kind
+@each_row
 def test_vmap_equals_a_loop_and_every_chunk_size_agrees(row):
     problem = smooth()
-    learner = row.make(problem)
+    learner = row.learner(problem)
     grad = jax.jit(jax.grad(learner.loss, has_aux=True))
     one_by_one = [
         grad(learner.init(problem.params), jax.tree.map(lambda x: x[i], problem.tasks))[0]  # noqa: B023
@@ -288,24 +280,24 @@ def test_vmap_equals_a_loop_and_every_chunk_size_agrees(row):
     expected = jax.tree.map(lambda *x: np.mean(x, axis=0), *one_by_one)
     for chunk_size in (None, 1, 2, 7) if row is MOST_USED else (2,):
         loss, grads, info = _meta_grad(row, problem, chunk_size=chunk_size)
-        _assert_close(grads, expected, 2e-5)
+        assert_close(grads, expected, 2e-5)
         assert info.query_loss.shape == (5,)
         if row.scores_last_step:
             np.testing.assert_allclose(loss, info.query_loss.mean(), rtol=1e-5)
 
 
-@each_kind
+@each_row
 def test_every_device_count_gives_the_same_gradient(row):
     problem = smooth()
     tasks = jax.tree.map(lambda x: x[jnp.array([0, 1, 2, 3])], problem.tasks)
     weights = jnp.array([1.0, 2.0, 0.0, 0.0])  # on four devices, two have nothing to do
-    learner = row.make(problem)
+    learner = row.learner(problem)
     meta_params = learner.init(problem.params)
     alone = jax.jit(lambda *args: jaxmaml.meta_grad(learner, *args, weights=weights)[:2])
     expected = alone(meta_params, tasks)
     for num_devices in (1, 2, 4) if row is MOST_USED else (4,):
         found = _on_devices(num_devices, learner, meta_params, tasks, weights)
-        _assert_close(found, expected, 2e-6)
+        assert_close(found, expected, 2e-6)
 
 
 def _on_devices(num_devices, learner, *args):
@@ -320,10 +312,10 @@ def _on_devices(num_devices, learner, *args):
     return jax.jit(run)(*map(place, args, specs))
 
 
-@each_kind
+@each_row
 def test_number_of_traces_does_not_grow_with_steps(row):
     problem = smooth()
-    learner, optimizer = row.make(problem), optax.adam(1e-3)
+    learner, optimizer = row.learner(problem), optax.adam(1e-3)
 
     @jax.jit
     @chex.assert_max_traces(n=1)
@@ -337,7 +329,7 @@ def test_number_of_traces_does_not_grow_with_steps(row):
     assert int(meta_state.step) == 3
 
 
-@each_kind
+@each_row
 @pytest.mark.usefixtures("x64")
 def test_dtype_and_structure_are_preserved(row):
     for dtype in ("bfloat16", "float32", "float64") if row is MOST_USED else ("bfloat16",):
@@ -346,7 +338,7 @@ def test_dtype_and_structure_are_preserved(row):
 
 def _assert_dtype_is_preserved(row, dtype):
     problem = smooth(jnp.dtype(dtype))
-    learner = row.make(problem)
+    learner = row.learner(problem)
     meta_params = learner.init(problem.params)
     loss, grads, _ = _meta_grad(row, problem, chunk_size=2)
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, meta_params)
@@ -356,22 +348,22 @@ def _assert_dtype_is_preserved(row, dtype):
     chex.assert_trees_all_equal_shapes_and_dtypes(adapted, problem.params)
 
 
-@each_kind
+@each_row
 def test_float32_agrees_with_float64(row):
     low = _meta_grad(row, smooth())[1]
     with jax.enable_x64(True):
         high = _meta_grad(row, smooth(jnp.float64))[1]
-    _assert_close(low, high, 1e-4)
+    assert_close(low, high, 1e-4)
 
 
-@each_kind
+@each_row
 @pytest.mark.usefixtures("x64")
 def test_what_the_loss_closes_over_is_differentiated(row):
     problem = smooth(jnp.float64)
 
     def meta_loss(scale):
         scaled = lambda params, batch: scale * problem.loss_fn(params, batch)
-        learner = row.make(problem._replace(loss_fn=scaled))
+        learner = row.learner(problem._replace(loss_fn=scaled))
         return jaxmaml.meta_grad(learner, learner.init(problem.params), problem.tasks)[0]
 
     if not row.is_derivative:
@@ -381,17 +373,17 @@ def test_what_the_loss_closes_over_is_differentiated(row):
     np.testing.assert_allclose(run(1.0)[1], difference, rtol=1e-7)
 
 
-@each_kind
+@each_row
 def test_trace_agrees_with_adapt_after_every_number_of_steps(row):
     problem = smooth()
-    learner = row.make(problem)
+    learner = row.learner(problem)
     meta_params = learner.init(problem.params)
     task = jax.tree.map(lambda x: x[0], problem.tasks)
-    last = 0 if row.needs == "steps" else 3
-    views = _jitted(learner.trace, lambda adapted: adapted, last)(meta_params, task.support)
+    last = 0 if row.needs == "no steps" else 3
+    views = _jitted(learner.trace, lambda adapted, state: adapted, last)(meta_params, task.support)
     for number in sorted({0, min(1, last), last}):
         adapted, info = _jitted(learner.adapt, None, number)(meta_params, task.support)
-        _assert_close(jax.tree.map(lambda x: x[number], views), adapted, 1e-6)  # noqa: B023
+        assert_close(jax.tree.map(lambda x: x[number], views), adapted, 1e-6)  # noqa: B023
         assert info.inner_losses.shape == (number,)
 
 

@@ -43,16 +43,16 @@ def test_mean_of_no_tasks():
         metrics.mean_and_ci95(np.zeros((0, 3)))
 
 
-def test_nearest_neighbour():
+def test_nearest_neighbor():
     support = {"inputs": jnp.array([[[0.0, 0.0]], [[4.0, 4.0]]]), "targets": jnp.array([1, 0])}
     query = {
         "inputs": jnp.array([[[1.0, 0.0]], [[3.0, 4.0]], [[9.0, 9.0]]]),
         "targets": jnp.array([1, 0, 1]),
     }
-    assert metrics.nearest_neighbour(jaxmaml.Task(support, query)) == pytest.approx(2 / 3)
+    assert metrics.nearest_neighbor(jaxmaml.Task(support, query)) == pytest.approx(2 / 3)
 
 
-def test_nearest_neighbour_on_features_leaves_padding_out():
+def test_nearest_neighbor_on_features_leaves_padding_out():
     """The second input is noise to the features; the padded support example would be nearest."""
     support = {
         "inputs": jnp.array([[0.0, 9.0], [4.0, 0.0], [1.0, 0.0]]),
@@ -66,7 +66,7 @@ def test_nearest_neighbour_on_features_leaves_padding_out():
     }
     task = jaxmaml.Task(support, query)
     features_fn = lambda batch: batch["inputs"][:, :1]
-    assert metrics.nearest_neighbour(task, features_fn) == 1
-    assert metrics.nearest_neighbour(task) == 0
+    assert metrics.nearest_neighbor(task, features_fn) == 1
+    assert metrics.nearest_neighbor(task) == 0
     dead = lambda batch: features_fn(batch) * jnp.nan
-    assert np.isnan(metrics.nearest_neighbour(task, dead))
+    assert np.isnan(metrics.nearest_neighbor(task, dead))

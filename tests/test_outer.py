@@ -12,6 +12,7 @@ from jaxmaml import outer
 
 LOSS = lambda params, batch: jnp.mean((params - batch) ** 2) / 2
 LEARNER = jaxmaml.maml(LOSS, optax.sgd(0.5), 1)
+START = jaxmaml.init_state(LEARNER, optax.sgd(0.1), jnp.array(0.0))
 
 
 def _tasks(*values):
@@ -44,7 +45,7 @@ def test_weights_are_a_weighted_mean_and_zero_hides_anything(chunk_size, jit):
         ([1.0], r"\[num_tasks\] = \[2\]"),
     ],
 )
-def test_weights_that_cannot_be(weights, message):
+def test_wrong_weights_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         jaxmaml.meta_grad(LEARNER, jnp.array(0.0), _tasks(1.0, 2.0), weights=jnp.array(weights))
 
@@ -58,11 +59,12 @@ def test_all_zero_weights_under_jit_give_nan():
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 2])
 def test_state_is_averaged_over_tasks_from_step_to_step(chunk_size):
+    @jaxmaml.with_state
     def loss(params, batch, state):
         state = {"mean": 0.9 * state["mean"] + 0.1 * batch.mean(), "count": state["count"] + 1}
         return LOSS(params, batch), state
 
-    learner = jaxmaml.maml(loss, optax.sgd(0.5), 1, has_state=True)
+    learner = jaxmaml.maml(loss, optax.sgd(0.5), 1)
     start = {"mean": jnp.array(0.0), "count": jnp.array(0)}
     optimizer = optax.sgd(0.1)
     meta_state = jaxmaml.init_state(learner, optimizer, jnp.array(0.0), start)
@@ -74,7 +76,7 @@ def test_state_is_averaged_over_tasks_from_step_to_step(chunk_size):
     np.testing.assert_allclose(meta_state.state["mean"], 3 * (1 - 0.9**4), rtol=1e-6)
 
 
-def test_meta_step_is_the_optimiser_on_the_meta_gradient():
+def test_meta_step_is_the_optimizer_on_the_meta_gradient():
     problem = smooth()
     learner, optimizer = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), 2), optax.adam(1e-2)
     meta_state = jaxmaml.init_state(learner, optimizer, problem.params)
@@ -87,8 +89,8 @@ def test_meta_step_is_the_optimiser_on_the_meta_gradient():
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads))
 
 
-def test_outer_loss_scores_the_query():
-    learner = jaxmaml.maml(LOSS, optax.sgd(0.5), 1, outer_loss_fn=lambda params, batch: params)
+def test_query_loss_scores_the_query():
+    learner = jaxmaml.maml(LOSS, optax.sgd(0.5), 1, query_loss_fn=lambda params, batch: params)
     loss, grad, _ = jaxmaml.meta_grad(learner, jnp.array(0.0), _tasks(1.0, 3.0))
     np.testing.assert_allclose([loss, grad], [1.0, 0.5])
 
@@ -96,23 +98,20 @@ def test_outer_loss_scores_the_query():
 @pytest.mark.parametrize("chunk_size", ["auto", None, 2, 3, 100])
 def test_evaluate_gives_every_task_after_every_step(chunk_size):
     metric = lambda adapted, query: jnp.abs(adapted - query[0])
+    tasks = _tasks(1.0, 2.0, 4.0)
     found = jaxmaml.evaluate(
-        LEARNER,
-        metric,
-        jnp.array(0.0),
-        _tasks(1.0, 2.0, 4.0),
-        num_inner_steps=2,
-        chunk_size=chunk_size,
+        LEARNER, metric, START, tasks, num_inner_steps=2, chunk_size=chunk_size
     )
     np.testing.assert_allclose(found, np.outer([1, 2, 4], [1, 0.5, 0.25]))
-    assert jaxmaml.evaluate(LEARNER, metric, jnp.array(0.0), _tasks(1.0, 2.0)).shape == (2, 2)
+    assert jaxmaml.evaluate(LEARNER, metric, START, _tasks(1.0, 2.0)).shape == (2, 2)
 
 
 def test_evaluate_hands_the_state_to_the_metric():
-    loss = lambda params, batch, state: (LOSS(params, batch), state + 1)
-    learner = jaxmaml.maml(loss, optax.sgd(0.5), 1, has_state=True)
-    metric = lambda adapted, query, state: state
-    found = jaxmaml.evaluate(learner, metric, jnp.array(0.0), _tasks(1.0, 2.0), state=jnp.array(5))
+    loss = jaxmaml.with_state(lambda params, batch, state: (LOSS(params, batch), state + 1))
+    learner = jaxmaml.maml(loss, optax.sgd(0.5), 1)
+    metric = jaxmaml.with_state(lambda adapted, query, state: (state, state))
+    meta_state = START._replace(state=jnp.array(5))
+    found = jaxmaml.evaluate(learner, metric, meta_state, _tasks(1.0, 2.0))
     np.testing.assert_array_equal(found, [[5, 6], [5, 6]])
 
 
@@ -122,10 +121,11 @@ def test_memory_of_evaluation_does_not_grow_with_the_number_of_tasks():
 
     def temp_bytes(num_tasks):
         tasks = jax.tree.map(lambda x: jnp.repeat(x[:1], num_tasks, axis=0), problem.tasks)
-        run = lambda params, tasks: jaxmaml.evaluate(
-            learner, problem.loss_fn, params, tasks, chunk_size=4
+        run = lambda meta_state, tasks: jaxmaml.evaluate(
+            learner, problem.loss_fn, meta_state, tasks, chunk_size=4
         )
-        compiled = jax.jit(run).lower(problem.params, tasks).compile()
+        meta_state = jaxmaml.init_state(learner, optax.sgd(0.1), problem.params)
+        compiled = jax.jit(run).lower(meta_state, tasks).compile()
         analysis = compiled.memory_analysis()
         assert analysis is not None
         return analysis.temp_size_in_bytes
@@ -146,16 +146,17 @@ def test_memory_of_evaluation_does_not_grow_with_the_number_of_tasks():
         ((jnp.zeros((3, 2)), jnp.zeros((3, 2))), TypeError, "must be a Task"),
     ],
 )
-def test_tasks_that_cannot_be(tasks, error, message):
+def test_wrong_tasks_are_refused(tasks, error, message):
     with pytest.raises(error, match=message):
         jaxmaml.meta_grad(LEARNER, jnp.array(0.0), tasks)
-    with pytest.raises(error, match=message):
-        jaxmaml.evaluate(LEARNER, LOSS, jnp.array(0.0), tasks)
+    if isinstance(tasks, jaxmaml.Task):
+        with pytest.raises(error, match=message):
+            jaxmaml.evaluate(LEARNER, LOSS, START, tasks)
 
 
 @pytest.mark.parametrize("chunk_size", [0, -1, 1.5, "all", True])
-def test_chunk_sizes_that_cannot_be(chunk_size):
-    with pytest.raises(ValueError, match="chunk_size must be a positive integer, None or 'auto'"):
+def test_wrong_chunk_sizes_are_refused(chunk_size):
+    with pytest.raises((ValueError, TypeError), match="chunk_size must be an integer, 1 or more"):
         jaxmaml.meta_grad(LEARNER, jnp.array(0.0), _tasks(1.0, 2.0), chunk_size=chunk_size)
 
 
@@ -178,10 +179,10 @@ def test_auto_chunk_size_is_what_fits_into_half_the_memory(monkeypatch, limit, e
     assert size == expected
 
 
-@pytest.mark.parametrize("order", ["exact", "first"])
-def test_estimate_of_a_tasks_memory_is_of_the_right_size(order):
+@pytest.mark.parametrize("adjoint", [jaxmaml.Exact(), jaxmaml.FirstOrder()])
+def test_the_estimate_of_the_memory_of_a_task_has_the_right_size(adjoint):
     problem = conv4()
-    learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), 3, order=order)
+    learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), 3, adjoint=adjoint)
     run = lambda params, tasks: jaxmaml.meta_grad(learner, params, tasks, chunk_size=None)[:2]
     analysis = jax.jit(run).lower(problem.params, problem.tasks).compile().memory_analysis()
     assert analysis is not None
@@ -194,8 +195,8 @@ def test_estimate_of_a_tasks_memory_is_of_the_right_size(order):
     [lambda params, batch: batch, lambda params, batch: jnp.array(1)],
     ids=["vector", "integer"],
 )
-def test_query_loss_that_is_no_float_scalar(loss):
-    learner = jaxmaml.maml(LOSS, optax.sgd(0.5), 1, outer_loss_fn=loss)
+def test_a_query_loss_that_is_not_a_float_scalar_is_refused(loss):
+    learner = jaxmaml.maml(LOSS, optax.sgd(0.5), 1, query_loss_fn=loss)
     with pytest.raises(TypeError, match="floating-point scalar"):
         jaxmaml.meta_grad(learner, jnp.array(0.0), _tasks(1.0, 2.0))
 
@@ -224,3 +225,82 @@ def test_sharded_meta_gradient_is_one_all_reduce():
     )
     assert text is not None
     assert [text.count(name) for name in collectives] == [1, 0, 0, 0, 0]
+
+
+def _source(key):
+    rows = jax.random.normal(key, (4, 1)) * jnp.ones((1, 2))
+    return jaxmaml.Task(rows, rows)
+
+
+def _streamed():
+    key = jax.random.key(0)
+    return [_source(jax.random.fold_in(key, step)) for step in range(3)]
+
+
+@pytest.mark.parametrize("num_devices", [None, 1, 4])
+@pytest.mark.parametrize("kind", ["function", "iterable"])
+def test_evaluate_reads_as_many_tasks_of_a_source_as_it_is_asked_for(kind, num_devices):
+    metric = lambda adapted, query: jnp.abs(adapted - query[0])
+    mesh = None
+    if num_devices:
+        mesh = jax.make_mesh((num_devices,), ("tasks",), devices=jax.devices()[:num_devices])
+    source, key = (_source, jax.random.key(0)) if kind == "function" else (_streamed(), None)
+    found = jaxmaml.evaluate(LEARNER, metric, START, source, num_tasks=10, key=key, mesh=mesh)
+    centers = np.concatenate([tasks.query[:, 0] for tasks in _streamed()])[:10]
+    np.testing.assert_allclose(found, np.outer(np.abs(centers), [1, 0.5]), rtol=1e-6)
+
+
+def test_evaluate_scores_all_tasks_of_an_iterable():
+    assert jaxmaml.evaluate(LEARNER, LOSS, START, _streamed()).shape == (12, 2)
+
+
+def test_evaluate_compiles_once_for_a_source():
+    traces = []
+
+    def metric(adapted, query):
+        traces.append(1)
+        return jnp.abs(adapted - query[0])
+
+    learner = jaxmaml.maml(LOSS, optax.sgd(0.5), 1)
+    for seed in range(2):
+        jaxmaml.evaluate(learner, metric, START, _source, num_tasks=8, key=jax.random.key(seed))
+        first = first if seed else len(traces)  # noqa: F821
+    assert len(traces) == first
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (_source, {"key": jax.random.key(0)}, "num_tasks must be given"),
+        (_source, {"num_tasks": 4}, "key must be given"),
+        (_streamed(), {"num_tasks": 13}, "the source ended after 12 tasks; num_tasks=13"),
+        (_tasks(1.0), {"num_tasks": 1}, "num_tasks and key are for a source"),
+        ([], {}, "the source ended after 0 tasks"),
+        (_source, {"num_tasks": 0, "key": jax.random.key(0)}, "num_tasks must be an integer, 1"),
+    ],
+)
+def test_wrong_options_of_a_source_are_refused(source, options, message):
+    with pytest.raises(ValueError, match=message):
+        jaxmaml.evaluate(LEARNER, LOSS, START, source, **options)
+
+
+def test_tasks_that_the_mesh_does_not_divide_are_refused():
+    mesh = jax.make_mesh((4,), ("tasks",))
+    with pytest.raises(ValueError, match="multiple of the mesh's 4 devices; got 3"):
+        jaxmaml.evaluate(LEARNER, LOSS, START, _tasks(1.0, 2.0, 3.0), mesh=mesh)
+
+
+@pytest.mark.parametrize("num_inner_steps", [0, 1, 2])
+def test_a_state_of_another_structure_is_refused(num_inner_steps):
+    loss = jaxmaml.with_state(lambda params, batch, state: (LOSS(params, batch), {"mean": params}))
+    learner = jaxmaml.maml(loss, optax.sgd(0.5), num_inner_steps)
+    with pytest.raises(ValueError, match=r"state of (another structure|the structure and types)"):
+        jaxmaml.meta_grad(learner, jnp.array(0.0), _tasks(1.0, 2.0))
+
+
+def test_the_type_of_a_state_is_preserved():
+    loss = jaxmaml.with_state(lambda params, batch, state: (LOSS(params, batch), state + 1))
+    learner = jaxmaml.maml(loss, optax.sgd(0.5), 1)
+    state = jnp.zeros(3, jnp.bfloat16)
+    _, _, info = jaxmaml.meta_grad(learner, jnp.array(0.0), _tasks(1.0, 2.0), state=state)
+    assert info.state.dtype == jnp.bfloat16

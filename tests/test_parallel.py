@@ -39,14 +39,15 @@ def test_meta_step_is_that_of_one_device(weights):
 
 
 def test_evaluate_is_that_of_one_device():
-    expected = jaxmaml.evaluate(LEARNER, PROBLEM.loss_fn, PROBLEM.params, TASKS)
+    meta_state = jaxmaml.init_state(LEARNER, OPTIMIZER, PROBLEM.params)
+    expected = jaxmaml.evaluate(LEARNER, PROBLEM.loss_fn, meta_state, TASKS)
     mesh = parallel.task_mesh(4)
     run = jax.jit(
-        lambda params, tasks: parallel.evaluate(
-            LEARNER, PROBLEM.loss_fn, params, tasks, mesh=mesh, chunk_size=1
+        lambda meta_state, tasks: jaxmaml.evaluate(
+            LEARNER, PROBLEM.loss_fn, meta_state, tasks, mesh=mesh, chunk_size=1
         )
     )
-    np.testing.assert_allclose(run(PROBLEM.params, TASKS), expected, rtol=1e-5)
+    np.testing.assert_allclose(run(meta_state, TASKS), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("source", ["function", "iterable"])
@@ -67,7 +68,7 @@ def test_fit_over_a_mesh_is_fit_on_one_device(source):
     np.testing.assert_allclose(finals[1].params, finals[0].params, rtol=1e-6)
 
 
-def test_tasks_that_cannot_be_shared():
+def test_tasks_that_the_mesh_does_not_divide_are_refused():
     meta_state = jaxmaml.init_state(LEARNER, OPTIMIZER, PROBLEM.params)
     with pytest.raises(ValueError, match="multiple of the mesh's 4 devices; got 5"):
         parallel.meta_step(

@@ -17,6 +17,8 @@ OPTIMIZERS = {
     "adam": optax.adam(reference.RATE, eps=reference.EPS, eps_root=reference.EPS_ROOT),
 }
 
+ADJOINTS = {"exact": jaxmaml.Exact(), "first": jaxmaml.FirstOrder()}
+
 
 def _loss_fn(params, batch):
     hidden = jnp.tanh(batch["inputs"] @ params["w1"] + params["b1"])
@@ -27,8 +29,8 @@ def _loss_fn(params, batch):
 def _problem():
     params, arrays = reference.problem()
     support, query = (
-        {name: jnp.asarray(arrays[f"{part}_{name}"]) for name in ("inputs", "targets")}
-        for part in ("support", "query")
+        {name: jnp.asarray(arrays[f"{name_of_batch}_{name}"]) for name in ("inputs", "targets")}
+        for name_of_batch in ("support", "query")
     )
     return jax.tree.map(jnp.asarray, params), jaxmaml.Task(support, query)
 
@@ -38,7 +40,9 @@ def _problem():
 def test_meta_gradient_is_that_of_torch(case):
     optimizer, num_inner_steps, order = case
     params, task = _problem()
-    learner = jaxmaml.maml(_loss_fn, OPTIMIZERS[optimizer], num_inner_steps, order=order)
+    learner = jaxmaml.maml(
+        _loss_fn, OPTIMIZERS[optimizer], num_inner_steps, adjoint=ADJOINTS[order]
+    )
     found, _ = jax.grad(learner.loss, has_aux=True)(params, task)
     golden = np.load(reference.GOLDEN)
     for name, grad in found.items():

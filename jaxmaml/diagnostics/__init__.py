@@ -1,6 +1,6 @@
-"""Pure functions that look inside, each at one task unless it says otherwise; you jit and vmap them.
+"""Pure functions that look inside one task, unless they say otherwise; the caller jits and vmaps.
 
-`first_nonfinite` alone is called outside of `jit`, since it answers in words.
+`first_nonfinite` is the exception: it answers in words, and is called outside of `jit`.
 """
 
 from jaxmaml.diagnostics.adaptation import inner_losses as inner_losses

@@ -6,7 +6,17 @@ import jax
 import optax
 
 from jaxmaml.diagnostics.layers import by_layer
-from jaxmaml.types import Array, Batch, LossFn, MetaLearner, MetaParams, State, Task
+from jaxmaml.types import (
+    Array,
+    Batch,
+    LossFn,
+    MetaLearner,
+    MetaParams,
+    Params,
+    State,
+    Task,
+    as_stateful,
+)
 
 
 def inner_losses(
@@ -18,20 +28,19 @@ def inner_losses(
     state: State = (),
     num_inner_steps: int | None = None,
 ) -> dict[str, Array]:
-    """The loss on the support and on the query after 0, 1, .. n inner steps.
+    """Returns the loss on the support and on the query after 0, 1, .. n inner steps.
 
     Args:
         learner: the meta-learner.
-        loss_fn: what is reported: `(params, batch) -> loss`, with a learner that carries state
-            `(params, batch, state) -> (loss, state)`. It sees both batches as they are, where the
-            inner loop folds its step into their keys, or draws a minibatch of the support.
-        meta_params: what the learner's `init` made, or training after it.
+        loss_fn: the loss that is reported, in either form. It sees both batches as they are, whereas
+            the inner loop folds its step into their keys, or draws a minibatch of the support.
+        meta_params: the meta-parameters of the learner.
         task: one task.
-        state: what the loss function carries.
-        num_inner_steps: None is as in training.
+        state: the state of the loss function.
+        num_inner_steps: inner steps n. Defaults to those of training.
 
     Returns:
-        {"support": `[n+1]`, "query": `[n+1]`}, in the units of the loss.
+        {"support": `[n + 1]`, "query": `[n + 1]`}, in the units of the loss.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml
@@ -42,13 +51,10 @@ def inner_losses(
         >>> losses["support"].tolist(), losses["query"].tolist()
         ([1.0, 0.25, 0.0625], [4.0, 2.25, 1.5625])
     """
+    stateful = as_stateful(loss_fn)
 
-    def view(adapted, *state):
-        def score(batch):
-            out = loss_fn(adapted, batch, *state)
-            return out[0] if state else out
-
-        return {"support": score(task.support), "query": score(task.query)}
+    def view(adapted: Params, state: State) -> dict[str, Array]:
+        return {name: stateful(adapted, batch, state)[0] for name, batch in task._asdict().items()}
 
     return learner.trace(
         meta_params, task.support, view, state=state, num_inner_steps=num_inner_steps
@@ -64,24 +70,25 @@ def update_norms(
     state: State = (),
     num_inner_steps: int | None = None,
 ) -> dict[str, tuple[Array, Array]]:
-    """How far the inner loop has moved each layer after 0, 1, .. n inner steps.
+    """Returns how far the inner loop has moved each layer after 0, 1, .. n inner steps.
 
     Args:
-        learner: the meta-learner. What is measured are the adapted parameters that its `trace`
-            shows, from those after no step: a head that is filled in beforehand has not moved.
-        meta_params: what the learner's `init` made, or training after it.
-        support: of one task.
-        depth: how many components of a leaf's path make its layer, see `agreement_by_layer`.
-        state: what the loss function carries.
-        num_inner_steps: None is as in training.
+        learner: the meta-learner. The parameters that its `trace` shows are compared with those after
+            no step, so that a head that is filled in beforehand has not moved.
+        meta_params: the meta-parameters of the learner.
+        support: the support of one task.
+        depth: the number of components of a leaf's path that make its layer, see
+            `agreement_by_layer`.
+        state: the state of the loss function.
+        num_inner_steps: inner steps n. Defaults to those of training.
 
     Returns:
-        {path of the layer: (Euclidean norm of the change `[n+1]`, the same over the norm of the
-        layer's parameters before the first step `[n+1]`)}. A layer that starts from zero has no
+        {path of the layer: (Euclidean norm of the change `[n + 1]`, the same divided by the norm of
+        the layer's parameters before the first step `[n + 1]`)}. A layer that starts from zero has no
         relative change: it is NaN or inf.
 
     Raises:
-        ValueError: a depth that is no positive integer.
+        ValueError: the depth is below 1.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml
@@ -91,15 +98,13 @@ def update_norms(
         >>> norms.tolist(), relative.tolist()
         ([0.0, 1.0, 1.5], [0.0, 0.5, 0.75])
     """
-
-    def params_of(adapted, *_):
-        return adapted
-
-    # No number of steps says what a learner starts from: meta-parameters may be more than that.
-    start = learner.trace(meta_params, support, params_of, state=state, num_inner_steps=0)
+    # The parameters after no step: the meta-parameters may be more than what a learner starts from.
+    all_params = lambda adapted, state: adapted
+    start = learner.trace(meta_params, support, all_params, state=state, num_inner_steps=0)
     start = jax.tree.map(lambda leaf: leaf[0], start)
 
-    def view(adapted, *_):
+    def view(adapted: Params, state: State) -> dict[str, Array]:
+        del state
         return _layer_norms(optax.tree.sub(adapted, start), depth)
 
     norms = learner.trace(meta_params, support, view, state=state, num_inner_steps=num_inner_steps)

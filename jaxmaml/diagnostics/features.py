@@ -1,7 +1,7 @@
-"""How much of a layer's representation the inner loop keeps.
+"""The share of a layer's representation that the inner loop keeps.
 
-Raghu et al. 2020 (arXiv 1909.09157, section 3.2) find that MAML's convolutional layers hardly change
-within a task and its head does: features are reused, not learned anew.
+Raghu et al. 2020 (arXiv 1909.09157, section 3.2) find that the convolutional layers of MAML hardly
+change within a task while its head does: features are reused, not learned again.
 """
 
 from collections.abc import Callable
@@ -14,24 +14,25 @@ from jaxmaml.types import Array, Batch, Params
 
 
 def cka(x: Array, y: Array, *, weights: Array | None = None) -> Array:
-    """Linear centred kernel alignment of two sets of features of the same examples.
+    """Returns the linear centered kernel alignment of two sets of features of the same examples.
 
     ||Y^T X||² / (||X^T X|| ||Y^T Y||) in Frobenius norms, for X and Y of mean zero over the examples
-    (Kornblith et al. 2019, arXiv 1905.00414, section 3). It does not change where either is rotated,
-    scaled or moved. With fewer examples than features it is biased towards 1: compare at one number
-    of examples.
+    (Kornblith et al. 2019, arXiv 1905.00414, section 3). It does not change if either is rotated,
+    scaled or moved. With fewer examples than features it is biased towards 1: compare values for the
+    same number of examples.
 
     Args:
         x: `[num_examples, ...]`, the rest flattened.
         y: `[num_examples, ...]`; the number of features may differ.
-        weights: `[num_examples]`, how much each example counts, 0 for padding; None counts each once.
+        weights: `[num_examples]`, the weight of each example, 0 for padding. Defaults to equal
+            weights.
 
     Returns:
-        A scalar in 0..1 but for rounding, in float32 at least; NaN where all examples of either have
-        the same features.
+        A scalar in 0..1, up to rounding, in float32 at least; NaN if all examples of either have the
+        same features.
 
     Raises:
-        ValueError: x, y or weights that differ in their number of examples, or have none.
+        ValueError: x, y and weights have different numbers of examples, or none.
 
     Example:
         >>> import jax.numpy as jnp
@@ -52,19 +53,19 @@ def feature_reuse(
     *,
     weights: Array | None = None,
 ) -> Any:
-    """The `cka` of each layer's features before and after adaptation: 1 where they are reused.
+    """Returns the `cka` of each layer's features before and after adaptation: 1 if they are reused.
 
     Args:
         features_fn: `(params, batch) -> pytree` of features `[num_examples, ...]`, such as a dict of
-            what each layer puts out.
-        params: before: the meta-parameters of MAML, of any learner what its `adapt` gives with
-            `num_inner_steps=0`.
-        adapted: after, what `learner.adapt` gives.
+            the outputs of each layer.
+        params: the parameters before adaptation: the meta-parameters of MAML, or for any learner
+            the result of `adapt` with `num_inner_steps=0`.
+        adapted: the parameters after adaptation, the result of `learner.adapt`.
         batch: the examples, such as the query of one task.
         weights: see `cka`.
 
     Returns:
-        The tree of `features_fn`, a scalar for each layer.
+        A pytree like that of `features_fn`, with a scalar per layer.
 
     Raises:
         ValueError: features without an axis of examples.
@@ -86,11 +87,11 @@ def feature_reuse(
 
 
 def _gram(features: Array, weights: Array) -> Array:
-    """The examples' inner products `[num_examples, num_examples]`, centred and of norm 1."""
+    """The examples' inner products `[num_examples, num_examples]`, centered and of norm 1."""
     values = jnp.asarray(features).reshape(weights.shape[0], -1)
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     counted = weights > 0
-    # From the first example, not from 0: features that are all alike then give 0, not its rounding.
+    # Relative to the first example: features that are all equal then give exactly 0.
     origin = values[jnp.argmax(counted)][None]
     values = jnp.where(counted[:, None], values - origin, 0)
     values = values - jnp.average(values, axis=0, weights=weights, keepdims=True)
@@ -106,7 +107,7 @@ def _check_examples(**arrays: Any) -> None:
     if len(numbers) != 1 or numbers & {(), (0,)}:
         found = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         raise ValueError(
-            f"all must have the same, positive number of examples on their first axis; got {found}"
+            f"all must have the same, positive number of examples on the first axis; got {found}"
         )
     if len(shapes.get("weights", (0,))) != 1:
         raise ValueError(f"weights must be [num_examples]; got {list(shapes['weights'])}")

@@ -1,4 +1,4 @@
-"""How much is computed, counted without running it."""
+"""Counting operations without running them."""
 
 import math
 from collections.abc import Callable
@@ -8,15 +8,15 @@ import jax
 
 
 def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-    """Floating-point operations of the matrix products and convolutions in one call of `function`.
+    """Returns the floating-point operations of the products and convolutions in one call.
 
-    Counted in the jaxpr, where a scan's body counts once for each of its iterations (XLA's own
-    `cost_analysis` counts it once). A multiplication and an addition are two. A `while` whose number
-    of iterations is not known counts once; of a `cond`, the most expensive branch counts.
+    They are counted in the jaxpr. The body of a scan counts once per iteration (XLA's own
+    `cost_analysis` counts it once). A multiplication and an addition are two operations. A `while`
+    of unknown length counts once; of a `cond`, the most expensive branch counts.
 
     Args:
         function: any traceable function.
-        args, kwargs: what it is called with; `jax.ShapeDtypeStruct`s will do.
+        args, kwargs: its arguments; `jax.ShapeDtypeStruct`s are enough.
 
     Example:
         >>> import jax.numpy as jnp

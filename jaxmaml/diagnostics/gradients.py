@@ -1,4 +1,4 @@
-"""How far one gradient agrees with another, such as first order with exact."""
+"""Agreement of one gradient with another, such as first order with exact."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from jaxmaml.types import Array, MetaLearner, MetaParams, State, Task
 
 
 def agreement(grads: Any, reference: Any) -> tuple[Array, Array]:
-    """How far a gradient agrees with a reference, over the whole tree.
+    """Returns how far a gradient agrees with a reference, over the whole tree.
 
     Args:
         grads: pytree, such as the first-order meta-gradient.
@@ -20,8 +20,7 @@ def agreement(grads: Any, reference: Any) -> tuple[Array, Array]:
 
     Returns:
         (cosine of the angle between them, norm of `grads` over norm of `reference`). A gradient of
-        norm zero has no direction: the cosine is then NaN, and the ratio 0, inf or NaN as division
-        has it.
+        norm zero has no direction: the cosine is then NaN, and the ratio 0, inf or NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -37,19 +36,19 @@ def agreement(grads: Any, reference: Any) -> tuple[Array, Array]:
 def agreement_by_layer(
     grads: Any, reference: Any, *, depth: int | None = None
 ) -> dict[str, tuple[Array, Array]]:
-    """`agreement` of each layer by itself.
+    """Returns the `agreement` of each layer.
 
     Args:
         grads, reference: see `agreement`.
-        depth: how many components of a leaf's path ("conv/0/kernel") make its layer; None takes all
-            but the last, hence "conv/0".
+        depth: the number of components of a leaf's path ("conv/0/kernel") that make its layer.
+            Defaults to all but the last, here "conv/0".
 
     Returns:
         {path of the layer: (cosine, norm ratio)}. A layer without a gradient, such as a bias before
-        batch normalisation, has a NaN cosine; rounding alone gives it one that means nothing.
+        batch normalization, has a NaN cosine, or one that rounding decides.
 
     Raises:
-        ValueError: trees of different structure, or a depth that is no positive integer.
+        ValueError: the trees differ in structure, or the depth is below 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -76,31 +75,32 @@ def agreement_by_step(
     depth: int | None = None,
     state: State = (),
 ) -> tuple[tuple[Array, Array], dict[str, tuple[Array, Array]]]:
-    """How far two learners' meta-gradients agree, with so many inner steps.
+    """Returns how far the meta-gradients of two learners agree, by number of inner steps.
 
-    `jax.vmap` over tasks gives the agreement on each; that of the mean gradient is the `agreement` of
-    two `jaxmaml.meta_grad`.
+    `jax.vmap` over tasks gives the agreement on each task. For the agreement of the mean gradients,
+    take `agreement` of two `jaxmaml.meta_grad`.
 
     Args:
-        make: number of inner steps -> learner, such as first-order MAML.
-        make_reference: likewise, such as exact MAML, with meta-parameters of the same structure.
+        make: `(num_inner_steps) -> learner`, such as first-order MAML.
+        make_reference: the same for the reference, such as exact MAML, with meta-parameters of the
+            same structure.
         meta_params: where both gradients are taken.
         task: one task.
-        numbers: numbers of inner steps; each costs the two gradients.
+        numbers: the numbers of inner steps; each costs two gradients.
         depth: see `agreement_by_layer`.
-        state: what the loss function carries.
+        state: the state of the loss function.
 
     Returns:
-        (what `agreement` gives, what `agreement_by_layer` gives), each leaf `[len(numbers)]`.
+        (result of `agreement`, result of `agreement_by_layer`), each leaf `[len(numbers)]`.
 
     Raises:
-        ValueError: no numbers, or what `agreement_by_layer` raises.
+        ValueError: no numbers, or as in `agreement_by_layer`.
 
     Example:
         >>> import functools, jax.numpy as jnp, optax, jaxmaml
         >>> loss_fn = lambda params, batch: jnp.mean((params["w"] - batch) ** 2) / 2
         >>> make = functools.partial(jaxmaml.maml, loss_fn, optax.sgd(0.5))
-        >>> first = functools.partial(make, order="first")
+        >>> first = functools.partial(make, adjoint=jaxmaml.FirstOrder())
         >>> task = jaxmaml.Task(support=jnp.ones(4), query=jnp.ones(4))
         >>> params = {"w": jnp.array(0.0)}
         >>> (cosine, ratio), by_layer = agreement_by_step(first, make, params, task, (0, 1, 2))
@@ -110,10 +110,10 @@ def agreement_by_step(
     if len(numbers) == 0:
         raise ValueError("numbers must hold at least one number of inner steps")
 
-    def gradient(learner):
+    def gradient(learner: MetaLearner) -> MetaParams:
         return jax.grad(learner.loss, has_aux=True)(meta_params, task, state=state)[0]
 
-    def compare(number):
+    def compare(number: int) -> Any:
         grads, reference = gradient(make(number)), gradient(make_reference(number))
         return agreement(grads, reference), agreement_by_layer(grads, reference, depth=depth)
 

@@ -1,69 +1,76 @@
-"""How well the implicit meta-gradient of iMAML has been solved for."""
+"""How accurate the implicit meta-gradient of iMAML is."""
 
 from typing import Any
 
 import jax
 import optax
 
-from jaxmaml import inner
-from jaxmaml.learners.imaml import conjugate_gradients
-from jaxmaml.mixed_mode import merge_leaves, select_leaves
-from jaxmaml.types import Array, LossFn, Mask, MetaLearner, MetaParams, Task
+from jaxmaml import trees
+from jaxmaml.adjoints import Implicit
+from jaxmaml.learners.inner_loop import algorithm_of, begin
+from jaxmaml.types import Array, MetaLearner, MetaParams, Params, State, Task, as_stateful
 
 
 def cg_residual(
-    learner: MetaLearner,
-    loss_fn: LossFn,
-    meta_params: MetaParams,
-    task: Task,
-    *,
-    proximal: float = 1.0,
-    num_cg_steps: int = 5,
-    cg_tol: float = 1e-10,
-    mask: Mask = None,
+    learner: MetaLearner, meta_params: MetaParams, task: Task, *, state: State = ()
 ) -> tuple[Array, Array]:
-    """How far from a solution iMAML's conjugate gradients stop, and how far from a minimum its loop.
+    """Returns how far iMAML's conjugate gradients are from a solution, and its loop from a minimum.
 
-    The backward pass of `jaxmaml.imaml` cannot return this: it is computed again here.
+    The backward pass of `jaxmaml.imaml` cannot return this: it is computed again here, with the
+    options that the learner was made with.
 
     Args:
-        learner: an iMAML.
-        loss_fn, proximal, num_cg_steps, cg_tol, mask: what it was made with.
-        meta_params: its initial parameters.
+        learner: a learner with the adjoint `Implicit`, such as `jaxmaml.imaml`.
+        meta_params: its meta-parameters.
         task: one task.
+        state: the state of the loss function.
 
     Returns:
-        (||A v - b|| / ||b|| with A = H + proximal I and b the query gradient at the adapted
-        parameters, ||inner gradient|| / ||inner gradient at the start||). Both are 0 at best; above
-        0.1 or so the meta-gradient is not to be trusted: more steps, or a larger `proximal`. Where
-        H has an eigenvalue below -proximal, A is not positive and no number of steps will do.
+        (||A v - b|| / ||b|| where A is the Hessian of the inner loss and b the query gradient at the
+        adapted parameters, ||inner gradient|| / ||inner gradient at the start||). Both are 0 at best.
+        Above about 0.1 the meta-gradient is not to be trusted: make more steps, or use a larger
+        `proximal`. If A has a negative eigenvalue, no number of steps is enough.
+
+    Raises:
+        ValueError: the learner has no implicit adjoint.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml
         >>> loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2) / 2
         >>> learner = jaxmaml.imaml(loss_fn, optax.sgd(0.5), 1)
         >>> task = jaxmaml.Task(support=jnp.ones(4), query=jnp.ones(4))
-        >>> residual, gradient = cg_residual(learner, loss_fn, jnp.array(0.0), task)
+        >>> residual, gradient = cg_residual(learner, jnp.array(0.0), task)
         >>> float(residual), float(gradient)
         (0.0, 0.0)
     """
+    algorithm = algorithm_of(learner)
+    options = algorithm.options
+    if not isinstance(options.adjoint, Implicit):
+        raise ValueError(f"cg_residual needs a learner with Implicit(); got {options.adjoint!r}")
 
-    leaves, treedef = jax.tree.flatten(meta_params)
-    flags = inner.is_adapted(meta_params, mask)
-    select = lambda tree: select_leaves(flags, jax.tree.leaves(tree))
-    whole = lambda selected: treedef.unflatten(merge_leaves(flags, selected, leaves))
-    of_loss = lambda selected, batch: jax.grad(lambda s: loss_fn(whole(s), batch))(selected)
+    # The inner and the query gradient, as functions of the parameters that are adapted.
+    loop = begin(algorithm, algorithm.loss_fn, meta_params, task.support, state)
+    adapted, info = learner.adapt(meta_params, task.support, state=state)
+    flags = trees.is_adapted(adapted, options.mask)
+    selected, frozen = trees.partition(adapted, flags)
+    start = trees.partition(loop.start.params, flags)[0]
 
-    def inner_gradient(selected: Any) -> Any:
-        pull = optax.tree.scale(proximal, optax.tree.sub(selected, select(meta_params)))
-        return optax.tree.add(of_loss(selected, task.support), pull)
+    def inner_gradient(selected: Params) -> Params:
+        def objective(selected: Params) -> Any:
+            params = trees.combine(selected, frozen)
+            params, batch = options.at_step(params, task.support, algorithm.num_inner_steps)
+            return as_stateful(loop.loss_fn)(params, batch, loop.start.state)[0]
 
-    def matrix(vector: Any) -> Any:
-        return jax.jvp(inner_gradient, (adapted,), (vector,))[1]
+        return jax.grad(objective)(selected)
 
-    adapted = select(learner.adapt(meta_params, task.support)[0])
-    rhs = of_loss(adapted, task.query)
-    solution = conjugate_gradients(matrix, rhs, num_cg_steps, cg_tol)
+    def query_loss(selected: Params) -> Any:
+        params = trees.combine(selected, frozen)
+        return as_stateful(algorithm.query_loss_fn)(params, task.query, info.state)[0]
+
+    # The linear system of the backward pass, and what its solution leaves.
+    matrix = lambda vector: jax.jvp(inner_gradient, (selected,), (vector,))[1]
+    rhs = jax.grad(query_loss)(selected)
+    solution = options.adjoint.solve_linear(matrix, rhs)
     left = optax.tree.norm(optax.tree.sub(matrix(solution), rhs)) / optax.tree.norm(rhs)
-    start = optax.tree.norm(inner_gradient(select(meta_params)))
-    return left, optax.tree.norm(inner_gradient(adapted)) / start
+    at_start = optax.tree.norm(inner_gradient(start))
+    return left, optax.tree.norm(inner_gradient(selected)) / at_start

@@ -1,4 +1,4 @@
-"""Where the first number that is not finite comes from, in words."""
+"""Finding the first value that is not finite."""
 
 import functools
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.diagnostics.layers import leaf_name
-from jaxmaml.types import MetaLearner, MetaParams, State, Task
+from jaxmaml.trees import leaf_path
+from jaxmaml.types import MetaLearner, MetaParams, Params, State, Task
 
 
 def first_nonfinite(
@@ -19,28 +19,27 @@ def first_nonfinite(
     step: int = 0,
     state: State = (),
 ) -> str | None:
-    """Where in one task's meta-gradient a NaN or an infinity first appears.
+    """Returns where in the meta-gradient of one task a NaN or an infinity first appears.
 
-    Looked at are, in this order: the meta-parameters, the support, the query, the state; of each
-    inner step the loss before it, then the state and the parameters after it, as `learner.trace`
-    shows them; the query loss, the meta-loss and the meta-gradient. Within one of these the leaves go
-    by their paths in alphabetical order. It compiles what it needs and waits for it, so that it
-    cannot itself be called under `jit`.
+    It looks at the meta-parameters, the support, the query and the state; then, for each inner step,
+    at the loss before it and at the state and the parameters after it; last at the query loss, the
+    meta-loss and the meta-gradient. Within each of these, leaves are in the order of their paths.
+    It compiles and waits, so it cannot be called under `jit`.
 
     Args:
         learner: the meta-learner.
-        meta_params: where the meta-gradient is not finite, or is feared not to be.
+        meta_params: the meta-parameters at which the meta-gradient is taken.
         task: one task; `jax.tree.map(lambda leaf: leaf[i], tasks)` takes one of many.
-        step: the outer step, for learners that follow a schedule.
-        state: what the loss function carries.
+        step: the outer step, for schedules and annealing.
+        state: the state of the loss function.
 
     Returns:
-        Such as "support inputs" or "inner step 3: parameter conv/0/kernel", with steps counted from
-        1; None where everything is finite.
+        A place such as "support inputs" or "inner step 3: parameter conv/0/kernel", with steps
+        counted from 1; None if everything is finite.
 
     Example:
-        Adam's square root has an infinite derivative at 0, which the inner gradient of a model
-        whose input is always zero is. The loss shows nothing of it.
+        The square root in Adam has an infinite derivative at 0. Here one input is always zero, and
+        so is its inner gradient. The loss stays finite.
 
         >>> import jax.numpy as jnp, optax, jaxmaml
         >>> loss_fn = lambda params, batch: jnp.mean((batch @ params["kernel"] - 1) ** 2)
@@ -57,10 +56,10 @@ def first_nonfinite(
 
 
 class _Flags(NamedTuple):
-    """Whether all numbers of a leaf are finite, {path: flag}, for each of the places.
+    """Whether each leaf is finite, {path: flag}, by place.
 
     Attributes:
-        given: by what it is called.
+        given: the arguments, by name.
         inner_losses: before each inner step, flags `[n]`.
         state, adapted: after 0..n inner steps, flags `[n+1]`.
         losses: the query loss, the meta-loss.
@@ -76,9 +75,11 @@ class _Flags(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _flags(learner, meta_params, task, step, state):
-    def view(adapted, *state):
-        return _finite(state[0] if state else ()), _finite(adapted)
+def _flags(
+    learner: MetaLearner, meta_params: MetaParams, task: Task, step: int, state: State
+) -> _Flags:
+    def view(adapted: Params, state: State) -> Any:
+        return _finite(state), _finite(adapted)
 
     given = {"meta-parameter": meta_params, **task._asdict(), "state": state}
     states, adapted = learner.trace(meta_params, task.support, view, state=state)
@@ -96,15 +97,15 @@ def _flags(learner, meta_params, task, step, state):
 
 
 def _finite(tree: Any) -> dict[str, Any]:
-    """{path: whether all of the leaf is finite}, as integers and keys always are."""
+    """{path: whether the leaf is finite}; integers and keys are."""
     return {
-        leaf_name(path): jnp.all(jnp.isfinite(leaf))
+        leaf_path(path): jnp.all(jnp.isfinite(leaf))
         for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
 
 def _in_order(flags: _Flags) -> Iterator[tuple[str, bool]]:
-    """(place in words, whether it is finite), in the order in which they are computed."""
+    """(place, whether it is finite), in the order of computation."""
     for name in ("meta-parameter", "support", "query", "state"):
         yield from _named(name, flags.given[name])
     yield from _named("before the first inner step: parameter", _at(flags.adapted, 0))

@@ -1,13 +1,13 @@
-"""How much hangs on which class of a task is called which.
+"""How much the result depends on the labels that the classes of a task are given.
 
-The head of an N-way learner starts from weights of its own for each of N labels, and a task's classes
-may be given these labels in N! ways. Ye and Chao 2021 (arXiv 2106.16245, section 5) find accuracies
-far apart; a learner whose head starts alike for every label does not depend on it.
+The head of an N-way learner starts from different weights for each of N labels, and the classes of a
+task can be given these labels in N! ways. Ye and Chao 2021 (arXiv 2106.16245, section 5) find very
+different accuracies. A learner whose head starts the same for every label does not depend on it.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,23 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmaml import outer
-from jaxmaml.types import Array, Batch, MetaLearner, MetaParams, State, Task
+from jaxmaml.checks import check_count
+from jaxmaml.outer import ChunkSize
+from jaxmaml.types import (
+    Array,
+    Batch,
+    Info,
+    MetaLearner,
+    MetaParams,
+    MetaState,
+    MetricFn,
+    Params,
+    State,
+    Task,
+    View,
+    as_stateful,
+    with_state,
+)
 
 _LARGEST_WAY = 8
 """8! is 40,320 permutations, which takes as many adaptations."""
@@ -25,20 +41,20 @@ _LARGEST_WAY = 8
 def label_permutations(
     way: int, *, key: Array | None = None, num_permutations: int | None = None
 ) -> Array:
-    """Permutations of the labels of one task.
+    """Returns permutations of the labels of one task.
 
     Args:
         way: number of classes.
-        key: draws `num_permutations` of them at random, some perhaps twice; without both, all are
-            listed, the identity first.
-        num_permutations: how many to draw.
+        key: typed PRNG key that draws `num_permutations` of them, with repetition. Without both, all
+            permutations are listed, the identity first.
+        num_permutations: the number to draw.
 
     Returns:
-        Integers `[num_permutations, way]`: a row's entry c is the label that class c is given.
+        Integers `[num_permutations, way]`: entry c of a row is the label that class c is given.
 
     Raises:
-        ValueError: a way that is not positive or, where all are listed, above 8; one of key and
-            num_permutations without the other; fewer than one permutation.
+        ValueError: a way below 1, or above 8 if all are listed; one of key and num_permutations
+            without the other; a number below 1.
 
     Example:
         >>> label_permutations(3)[:3].tolist(), label_permutations(5).shape
@@ -46,13 +62,11 @@ def label_permutations(
         >>> label_permutations(20, key=jax.random.key(0), num_permutations=50).shape
         (50, 20)
     """
-    if way < 1:
-        raise ValueError(f"way must be at least 1; got {way}")
+    check_count("way", way)
     if (key is None) != (num_permutations is None):
         raise ValueError("key and num_permutations must be given together")
     if key is not None and num_permutations is not None:
-        if num_permutations < 1:
-            raise ValueError(f"num_permutations must be at least 1; got {num_permutations}")
+        check_count("num_permutations", num_permutations)
         draw = lambda key: jax.random.permutation(key, way)
         return jax.vmap(draw)(jax.random.split(key, num_permutations))
     if way > _LARGEST_WAY:
@@ -65,35 +79,35 @@ def label_permutations(
 
 def metric_by_permutation(
     learner: MetaLearner,
-    metric_fn: Callable[..., Any],
+    metric_fn: MetricFn,
     meta_params: MetaParams,
     task: Task,
     permutations: Any,
     *,
     state: State = (),
     num_inner_steps: int | None = None,
-    chunk_size: int | str | None = "auto",
+    chunk_size: ChunkSize = "auto",
 ) -> Any:
-    """A metric after every inner step for every labelling of one task's classes.
+    """Returns a metric after every inner step, for every labeling of the classes of one task.
 
     Args:
         learner: the meta-learner.
-        metric_fn: `(adapted, query) -> metric`, as in `jaxmaml.evaluate`.
-        meta_params: what the learner's `init` made, or training after it.
+        metric_fn: a metric, as in `jaxmaml.evaluate`.
+        meta_params: the meta-parameters of the learner.
         task: one task whose batches are mappings with integer "targets" in 0..way-1.
         permutations: `[num_permutations, way]`, see `label_permutations`.
-        state: what the loss function carries.
-        num_inner_steps: None is as in training.
+        state: the state of the loss function.
+        num_inner_steps: inner steps n. Defaults to those of training.
         chunk_size: how many permutations are computed at once, as in `jaxmaml.evaluate`.
 
     Returns:
-        `[num_permutations, n+1]`, or such leaves: the mean, best and spread over the first axis say
-        how much hangs on the labels. All rows are equal where nothing does.
+        `[num_permutations, n + 1]`, or such leaves. The spread over the first axis shows how much
+        depends on the labels; all rows are equal if nothing does.
 
     Raises:
-        ValueError: batches without "targets", targets beyond the way, or rows that are no
-            permutations. Under `jit` the values of what is traced cannot be looked at.
-        TypeError: targets that are no integers.
+        ValueError: batches without "targets", targets outside of 0..way-1, or rows that are not
+            permutations. Under `jit`, the values of traced arrays are not checked.
+        TypeError: targets that are not integers.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml
@@ -114,22 +128,24 @@ def metric_by_permutation(
     for name, batch in task._asdict().items():
         _check_targets(name, batch, rows.shape[1])
 
-    def relabelled(permutation: Array) -> Task:
+    def relabeled(permutation: Array) -> Task:
         return Task(*(_relabel(batch, permutation) for batch in task))
 
-    # To `evaluate` the permutations are the tasks, so that what they share is there once only.
-    def trace(meta_params, permutation, view, **options):
-        return learner.trace(meta_params, relabelled(permutation).support, view, **options)
+    # To `evaluate` the permutations are the tasks, so that what they share exists only once.
+    def trace(meta_params: MetaParams, permutation: Array, view: View, **options: Any) -> Any:
+        return learner.trace(meta_params, relabeled(permutation).support, view, **options)
 
-    def loss(meta_params, permutation, **options):
-        return learner.loss(meta_params, relabelled(permutation.support), **options)
+    def loss(meta_params: MetaParams, permutation: Task, **options: Any) -> tuple[Array, Info]:
+        return learner.loss(meta_params, relabeled(permutation.support), **options)
 
-    def score(adapted, permutation, *state):
-        return metric_fn(adapted, relabelled(permutation).query, *state)
+    def score(adapted: Params, permutation: Array, state: State) -> tuple[Any, State]:
+        return as_stateful(metric_fn)(adapted, relabeled(permutation).query, state)
 
+    permuted = learner._replace(trace=trace, loss=loss)
+    meta_state = MetaState(meta_params, (), jnp.zeros((), jnp.int32), state)
     return outer.evaluate(
-        learner._replace(trace=trace, loss=loss), score, meta_params, Task(rows, rows),
-        state=state, num_inner_steps=num_inner_steps, chunk_size=chunk_size,
+        permuted, with_state(score), meta_state, Task(rows, rows),
+        num_inner_steps=num_inner_steps, chunk_size=chunk_size,
     )  # fmt: skip
 
 
@@ -140,7 +156,7 @@ def _relabel(batch: Batch, permutation: Array) -> Batch:
 
 def _check_targets(name: str, batch: Batch, way: int) -> None:
     if not isinstance(batch, Mapping) or "targets" not in batch:
-        raise ValueError(f'the {name} must be a mapping with integer "targets"')
+        raise ValueError(f"the {name} must be a mapping with integer 'targets'")
     dtype = jnp.result_type(batch["targets"])
     if not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(f"the {name}'s targets must be integers; got {dtype}")
@@ -148,7 +164,7 @@ def _check_targets(name: str, batch: Batch, way: int) -> None:
         return
     targets = np.asarray(batch["targets"])
     if ((targets < 0) | (targets >= way)).any():
-        raise ValueError(f"the {name}'s targets must be in 0..{way - 1}, as the permutations are")
+        raise ValueError(f"the {name}'s targets must be in 0..{way - 1}, like the permutations")
 
 
 def _checked(permutations: Any) -> Array:

@@ -1,37 +1,32 @@
 """Copy this file to add a learner: NAME, AUTHORS YEAR (arXiv NUMBER)."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import optax
-
-from jaxmaml.learners.inner_loop import Start, bare, inner_loop
-from jaxmaml.types import LossFn, MetaLearner
+from jaxmaml.learners.hyperparams import Optimizer
+from jaxmaml.learners.inner_loop import LoopOptions, Start, inner_loop
+from jaxmaml.types import Batch, LossFn, MetaLearner, Params, State
 
 
 def template(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    num_inner_steps: int,
-    **options: Any,
+    loss_fn: LossFn, optimizer: Optimizer, num_inner_steps: int, **options: Any
 ) -> MetaLearner:
-    """What it does in one sentence, with the equation of the paper: as it stands, MAML.
+    """Returns one sentence about the learner, with the equation of the paper. As it stands, MAML.
 
-    Say where tasks start from: `start` is given the meta-parameters, the support and the state, and
-    all that it computes is differentiated. A learner that learns more than parameters also passes
-    `init=` and takes its own apart with `learned` (see unicorn.py); one without an inner loop is made
-    by `head_filling` (protonet.py); one that is differentiated otherwise replaces `loss` (reptile.py).
-
-    Then: export it in learners/__init__.py and jaxmaml/__init__.py, add a row to ROWS in
-    tests/test_learners.py, and, for the command line, a line `Entry(_plain(jaxmaml.NAME))` to
-    LEARNERS in train/family.py.
+    Say what a task starts from. `start` gets the initial parameters, what else the learner learns,
+    the support and the state, and everything that it computes is differentiated. A learner that
+    learns more than parameters also passes `init_learned` (unicorn.py). One that adds a term to the
+    inner loss returns it as `Start.penalty` (imaml.py). One without an inner loop is made by
+    `head_filling` (protonet.py). One that is differentiated in another way replaces `loss`
+    (reptile.py). CONTRIBUTING.md says where to list the new file.
 
     Args:
         loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`.
         options: keyword arguments of `jaxmaml.maml`.
     """
 
-    def start(meta_params, support, state):
-        del support
-        return Start(bare(meta_params), optimizer, state)
+    def start(params: Params, learned: Mapping[str, Any], support: Batch, state: State) -> Start:
+        del learned, support
+        return Start(params, state)
 
-    return inner_loop(loss_fn, start, num_inner_steps, **options)
+    return inner_loop(loss_fn, optimizer, num_inner_steps, LoopOptions(**options), start=start)

@@ -2,22 +2,21 @@
 
 from typing import Any
 
-import optax
-
-from jaxmaml.learners.heads import check_path, under_path
-from jaxmaml.learners.inner_loop import Start, bare, inner_loop
+from jaxmaml.learners.hyperparams import Optimizer
+from jaxmaml.learners.inner_loop import masked_inner_loop
+from jaxmaml.trees import under_path
 from jaxmaml.types import LossFn, MetaLearner
 
 
 def anil(
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     num_inner_steps: int,
     *,
     head: str = "head",
     **options: Any,
 ) -> MetaLearner:
-    """MAML whose inner loop adapts the head only; the body is outer-learned.
+    """Returns MAML whose inner loop adapts the head only; the outer loop learns everything.
 
     Args:
         loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`.
@@ -25,7 +24,7 @@ def anil(
         options: keyword arguments of `jaxmaml.maml` other than `mask`.
 
     Raises:
-        ValueError: when called, if nothing lies at `head`, or nothing beside it.
+        ValueError: a mask is given; when called, if no parameter lies at `head`, or all of them do.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -37,10 +36,6 @@ def anil(
         >>> round(float(adapted["body"]), 3), round(float(adapted["head"]), 3)
         (2.0, 0.4)
     """
-
-    def start(meta_params, support, state):
-        del support
-        check_path(bare(meta_params), head)
-        return Start(meta_params, optimizer, state)
-
-    return inner_loop(loss_fn, start, num_inner_steps, mask=under_path(head), **options)
+    return masked_inner_loop(
+        loss_fn, optimizer, num_inner_steps, options, path=head, mask=under_path(head)
+    )

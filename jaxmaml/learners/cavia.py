@@ -1,38 +1,40 @@
 """CAVIA: Zintgraf, Shiarlis, Kurin, Hofmann and Whiteson 2019 (arXiv 1810.03642)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from jaxmaml import inner
-from jaxmaml.learners.heads import check_path, under_path
-from jaxmaml.learners.inner_loop import Start, bare, inner_loop
-from jaxmaml.types import LossFn, MetaLearner, Params
+from jaxmaml import trees
+from jaxmaml.learners.hyperparams import Optimizer
+from jaxmaml.learners.inner_loop import Start, masked_inner_loop
+from jaxmaml.types import Batch, LossFn, MetaLearner, Params, State
 
 
 def cavia(
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     num_inner_steps: int,
     *,
     context: str = "context",
     **options: Any,
 ) -> MetaLearner:
-    """MAML whose inner loop adapts context parameters only, which are zero when a task begins.
+    """Returns MAML whose inner loop adapts context parameters only, which start a task as zeros.
 
-    Equations 3 to 5 of the paper. The model takes part of its parameters as context, in whatever way
-    it likes (an added input, a scale and shift of features); whatever they hold in the
-    meta-parameters, each task starts from zeros, so that their meta-gradient is zero.
+    Equations 3 to 5 of the paper. The model takes some of its parameters as context, in any way: as
+    an added input, or as a scale and shift of features. Each task starts from zeros, whatever the
+    meta-parameters hold there, so that the meta-gradient of the context is zero.
 
     Args:
-        loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`.
+        loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`. With
+            `jaxmaml.learned_sgd` the rates are learned too.
         context: path of the context parameters.
         options: keyword arguments of `jaxmaml.maml` other than `mask`.
 
     Raises:
-        ValueError: when called, if nothing lies at `context`, or nothing beside it.
+        ValueError: a mask is given; when called, if no parameter lies at `context`, or all of them
+            do.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml
@@ -44,18 +46,13 @@ def cavia(
         >>> float(adapted["model"]), float(adapted["context"])
         (0.0, 0.5)
     """
-    mask = under_path(context)
+    mask = trees.under_path(context)
 
-    def start(meta_params, support, state):
-        del support
-        check_path(bare(meta_params), context)
-        return Start(_zeroed(meta_params, mask), optimizer, state)
+    def start(params: Params, learned: Mapping[str, Any], support: Batch, state: State) -> Start:
+        del learned, support
+        old, others = trees.partition(params, trees.is_adapted(params, mask))
+        return Start(trees.combine(jax.tree.map(jnp.zeros_like, old), others), state)
 
-    return inner_loop(loss_fn, start, num_inner_steps, mask=mask, **options)
-
-
-def _zeroed(params: Params, mask: Any) -> Params:
-    leaves, treedef = jax.tree.flatten(params)
-    flags = inner.is_adapted(params, mask)
-    pairs = zip(flags, leaves, strict=True)
-    return treedef.unflatten([jnp.zeros_like(leaf) if flag else leaf for flag, leaf in pairs])
+    return masked_inner_loop(
+        loss_fn, optimizer, num_inner_steps, options, path=context, mask=mask, start=start
+    )

@@ -1,38 +1,43 @@
-"""The baseline that learns jointly and fine-tunes: Chen et al. 2019 (arXiv 1904.04232)."""
+"""The baseline that trains jointly and fine-tunes: Chen et al. 2019 (arXiv 1904.04232)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
 
-from jaxmaml import inner
+from jaxmaml.adjoints import FirstOrder
 from jaxmaml.learners import heads
 from jaxmaml.learners.heads import FeaturesFn
-from jaxmaml.learners.inner_loop import Start, bare, inner_loop, learned
-from jaxmaml.learners.reptile import joined
+from jaxmaml.learners.inner_loop import LoopOptions, inner_loop, refuse_learned, split_learned
+from jaxmaml.learners.reptile import check_options, joined
 from jaxmaml.mixed_mode import check_scalar
 from jaxmaml.types import (
     Array,
-    AtStep,
     Batch,
-    Extended,
     Info,
     LossFn,
-    Mask,
     MetaLearner,
     MetaParams,
     Params,
+    Scalar,
+    State,
+    Task,
 )
 
 
-class Classes(NamedTuple):
-    """What joint pre-training of a classifier needs: episodes number their classes anew each time.
+class TrainingClasses(NamedTuple):
+    """What joint training of a classifier needs, since each episode numbers its classes anew.
 
     Attributes:
-        features_fn: `(params, batch) -> [num_examples, num_features]`, what a head is given.
+        features_fn: `(params, batch) -> [num_examples, num_features]`, the input of a head.
         num_classes: training classes; batches have "classes" `[num_examples]`, 0..num_classes-1,
             such as those of `data.pools.sampler(..., classes=True)`.
         head: path of the episodes' head in the parameters.
+
+    Example:
+        >>> import jaxmaml
+        >>> jaxmaml.TrainingClasses(lambda params, batch: batch["inputs"], num_classes=64).head
+        'head'
     """
 
     features_fn: FeaturesFn
@@ -45,22 +50,24 @@ def fine_tuning(
     optimizer: optax.GradientTransformation,
     num_inner_steps: int,
     *,
-    classes: Classes | None = None,
-    mask: Mask = None,
-    at_step: AtStep = inner.fold_keys,
+    classes: TrainingClasses | None = None,
+    **options: Any,
 ) -> MetaLearner:
-    """Trains one model on the examples of all tasks, unadapted; fine-tunes it on a new task.
+    """Returns the baseline that trains one model on all tasks at once and fine-tunes it on a new one.
 
     Args:
         loss_fn, optimizer, num_inner_steps: of the fine-tuning, as in `jaxmaml.maml`.
         classes: None trains on `loss_fn` of support and query as one batch, which for regression is
-            joint training (section 5.1 of the MAML paper). For a classifier, a softmax over all
-            training classes is trained, on a linear head of its own, and the meta-parameters are
-            `Extended(params, {"classes": that head})`; fine-tuning starts with the head in `params`.
-        mask, at_step: as in `jaxmaml.maml`; with a mask, only a head is fine-tuned.
+            joint training (section 5.1 of the MAML paper). For a classifier, it trains a softmax over
+            all training classes with a linear head of its own. The meta-parameters are then
+            `Extended(params, {"classes": that head})`, and fine-tuning starts with the head in
+            `params`.
+        options: `mask` and `at_step`, as in `jaxmaml.maml`; a mask may fine-tune the head only.
 
     Raises:
-        ValueError: when called, for another learner's parameters, or batches without "classes".
+        ValueError: the optimizer is a `LearnedOptimizer`; when called, for the meta-parameters of
+            another learner, or batches without "classes".
+        TypeError: an option that has no meaning here, such as `adjoint`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -70,43 +77,48 @@ def fine_tuning(
         >>> float(jax.grad(learner.loss, has_aux=True)(jnp.array(0.0), task)[0])
         -0.5
     """
-    if classes is None:
-        train_on, of_model, init = loss_fn, bare, lambda params: params
-    else:
-        train_on = lambda meta_params, batch: _class_loss(classes, meta_params, batch)
-        of_model = lambda meta_params: learned(meta_params, "classes")[0]
-        init = lambda params: _with_class_head(classes, params)
+    refuse_learned(optimizer, "fine_tuning")
+    check_options("fine_tuning", options)
+    init_learned = (
+        {} if classes is None else {"classes": lambda params: _class_head(classes, params)}
+    )
 
-    def start(meta_params, support, state):
-        del support
-        return Start(of_model(meta_params), optimizer, state)
+    def joint_loss(meta_params: MetaParams, batch: Batch) -> Any:
+        params, learned = split_learned(meta_params, tuple(init_learned))
+        if classes is None:
+            return loss_fn(params, batch)
+        return _class_loss(classes, params, learned["classes"], batch)
 
-    def loss(meta_params, task, *, step=0, state=()):
+    def loss(
+        meta_params: MetaParams, task: Task, *, step: Scalar = 0, state: State = ()
+    ) -> tuple[Array, Info]:
         del step
-        of_model(meta_params)  # refuses another learner's
-        value = train_on(meta_params, joined(task))
+        value = joint_loss(meta_params, joined(task))
         check_scalar(value)
         return value, Info(value, jnp.zeros(0, value.dtype), state)
 
+    loop_options = LoopOptions(adjoint=FirstOrder(), **options)
     learner = inner_loop(
-        loss_fn, start, num_inner_steps, init=init, order="first", mask=mask, at_step=at_step
+        loss_fn, optimizer, num_inner_steps, loop_options, init_learned=init_learned
     )
     return learner._replace(loss=loss)
 
 
-def _with_class_head(classes: Classes, params: Params) -> Extended:
+def _class_head(classes: TrainingClasses, params: Params) -> dict[str, Array]:
+    """A linear head over all training classes, which starts as zeros."""
     kernel = heads.get(params, classes.head)["kernel"]
     shape = (kernel.shape[0], classes.num_classes)
-    new = {"kernel": jnp.zeros(shape, kernel.dtype), "bias": jnp.zeros(shape[1:], kernel.dtype)}
-    return Extended(params, {"classes": new})
+    return {"kernel": jnp.zeros(shape, kernel.dtype), "bias": jnp.zeros(shape[1:], kernel.dtype)}
 
 
-def _class_loss(classes: Classes, meta_params: MetaParams, batch: Batch) -> Array:
-    params, head = learned(meta_params, "classes")
+def _class_loss(
+    classes: TrainingClasses, params: Params, head: dict[str, Array], batch: Batch
+) -> Array:
+    """Cross-entropy over all training classes."""
     if "classes" not in batch:
         raise ValueError(
-            "joint pre-training needs the number of each example's class among all classes: batches "
-            f"with 'classes', got {sorted(batch)}"
+            "joint training needs the index of each example's class among all training classes: a "
+            f"batch with 'classes'; got {sorted(batch)}"
         )
     logits = classes.features_fn(params, batch) @ head["kernel"] + head["bias"][None]
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["classes"])

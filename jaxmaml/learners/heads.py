@@ -1,4 +1,4 @@
-"""The linear head of a model: where it lies in the parameters, and what to put there.
+"""The linear head of a model: finding it in the parameters, and filling it in.
 
 A head is a mapping with "kernel" `[num_features, way]` and, in most models, "bias" `[way]`.
 """
@@ -9,45 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmaml import inner
 from jaxmaml.types import Array, Batch, Params
 
 FeaturesFn = Callable[[Params, Batch], Array]
-"""(params, batch) -> features [num_examples, num_features]: what the model's head is given."""
-
-
-def under_path(head: str) -> Callable[[str], bool]:
-    """A mask that is True at `head` and below it."""
-    return lambda path: path == head or path.startswith(f"{head}/")
-
-
-def beside_path(head: str) -> Callable[[str], bool]:
-    """A mask that is False at `head` and below it."""
-    return lambda path: not under_path(head)(path)
-
-
-def check_path(params: Params, path: str) -> None:
-    """Raises ValueError unless some parameters lie at `path`, and some beside it."""
-    names = inner.leaf_paths(params)
-    inside = [under_path(path)(name) for name in names]
-    if any(inside) and not all(inside):
-        return
-    where = "everything lies" if any(inside) else "nothing lies"
-    raise ValueError(f"{where} at {path!r}: the parameters are {', '.join(names)}")
+"""`(params, batch) -> features [num_examples, num_features]`, the input of the head."""
 
 
 def get(params: Params, head: str) -> Mapping[str, Array]:
-    """The head at a path.
+    """Returns the head at a path.
 
     Raises:
-        ValueError: the path does not exist, or what lies there has no kernel.
+        ValueError: the path does not exist, or no kernel lies there.
     """
     found = params
     for name in head.split("/"):
         if not isinstance(found, Mapping) or name not in found:
             names = ", ".join(map(str, found)) if isinstance(found, Mapping) else "no names"
             raise ValueError(
-                f"head={head!r} is no path of the parameters: beside {name!r} is {names}"
+                f"head={head!r} is not a path of the parameters: in place of {name!r} there is {names}"
             )
         found = found[name]
     if not isinstance(found, Mapping) or "kernel" not in found:
@@ -56,10 +35,10 @@ def get(params: Params, head: str) -> Mapping[str, Array]:
 
 
 def fill(params: Params, head: str, kernel: Array, bias: Array | None) -> Params:
-    """The parameters with another head; a `bias` of None is zero where the head has one.
+    """Returns the parameters with another head; a `bias` of None fills in zeros if the head has one.
 
     Raises:
-        ValueError: the path does not exist, or there is a bias and the head has no place for it.
+        ValueError: the path does not exist, or a bias is given and the head has none.
     """
     old = get(params, head)
     new = {**old, "kernel": kernel.astype(old["kernel"].dtype)}
@@ -72,15 +51,15 @@ def fill(params: Params, head: str, kernel: Array, bias: Array | None) -> Params
 
 
 def way_of(params: Params, head: str, way: int | None) -> int:
-    """How many classes: `way`, or as many as the head has outputs."""
+    """Returns the number of classes: `way`, or the number of outputs of the head."""
     return get(params, head)["kernel"].shape[-1] if way is None else way
 
 
 def one_hot(batch: Batch, way: int, dtype: Any) -> Array:
-    """`[num_examples, way]`: each example's class, padded examples in none.
+    """Returns the class of each example as `[num_examples, way]`; rows of padded examples are zero.
 
     Raises:
-        TypeError: the targets are no integers.
+        TypeError: the targets are not integers.
     """
     targets = jnp.asarray(batch["targets"])
     if not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -92,7 +71,7 @@ def one_hot(batch: Batch, way: int, dtype: Any) -> Array:
 
 
 def prototypes(features: Array, batch: Batch, way: int) -> Array:
-    """The mean feature of each class `[way, num_features]`, padded examples left out.
+    """Returns the mean feature of each class, `[way, num_features]`, without padded examples.
 
     Snell et al. 2017 (arXiv 1703.05175), equation 1. A class without examples has the prototype 0.
     """
@@ -102,10 +81,23 @@ def prototypes(features: Array, batch: Batch, way: int) -> Array:
 
 
 def present(features: Array, batch: Batch) -> Array:
-    """The features with zero rows for padded examples, whose own may be anything."""
+    """Returns the features with zero rows for padded examples, which may hold anything."""
     if "weights" not in batch:
         return features
     return jnp.where((jnp.asarray(batch["weights"]) > 0)[:, None], features, 0)
+
+
+def prototype_head(
+    features_fn: FeaturesFn, head: str, way: int | None
+) -> Callable[[Params, Batch], Params]:
+    """Returns `(params, support) -> params` whose head measures the distance to the class means."""
+
+    def fill_in(params: Params, support: Batch) -> Params:
+        number = way_of(params, head, way)
+        means = prototypes(features_fn(params, support), support, number)
+        return fill(params, head, 2 * means.T, -(means**2).sum(-1))
+
+    return fill_in
 
 
 def _replaced(tree: Any, names: list[str], new: Any) -> Any:

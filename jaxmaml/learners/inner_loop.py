@@ -1,16 +1,21 @@
-"""What every learner with an inner loop is made of; each algorithm says what the loop starts from."""
+"""The learners with an inner loop: each algorithm says what the loop starts from."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from jaxmaml import inner
-from jaxmaml.mixed_mode import check_adjoint, check_scalar
+from jaxmaml import inner, trees
+from jaxmaml.adjoints import Adjoint, check_adjoint
+from jaxmaml.checks import check_count
+from jaxmaml.learners.hyperparams import LearnedOptimizer, Optimizer
+from jaxmaml.mixed_mode import check_scalar
+from jaxmaml.schedules import QueryWeights, check_query_weights, weights_at
 from jaxmaml.types import (
+    Array,
     AtStep,
     Batch,
     Extended,
@@ -20,8 +25,17 @@ from jaxmaml.types import (
     MetaLearner,
     MetaParams,
     Params,
+    Scalar,
     State,
+    Task,
+    View,
+    as_stateful,
+    carries_state,
+    in_form_of,
 )
+
+HYPERPARAMS = "hyperparams"
+"""The name under which the hyperparameters of a `LearnedOptimizer` are learned."""
 
 
 class Start(NamedTuple):
@@ -29,202 +43,362 @@ class Start(NamedTuple):
 
     Attributes:
         params: the parameters before the first step.
-        optimizer: the inner optimiser, which may hold meta-parameters.
-        state: what the loss function carries.
+        state: the state of the loss function.
+        penalty: `(adapted) -> scalar`, added to the support loss; None adds nothing.
     """
 
     params: Params
-    optimizer: optax.GradientTransformation
     state: State
+    penalty: Callable[[Params], Array] | None = None
 
 
-StartFn = Callable[[MetaParams, Batch, State], Start]
-"""(meta_params, support, state) -> Start; what it computes is differentiated."""
+StartFn: TypeAlias = Callable[[Params, Mapping[str, Any], Batch, State], Start]
+"""`(params, learned, support, state) -> Start`, where `learned` is what `init_learned` names. All
+that it computes is differentiated."""
+
+
+def plain_start(params: Params, learned: Mapping[str, Any], support: Batch, state: State) -> Start:
+    """Returns MAML's start: the initial parameters themselves."""
+    del learned, support
+    return Start(params, state)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """The options of every learner with an inner loop; `jaxmaml.maml` documents them.
+
+    Raises:
+        TypeError: `adjoint` is not an adjoint.
+    """
+
+    adjoint: Adjoint = inner.EXACT
+    mask: Mask = None
+    query_loss_fn: LossFn | None = None
+    test_loss_fn: LossFn | None = None
+    query_weights: QueryWeights | None = None
+    refresh_state: bool = False
+    at_step: AtStep = inner.fold_keys
+
+    def __post_init__(self) -> None:
+        check_adjoint(self.adjoint)
 
 
 def inner_loop(
     loss_fn: LossFn,
-    start: StartFn,
+    optimizer: Optimizer,
     num_inner_steps: int,
+    options: LoopOptions,
     *,
-    init: Callable[[Params], MetaParams] = lambda params: params,
-    outer_loss_fn: LossFn | None = None,
-    test_loss_fn: LossFn | None = None,
-    order: str = "exact",
-    num_exact_steps: int | None = None,
-    exact_from: int = 0,
-    multi_step_loss: int = 0,
-    adjoint: str = "forward_over_reverse",
-    checkpoint_every: int | None = None,
-    mask: Mask = None,
-    at_step: AtStep = inner.fold_keys,
-    has_state: bool = False,
-    refresh_state: bool = False,
+    start: StartFn = plain_start,
+    init_learned: Mapping[str, Callable[[Params], Any]] | None = None,
 ) -> MetaLearner:
-    """A meta-learner that adapts by gradient steps from `start`, and scores on the query.
+    """Returns a learner that adapts by gradient steps from `start`, and scores on the query.
 
     Args:
-        loss_fn: as in `jaxmaml.maml`.
-        start: what the loop starts from; MAML's is the meta-parameters themselves.
-        num_inner_steps: as in `jaxmaml.maml`.
-        init: `(params) -> meta_params`.
-        outer_loss_fn, test_loss_fn, order, num_exact_steps, exact_from, multi_step_loss, adjoint,
-            checkpoint_every, mask, at_step, has_state, refresh_state: see `jaxmaml.maml`.
+        loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`.
+        options: the other arguments of `jaxmaml.maml`.
+        start: what the loop starts from. Defaults to the meta-parameters themselves.
+        init_learned: `(params) -> initial value` of what the algorithm learns beside the parameters,
+            by name.
     """
-    default = inner.check_num_inner_steps(num_inner_steps)
-    check_adjoint(adjoint)
-    inner.check_checkpoint_every(checkpoint_every)
-    _check_orders(order, num_exact_steps, exact_from)
-    _check_multi_step_loss(multi_step_loss, default)
-    _check_state_options(has_state, refresh_state)
-    score = loss_fn if outer_loss_fn is None else outer_loss_fn
-    at_test = loss_fn if test_loss_fn is None else test_loss_fn
-    options: dict[str, Any] = {
-        "num_exact_steps": num_exact_steps, "adjoint": adjoint, "mask": mask,
-        "checkpoint_every": checkpoint_every, "at_step": at_step, "has_state": has_state,
-    }  # fmt: skip
-
-    def refreshed(loss_fn, adapted, support, state):
-        return loss_fn(adapted, support, state)[1] if refresh_state else state
-
-    def adapt(meta_params, support, *, state=(), num_inner_steps=None):
-        number = default if num_inner_steps is None else num_inner_steps
-        params, optimizer, state = start(meta_params, support, state)
-        adapted, info = inner.adapt(
-            at_test, params, support, optimizer, number, order=order, state=state, **options
+    number = check_count("num_inner_steps", num_inner_steps, minimum=0)
+    if options.refresh_state and not carries_state(loss_fn):
+        raise ValueError(
+            "refresh_state=True needs a loss that carries state: mark it with jaxmaml.with_state"
         )
-        return adapted, info._replace(state=refreshed(at_test, adapted, support, info.state))
-
-    def trace(meta_params, support, view, *, state=(), num_inner_steps=None):
-        number = default if num_inner_steps is None else num_inner_steps
-        params, optimizer, state = start(meta_params, support, state)
-
-        def seen(adapted, *state):
-            fresh = (refreshed(at_test, adapted, support, *state),) if has_state else ()
-            return view(adapted, *fresh)
-
-        return inner.trace(
-            at_test, params, support, seen, optimizer, number, order=order, state=state, **options
-        )
-
-    def query_loss_of(adapted, task, state):
-        state = refreshed(loss_fn, adapted, task.support, state)
-        out = score(adapted, task.query, *((state,) if has_state else ()))
-        query_loss, state = out if has_state else (out, state)
-        check_scalar(query_loss)
-        return query_loss, state
-
-    def loss_of_order(meta_params, task, step, state, order):
-        params, optimizer, state = start(meta_params, task.support, state)
-        if not multi_step_loss:
-            adapted, info = inner.adapt(
-                loss_fn, params, task.support, optimizer, default,
-                order=order, state=state, **options,
-            )  # fmt: skip
-            query_loss, state = query_loss_of(adapted, task, info.state)
-            return query_loss, Info(query_loss, info.inner_losses, state)
-
-        # Without the checkpoint the query pass of every step would be kept until the backward pass.
-        @jax.checkpoint
-        def view(adapted, *state):
-            return query_loss_of(adapted, task, *(state or ((),)))
-
-        _, inner_losses, (query_losses, states) = inner.run(
-            loss_fn, params, task.support, view, optimizer, default,
-            order=order, state=state, **options,
-        )  # fmt: skip
-        weights = multi_step_weights(step, default, multi_step_loss).astype(query_losses.dtype)
-        last = jax.tree.map(lambda leaf: leaf[-1], states)
-        return weights @ query_losses, Info(query_losses[-1], inner_losses, last)
-
-    def loss(meta_params, task, *, step=0, state=()):
-        if order == "first" or not exact_from:
-            return loss_of_order(meta_params, task, step, state, order)
-        first = functools.partial(loss_of_order, order="first")
-        exact = functools.partial(loss_of_order, order="exact")
-        return jax.lax.cond(step < exact_from, first, exact, meta_params, task, step, state)
-
-    return MetaLearner(init=init, adapt=adapt, trace=trace, loss=loss)
+    if options.query_weights is not None:
+        check_query_weights(options.query_weights, number)
+    algorithm = Algorithm(loss_fn, optimizer, number, options, start, init_learned or {})
+    return MetaLearner(
+        init=functools.partial(_init, algorithm),
+        adapt=functools.partial(_adapt, algorithm),
+        trace=functools.partial(_trace, algorithm),
+        loss=functools.partial(_loss, algorithm),
+    )
 
 
-def multi_step_weights(step: Any, num_inner_steps: int, num_outer_steps: int) -> jax.Array:
-    """The weight of each inner step's query loss, at an outer step.
+def masked_inner_loop(
+    loss_fn: LossFn,
+    optimizer: Optimizer,
+    num_inner_steps: int,
+    options: Mapping[str, Any],
+    *,
+    path: str,
+    mask: Callable[[str], bool],
+    start: StartFn = plain_start,
+) -> MetaLearner:
+    """Returns an `inner_loop` that adapts one part of the parameters, divided at a path.
 
-    They start alike and move linearly to the last inner step, where they arrive after
-    `num_outer_steps` but for 3 % of the initial weight, which the others keep (Antoniou et al. 2019,
-    arXiv 1810.09502, section 4, and the authors' code).
-
-    Returns:
-        `[num_inner_steps]`, adding up to 1.
-
-    Example:
-        >>> multi_step_weights(0, 4, 100).tolist()
-        [0.25, 0.25, 0.25, 0.25]
-        >>> [round(float(w), 4) for w in multi_step_weights(100, 4, 100)]
-        [0.0075, 0.0075, 0.0075, 0.9775]
-    """
-    progress = jnp.asarray(step) / num_outer_steps
-    others = jnp.maximum(1 - progress, 0.03) / num_inner_steps
-    weights = jnp.full(num_inner_steps, others)
-    return weights.at[-1].set(1 - others * (num_inner_steps - 1))
-
-
-def learned(meta_params: MetaParams, name: str) -> tuple[Params, Any]:
-    """(params, what is learned under `name`) of a learner's own meta-parameters.
+    Args:
+        loss_fn, optimizer, num_inner_steps, start: as in `inner_loop`.
+        options: keyword arguments of `jaxmaml.maml`.
+        path: some parameters must lie at this path, and some outside of it.
+        mask: which parameters are adapted.
 
     Raises:
-        ValueError: they are another learner's.
+        ValueError: the options hold a mask.
     """
-    if not isinstance(meta_params, Extended):
+    if "mask" in options:
         raise ValueError(
-            f"these are bare parameters: a learner that learns {name!r} too is given what its own "
-            "init(params) returns"
+            f"this learner has its own mask, given by the path {path!r}: leave `mask` out, or use "
+            "jaxmaml.maml(mask=...)"
         )
-    if set(meta_params.learned) != {name}:
-        raise ValueError(
-            f"these are another learner's meta-parameters: they hold {sorted(meta_params.learned)}, "
-            f"and this learner learns {name!r}"
-        )
-    return meta_params.params, meta_params.learned[name]
+
+    def checked_start(
+        params: Params, learned: Mapping[str, Any], support: Batch, state: State
+    ) -> Start:
+        check_path(params, path)
+        return start(params, learned, support, state)
+
+    loop_options = LoopOptions(mask=mask, **options)
+    return inner_loop(loss_fn, optimizer, num_inner_steps, loop_options, start=checked_start)
 
 
-def bare(meta_params: MetaParams) -> Params:
-    """The meta-parameters of a learner that learns the initial parameters only.
+def check_path(params: Params, path: str) -> None:
+    """Raises ValueError unless some parameters lie at `path`, and some outside of it."""
+    paths = trees.leaf_paths(params)
+    inside = [trees.under_path(path)(leaf) for leaf in paths]
+    if any(inside) and not all(inside):
+        return
+    found = "every parameter" if any(inside) else "no parameter"
+    raise ValueError(f"{found} lies at {path!r}; the parameters are {', '.join(paths)}")
+
+
+def split_learned(
+    meta_params: MetaParams, names: tuple[str, ...]
+) -> tuple[Params, Mapping[str, Any]]:
+    """Returns the initial parameters, and what else is learned, by name.
+
+    Args:
+        meta_params: the meta-parameters of a learner.
+        names: what that learner learns beside the parameters.
 
     Raises:
-        ValueError: they are another learner's.
+        ValueError: they are the meta-parameters of another learner.
     """
+    params, learned = meta_params, {}
     if isinstance(meta_params, Extended):
+        params, learned = meta_params
+    if set(learned) == set(names):
+        return params, learned
+    found, wanted = (f"{sorted(x)}" if x else "nothing else" for x in (learned, names))
+    raise ValueError(
+        f"these meta-parameters belong to another learner: beside the parameters they hold {found}, "
+        f"and this learner learns {wanted}; use what its own init(params) returns"
+    )
+
+
+def refuse_learned(optimizer: Optimizer, learner: str) -> None:
+    """Raises ValueError for a learned optimizer in a learner that differentiates no inner step."""
+    if isinstance(optimizer, LearnedOptimizer):
         raise ValueError(
-            "these are another learner's meta-parameters: beside the parameters they hold "
-            f"{sorted(meta_params.learned)}, which this learner does not learn"
-        )
-    return meta_params
-
-
-def _check_orders(order: str, num_exact_steps: int | None, exact_from: int) -> None:
-    inner.check_order(order)
-    inner.check_num_exact_steps(num_exact_steps)
-    _check_outer_steps("exact_from", exact_from)
-    if order == "first" and (num_exact_steps is not None or exact_from):
-        raise ValueError(
-            "num_exact_steps and exact_from say where the meta-gradient is exact, and with "
-            "order='first' it is nowhere"
+            f"{learner} differentiates no inner step, so hyperparameters of the inner optimizer have "
+            "no meta-gradient: pass an optax optimizer"
         )
 
 
-def _check_multi_step_loss(multi_step_loss: int, num_inner_steps: int) -> None:
-    _check_outer_steps("multi_step_loss", multi_step_loss)
-    if multi_step_loss and not num_inner_steps:
-        raise ValueError("multi_step_loss needs at least one inner step; got num_inner_steps=0")
+class Algorithm(NamedTuple):
+    """A learner with an inner loop, as data; see `inner_loop`."""
+
+    loss_fn: LossFn
+    optimizer: Optimizer
+    num_inner_steps: int
+    options: LoopOptions
+    start: StartFn
+    init_learned: Mapping[str, Callable[[Params], Any]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is learned beside the parameters."""
+        own = tuple(self.init_learned)
+        return (*own, HYPERPARAMS) if isinstance(self.optimizer, LearnedOptimizer) else own
+
+    @property
+    def test_loss_fn(self) -> LossFn:
+        return self.loss_fn if self.options.test_loss_fn is None else self.options.test_loss_fn
+
+    @property
+    def query_loss_fn(self) -> LossFn:
+        return self.loss_fn if self.options.query_loss_fn is None else self.options.query_loss_fn
 
 
-def _check_outer_steps(name: str, number: int) -> None:
-    is_int = isinstance(number, int) and not isinstance(number, bool)
-    if not is_int or number < 0:
-        raise ValueError(f"{name} must be a number of outer steps, 0 or more; got {number!r}")
+def algorithm_of(learner: MetaLearner) -> Algorithm:
+    """Returns what `inner_loop` made a learner from, for diagnostics.
+
+    Raises:
+        ValueError: the learner was not made by `inner_loop`.
+    """
+    adapt = learner.adapt
+    if isinstance(adapt, functools.partial) and adapt.args[:1]:
+        algorithm = adapt.args[0]
+        if isinstance(algorithm, Algorithm):
+            return algorithm
+    raise ValueError("the learner has no inner loop of jaxmaml, so its options are not known")
 
 
-def _check_state_options(has_state: bool, refresh_state: bool) -> None:
-    if refresh_state and not has_state:
-        raise ValueError("refresh_state needs has_state=True: without it there is no state")
+def _init(algorithm: Algorithm, params: Params) -> MetaParams:
+    learned = {name: init(params) for name, init in algorithm.init_learned.items()}
+    if isinstance(algorithm.optimizer, LearnedOptimizer):
+        flags = trees.is_adapted(params, algorithm.options.mask)
+        learned[HYPERPARAMS] = algorithm.optimizer.init(trees.partition(params, flags)[0])
+    return Extended(params, learned) if learned else params
+
+
+def _adapt(
+    algorithm: Algorithm,
+    meta_params: MetaParams,
+    support: Batch,
+    *,
+    state: State = (),
+    num_inner_steps: int | None = None,
+) -> tuple[Params, Info]:
+    loop = begin(algorithm, algorithm.test_loss_fn, meta_params, support, state)
+    adapted, info = inner.adapt(
+        loop.loss_fn, loop.start.params, support, loop.optimizer,
+        algorithm.num_inner_steps if num_inner_steps is None else num_inner_steps,
+        state=loop.start.state, **loop.options(algorithm.options.adjoint.after_training()),
+    )  # fmt: skip
+    state = _refreshed(algorithm, algorithm.test_loss_fn, adapted, support, info.state)
+    return adapted, info._replace(state=state)
+
+
+def _trace(
+    algorithm: Algorithm,
+    meta_params: MetaParams,
+    support: Batch,
+    view: View,
+    *,
+    state: State = (),
+    num_inner_steps: int | None = None,
+) -> Any:
+    loop = begin(algorithm, algorithm.test_loss_fn, meta_params, support, state)
+
+    def refreshed_view(adapted: Params, state: State) -> Any:
+        state = _refreshed(algorithm, algorithm.test_loss_fn, adapted, support, state)
+        return view(adapted, state)
+
+    return inner.trace(
+        loop.loss_fn, loop.start.params, support, refreshed_view, loop.optimizer,
+        algorithm.num_inner_steps if num_inner_steps is None else num_inner_steps,
+        state=loop.start.state, **loop.options(algorithm.options.adjoint.after_training()),
+    )  # fmt: skip
+
+
+def _loss(
+    algorithm: Algorithm,
+    meta_params: MetaParams,
+    task: Task,
+    *,
+    step: Scalar = 0,
+    state: State = (),
+) -> tuple[Array, Info]:
+    last_step_only = algorithm.options.query_weights is None
+    loss = functools.partial(_loss_after_last if last_step_only else _weighted_loss, algorithm)
+    return algorithm.options.adjoint.at_outer_step(step, loss, meta_params, task, step, state)
+
+
+def _loss_after_last(
+    algorithm: Algorithm,
+    adjoint: Adjoint,
+    meta_params: MetaParams,
+    task: Task,
+    step: Scalar,
+    state: State,
+) -> tuple[Array, Info]:
+    """The query loss of the adapted parameters."""
+    del step
+    loop = begin(algorithm, algorithm.loss_fn, meta_params, task.support, state)
+    adapted, info = inner.adapt(
+        loop.loss_fn, loop.start.params, task.support, loop.optimizer, algorithm.num_inner_steps,
+        state=loop.start.state, **loop.options(adjoint),
+    )  # fmt: skip
+    query_loss, state = _query_loss(algorithm, task, adapted, info.state)
+    return query_loss, Info(query_loss, info.inner_losses, state)
+
+
+def _weighted_loss(
+    algorithm: Algorithm,
+    adjoint: Adjoint,
+    meta_params: MetaParams,
+    task: Task,
+    step: Scalar,
+    state: State,
+) -> tuple[Array, Info]:
+    """The weighted sum of the query losses after every inner step."""
+    loop = begin(algorithm, algorithm.loss_fn, meta_params, task.support, state)
+    # Without the checkpoint, the query pass of every step would be stored until the backward pass.
+    view = jax.checkpoint(functools.partial(_query_loss, algorithm, task))
+    (query_losses, states), info = inner.run(
+        loop.loss_fn, loop.start.params, task.support, view, loop.optimizer,
+        algorithm.num_inner_steps, state=loop.start.state, **loop.options(adjoint),
+    )  # fmt: skip
+
+    weights = weights_at(algorithm.options.query_weights, step, algorithm.num_inner_steps)
+    loss = weights.astype(query_losses.dtype) @ query_losses
+    last_state = jax.tree.map(lambda leaf: leaf[-1], states)
+    return loss, Info(query_losses[-1], info.inner_losses, last_state)
+
+
+class Loop(NamedTuple):
+    """The inner loop of one task, made concrete.
+
+    Attributes:
+        loss_fn: the support loss, with the penalty of the start.
+        optimizer: the inner optimizer.
+        start: what the loop starts from.
+        mask, at_step: see `inner.adapt`.
+    """
+
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+    start: Start
+    mask: Mask
+    at_step: AtStep
+
+    def options(self, adjoint: Adjoint) -> dict[str, Any]:
+        """The keyword arguments of `inner.adapt` and its siblings."""
+        return {"adjoint": adjoint, "mask": self.mask, "at_step": self.at_step}
+
+
+def begin(
+    algorithm: Algorithm, loss_fn: LossFn, meta_params: MetaParams, support: Batch, state: State
+) -> Loop:
+    """What the inner loop of one task needs, from the meta-parameters."""
+    params, learned = split_learned(meta_params, algorithm.names)
+    start = algorithm.start(params, learned, support, state)
+    optimizer = algorithm.optimizer
+    if isinstance(optimizer, LearnedOptimizer):
+        optimizer = optimizer.make(learned[HYPERPARAMS])
+    loss_fn = _with_penalty(loss_fn, start.penalty)
+    return Loop(loss_fn, optimizer, start, algorithm.options.mask, algorithm.options.at_step)
+
+
+def _with_penalty(loss_fn: LossFn, penalty: Callable[[Params], Array] | None) -> LossFn:
+    if penalty is None:
+        return loss_fn
+
+    def penalized(params: Params, batch: Batch, state: State) -> tuple[Array, State]:
+        loss, state = as_stateful(loss_fn)(params, batch, state)
+        check_scalar(loss)
+        return loss + penalty(params).astype(loss.dtype), state
+
+    return in_form_of(loss_fn, penalized)
+
+
+def _refreshed(
+    algorithm: Algorithm, loss_fn: LossFn, adapted: Params, support: Batch, state: State
+) -> State:
+    """The state after one more pass over the support, if the options ask for it."""
+    if not algorithm.options.refresh_state:
+        return state
+    return as_stateful(loss_fn)(adapted, support, state)[1]
+
+
+def _query_loss(
+    algorithm: Algorithm, task: Task, adapted: Params, state: State
+) -> tuple[Array, State]:
+    """(query loss, state) of adapted parameters."""
+    state = _refreshed(algorithm, algorithm.loss_fn, adapted, task.support, state)
+    query_loss, state = as_stateful(algorithm.query_loss_fn)(adapted, task.query, state)
+    check_scalar(query_loss)
+    return query_loss, state

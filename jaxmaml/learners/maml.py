@@ -1,66 +1,60 @@
 """Model-agnostic meta-learning: Finn, Abbeel and Levine 2017 (arXiv 1703.03400), algorithm 1."""
 
-import optax
+from typing import Any
 
 from jaxmaml import inner
-from jaxmaml.learners.inner_loop import Start, bare, inner_loop
+from jaxmaml.adjoints import Adjoint, FirstOrder
+from jaxmaml.learners.hyperparams import Optimizer
+from jaxmaml.learners.inner_loop import LoopOptions, inner_loop
+from jaxmaml.schedules import QueryWeights
 from jaxmaml.types import AtStep, LossFn, Mask, MetaLearner
 
 
 def maml(
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     num_inner_steps: int,
     *,
-    outer_loss_fn: LossFn | None = None,
-    test_loss_fn: LossFn | None = None,
-    order: str = "exact",
-    num_exact_steps: int | None = None,
-    exact_from: int = 0,
-    multi_step_loss: int = 0,
-    adjoint: str = "forward_over_reverse",
-    checkpoint_every: int | None = None,
+    adjoint: Adjoint = inner.EXACT,
     mask: Mask = None,
-    at_step: AtStep = inner.fold_keys,
-    has_state: bool = False,
+    query_loss_fn: LossFn | None = None,
+    test_loss_fn: LossFn | None = None,
+    query_weights: QueryWeights | None = None,
     refresh_state: bool = False,
+    at_step: AtStep = inner.fold_keys,
 ) -> MetaLearner:
-    """MAML with exact or first-order (FOMAML) meta-gradients, over any loss and any inner optimiser.
+    """Returns MAML, over any loss and any inner optimizer.
 
-    The meta-loss of one task is the query loss of the parameters adapted on its support (equation 2
-    of the paper); its meta-parameters are the initial parameters.
+    The meta-loss of one task is the query loss of the parameters that are adapted on its support
+    (equation 2 of the paper). The meta-parameters are the initial parameters; with a
+    `LearnedOptimizer` they are `Extended(params, {"hyperparams": ...})`.
 
     Args:
-        loss_fn: `(params, batch) -> scalar mean loss`; with has_state `(params, batch, state) ->
-            (loss, state)`.
-        optimizer: the inner optimiser, any optax transformation. The paper's sum-over-examples
-            losses divide by K, so its inner rate is to be multiplied by the way for a mean loss.
-        num_inner_steps: inner steps in training; `adapt` and `trace` take another number.
-        outer_loss_fn: scores the query where that is not `loss_fn`; takes what `loss_fn` takes.
-        test_loss_fn: what `adapt` and `trace` adapt on where that is not `loss_fn`, such as a model
-            that normalises with running statistics once it is trained.
-        order: "exact", or "first" which treats the inner gradients as constants.
-        num_exact_steps: only the last so many inner steps are exact; None is all.
-        exact_from: before this outer step the meta-gradient is first order (derivative-order
-            annealing, Antoniou et al. 2019, arXiv 1810.09502); 0 is exact from the start.
-        multi_step_loss: the query is scored after every inner step, with weights that move to the
-            last one within so many outer steps (the same paper; `learners.multi_step_weights`). Each
-            query pass is computed anew in the backward pass, so that memory does not grow with it. 0
-            scores the last step only.
-        adjoint: how an exact gradient is computed: "forward_over_reverse" (memory of first order),
-            "checkpoint" or "reverse"; see `jaxmaml.adapt`.
-        checkpoint_every: saves memory over hundreds of inner steps; see `jaxmaml.adapt`.
-        mask: what the inner loop adapts, a pytree of bools or a function of a leaf's path; the rest
-            is outer-learned only.
+        loss_fn: `(params, batch) -> scalar mean loss`, or a loss that `jaxmaml.with_state` marks.
+        optimizer: the inner optimizer: any optax transformation, or a `LearnedOptimizer`. The
+            paper's code divides a sum over all support examples by the number per class, so that its
+            inner rates must be multiplied by the way for a mean loss.
+        num_inner_steps: the inner steps in training, 0 or more; `adapt` and `trace` take another
+            number.
+        adjoint: how the meta-gradient is computed: `Exact()`, `FirstOrder()`, `Annealed(...)`, ...
+        mask: what the inner loop adapts: a pytree of bools, or a function of a leaf's path. The outer
+            loop learns everything.
+        query_loss_fn: the loss on the query. Defaults to `loss_fn`.
+        test_loss_fn: what `adapt` and `trace` adapt on, such as a model that normalizes with stored
+            statistics once it is trained. Defaults to `loss_fn`.
+        query_weights: the weights of the query losses after each inner step, `[num_inner_steps]`, or
+            a schedule `outer_step -> weights` such as `multi_step_weights`. The query passes are
+            recomputed in the backward pass, so that the memory does not grow with their number. None
+            scores after the last step.
+        refresh_state: compute the state once more, on the support with the adapted parameters, before
+            the query is scored, and differentiate through it. Inductive normalization needs this:
+            the statistics of the last inner step belong to the parameters before that step.
         at_step: see `jaxmaml.adapt`.
-        has_state: whether the losses carry state.
-        refresh_state: compute the state once more on the support with the adapted parameters before
-            the query is scored, and differentiate through it. Inductive normalisation needs it: the
-            last inner step's statistics are those of the parameters before it.
 
     Raises:
-        ValueError: an unknown order or adjoint, a negative number of steps, a mask matching nothing.
-        TypeError: a loss that is no floating-point scalar.
+        ValueError: a negative number of steps, weights of another shape, `refresh_state` for a loss
+            without state; when called, a mask that matches nothing.
+        TypeError: when called, a loss that is not a floating-point scalar.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -70,21 +64,48 @@ def maml(
         >>> grad, info = jax.grad(learner.loss, has_aux=True)(jnp.array(0.0), task)
         >>> float(grad), float(info.query_loss)
         (-0.25, 0.125)
+
+        The multi-step loss of MAML++, over an inner Adam:
+
+        >>> learner = jaxmaml.maml(
+        ...     loss_fn,
+        ...     optax.adam(1e-2, eps_root=1e-8),
+        ...     5,
+        ...     query_weights=jaxmaml.multi_step_weights(5, 10_000),
+        ... )
     """
-    return inner_loop(
-        loss_fn,
-        lambda meta_params, support, state: Start(bare(meta_params), optimizer, state),
-        num_inner_steps,
-        outer_loss_fn=outer_loss_fn,
-        test_loss_fn=test_loss_fn,
-        order=order,
-        num_exact_steps=num_exact_steps,
-        exact_from=exact_from,
-        multi_step_loss=multi_step_loss,
+    options = LoopOptions(
         adjoint=adjoint,
-        checkpoint_every=checkpoint_every,
         mask=mask,
-        at_step=at_step,
-        has_state=has_state,
+        query_loss_fn=query_loss_fn,
+        test_loss_fn=test_loss_fn,
+        query_weights=query_weights,
         refresh_state=refresh_state,
+        at_step=at_step,
     )
+    return inner_loop(loss_fn, optimizer, num_inner_steps, options)
+
+
+def fomaml(
+    loss_fn: LossFn, optimizer: Optimizer, num_inner_steps: int, **options: Any
+) -> MetaLearner:
+    """Returns first-order MAML: `maml` with the inner gradients as constants (section 5.2).
+
+    Args:
+        loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`.
+        options: keyword arguments of `jaxmaml.maml` other than `adjoint`.
+
+    Raises:
+        TypeError: an `adjoint` is given.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxmaml
+        >>> loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2) / 2
+        >>> learner = jaxmaml.fomaml(loss_fn, optax.sgd(0.5), 1)
+        >>> task = jaxmaml.Task(support=jnp.ones(4), query=jnp.ones(4))
+        >>> float(jax.grad(learner.loss, has_aux=True)(jnp.array(0.0), task)[0])
+        -0.5
+    """
+    if "adjoint" in options:
+        raise TypeError("fomaml is first order by definition: use jaxmaml.maml(adjoint=...)")
+    return maml(loss_fn, optimizer, num_inner_steps, adjoint=FirstOrder(), **options)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmaml.learners.learned_optimizer import learned_optimizer
+from jaxmaml.learners.hyperparams import learned_optimizer
+from jaxmaml.learners.maml import maml
 from jaxmaml.types import Array, LossFn, MetaLearner, Params
 
 
@@ -16,12 +17,12 @@ def meta_curvature(
     num_inner_steps: int,
     **options: Any,
 ) -> MetaLearner:
-    """MAML that meta-learns a preconditioner of the inner gradients, one matrix for each axis.
+    """Returns MAML that learns a preconditioner of the inner gradients, one matrix per axis.
 
     An array of the parameters with axes of sizes d_1..d_k has matrices M_i `[d_i, d_i]`, which start
-    as the identity and multiply the gradient along their axis (equation 6 of the paper, whose spatial
-    axes of a convolution are one; here the two spatial axes have a matrix each). Meta-parameters:
-    `Extended(params, {"hyperparams": [matrices of each array]})`.
+    as the identity and multiply the gradient along their axis. This is equation 6 of the paper, where
+    both spatial axes of a convolution share one matrix; here each has its own. The meta-parameters
+    are `Extended(params, {"hyperparams": [matrices of each adapted array]})`.
 
     Args:
         loss_fn, num_inner_steps: as in `jaxmaml.maml`.
@@ -29,7 +30,7 @@ def meta_curvature(
         options: keyword arguments of `jaxmaml.maml`.
 
     Raises:
-        ValueError: when called, for another learner's parameters.
+        ValueError: when called, for the meta-parameters of another learner.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml
@@ -39,29 +40,33 @@ def meta_curvature(
         [[1.0, 0.0], [0.0, 1.0]]
     """
 
-    def make_optimizer(curvature: Any) -> optax.GradientTransformation:
+    def make_optimizer(curvature: list[list[Array]]) -> optax.GradientTransformation:
         return optax.chain(precondition(curvature), optimizer)
 
-    return learned_optimizer(loss_fn, make_optimizer, identities, num_inner_steps, **options)
+    return maml(loss_fn, learned_optimizer(make_optimizer, identities), num_inner_steps, **options)
 
 
 def identities(params: Params) -> list[list[Array]]:
-    """For each array of the parameters, in the order of `jax.tree.leaves`, an identity an axis."""
+    """Returns an identity matrix per axis of each array, in the order of `jax.tree.leaves`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> [matrix.shape for matrix in identities(jnp.zeros((2, 3)))[0]]
+        [(2, 2), (3, 3)]
+    """
     return [
         [jnp.eye(size, dtype=leaf.dtype) for size in leaf.shape] for leaf in jax.tree.leaves(params)
     ]
 
 
 def precondition(curvature: list[list[Array]]) -> optax.GradientTransformation:
-    """An optax transformation that multiplies each axis of each gradient by its matrix."""
+    """Returns an optax transformation that multiplies each axis of each gradient by its matrix."""
 
-    def update(updates, params=None):
+    def update(updates: Params, params: Params | None = None) -> Params:
         del params
-        leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_masked)
+        leaves, treedef = jax.tree.flatten(updates)
         pairs = zip(leaves, curvature, strict=True)
-        return treedef.unflatten(
-            [leaf if _is_masked(leaf) else _multiplied(leaf, m) for leaf, m in pairs]
-        )
+        return treedef.unflatten([_multiplied(leaf, matrices) for leaf, matrices in pairs])
 
     return optax.stateless(update)
 
@@ -70,7 +75,3 @@ def _multiplied(gradient: Array, matrices: list[Array]) -> Array:
     for axis, matrix in enumerate(matrices):
         gradient = jnp.moveaxis(jnp.tensordot(matrix, gradient, (1, axis)), 0, axis)
     return gradient
-
-
-def _is_masked(leaf: Any) -> bool:
-    return isinstance(leaf, optax.MaskedNode)

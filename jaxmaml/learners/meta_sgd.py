@@ -2,12 +2,8 @@
 
 from typing import Any
 
-from jaxmaml.learners.learned_optimizer import (
-    check_granularity,
-    learned_optimizer,
-    rates,
-    scale_by_rates,
-)
+from jaxmaml.learners.hyperparams import Granularity, learned_sgd
+from jaxmaml.learners.maml import maml
 from jaxmaml.types import LossFn, MetaLearner
 
 
@@ -16,28 +12,29 @@ def meta_sgd(
     num_inner_steps: int,
     *,
     inner_lr: float = 0.1,
-    granularity: str = "parameter",
+    granularity: Granularity = "parameter",
     per_step: bool = False,
     **options: Any,
 ) -> MetaLearner:
-    """MAML that meta-learns the inner learning rates: theta' = theta - rates * gradient.
+    """Returns MAML that learns the inner learning rates: theta' = theta - rates * gradient.
 
-    Equation 1 of the paper. Meta-parameters: `Extended(params, {"hyperparams": rates})`. A rate may
-    become negative.
+    Equation 1 of the paper. It is `jaxmaml.maml` with `jaxmaml.learned_sgd`: the meta-parameters are
+    `Extended(params, {"hyperparams": rates})`, and `jaxmaml.learned_rates` reads the rates back.
 
     Args:
         loss_fn: as in `jaxmaml.maml`.
         num_inner_steps: inner steps in training; the paper makes one.
-        inner_lr: the initial value of all rates (the paper draws it from [0.005, 0.1]).
-        granularity: "parameter" (the paper), "layer" (one rate for each array of the parameters) or
+        inner_lr: the initial value of all rates; the paper draws it from [0.005, 0.1]. A rate may
+            become negative.
+        granularity: "parameter" (the paper), "layer" (one rate per array of the parameters) or
             "scalar".
-        per_step: each inner step has rates of its own; the last ones serve again where more steps
-            are made at test time. With "layer" this is MAML++'s learned rates.
-        options: keyword arguments of `jaxmaml.maml`.
+        per_step: whether each inner step has its own rates. Steps beyond `num_inner_steps` use the
+            last ones. With "layer" these are the learned rates of MAML++.
+        options: keyword arguments of `jaxmaml.maml`. Parameters that `mask` leaves out have no rate.
 
     Raises:
-        ValueError: an unknown granularity, `per_step` without inner steps; when called, for another
-            learner's parameters.
+        ValueError: an unknown granularity, or `per_step` without inner steps; when called, for the
+            meta-parameters of another learner.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmaml
@@ -47,8 +44,8 @@ def meta_sgd(
         >>> adapted.tolist()
         [0.25, 1.75]
     """
-    check_granularity(granularity)
-    first = lambda params: rates(params, inner_lr, granularity)
-    return learned_optimizer(
-        loss_fn, scale_by_rates, first, num_inner_steps, per_step=per_step, **options
-    )
+    if per_step and num_inner_steps == 0:
+        raise ValueError("per_step=True needs at least one inner step; got num_inner_steps=0")
+    num_steps = num_inner_steps if per_step else None
+    optimizer = learned_sgd(inner_lr, granularity=granularity, num_steps=num_steps)
+    return maml(loss_fn, optimizer, num_inner_steps, **options)

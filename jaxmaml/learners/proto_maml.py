@@ -1,18 +1,17 @@
 """Proto-MAML: Triantafillou et al. 2020 (arXiv 1903.03096), section 2."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import optax
-
 from jaxmaml.learners import heads
-from jaxmaml.learners.inner_loop import Start, bare, inner_loop
-from jaxmaml.learners.protonet import prototype_head
-from jaxmaml.types import LossFn, MetaLearner
+from jaxmaml.learners.hyperparams import Optimizer
+from jaxmaml.learners.inner_loop import LoopOptions, Start, inner_loop
+from jaxmaml.types import Batch, LossFn, MetaLearner, Params, State
 
 
 def proto_maml(
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     num_inner_steps: int,
     features_fn: heads.FeaturesFn,
     *,
@@ -20,9 +19,10 @@ def proto_maml(
     way: int | None = None,
     **options: Any,
 ) -> MetaLearner:
-    """MAML that starts each task with a prototypical network's head; any number of ways.
+    """Returns MAML that starts each task with the head of a prototypical network.
 
-    The gradient flows through the prototypes too, as in the paper. After 0 steps it is `protonet`.
+    Any number of ways works. The gradient passes through the prototypes too, as in the paper. After 0
+    inner steps it is `jaxmaml.protonet`.
 
     Args:
         loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`.
@@ -30,11 +30,23 @@ def proto_maml(
         options: keyword arguments of `jaxmaml.maml`.
 
     Raises:
-        ValueError: when called, if `head` is no linear layer with a bias.
+        ValueError: when called, if `head` is not a linear layer with a bias.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, jaxmaml
+        >>> features_fn = lambda params, batch: batch["inputs"]
+        >>> logits = lambda params, x: x @ params["head"]["kernel"] + params["head"]["bias"]
+        >>> loss_fn = lambda params, batch: jnp.mean(logits(params, batch["inputs"]) ** 2)
+        >>> learner = jaxmaml.proto_maml(loss_fn, optax.sgd(0.1), 0, features_fn)
+        >>> params = {"head": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}
+        >>> support = {"inputs": jnp.array([[1.0, 0.0], [0.0, 3.0]]), "targets": jnp.array([0, 1])}
+        >>> learner.adapt(params, support)[0]["head"]["bias"].tolist()
+        [-1.0, -9.0]
     """
-    fill = prototype_head(features_fn, head, way)
+    fill = heads.prototype_head(features_fn, head, way)
 
-    def start(meta_params, support, state):
-        return Start(fill(bare(meta_params), support), optimizer, state)
+    def start(params: Params, learned: Mapping[str, Any], support: Batch, state: State) -> Start:
+        del learned
+        return Start(fill(params, support), state)
 
-    return inner_loop(loss_fn, start, num_inner_steps, **options)
+    return inner_loop(loss_fn, optimizer, num_inner_steps, LoopOptions(**options), start=start)

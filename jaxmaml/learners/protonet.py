@@ -1,27 +1,30 @@
 """Prototypical networks: Snell, Swersky and Zemel 2017 (arXiv 1703.05175)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from jaxmaml.learners import heads
-from jaxmaml.learners.head_filling import bare_fill, head_filling
+from jaxmaml.learners.head_filling import head_filling
 from jaxmaml.types import Batch, LossFn, MetaLearner, Params
 
 
 def protonet(
     loss_fn: LossFn, features_fn: heads.FeaturesFn, *, head: str = "head", way: int | None = None
 ) -> MetaLearner:
-    """Classifies by the nearest class mean, in squared Euclidean distance between features.
+    """Returns a classifier by the nearest class mean, in squared Euclidean distance of features.
 
-    -||f - c_k||² = 2 c_k·f - ||c_k||² - ||f||², of which the last term is alike for all classes: the
-    head is filled with the kernel 2 c_k and the bias -||c_k||² (equation 8 of the paper), so that
-    what is adapted is the same model. Its initial head is not used, and its gradient is zero.
+    -||f - c_k||² = 2 c_k·f - ||c_k||² - ||f||². The last term is the same for all classes, so the head
+    gets the kernel 2 c_k and the bias -||c_k||² (equation 8 of the paper): the adapted model is the
+    same model. Its initial head is not used, and the gradient of that head is zero.
 
     Args:
         loss_fn: cross-entropy of the whole model, `(params, batch) -> loss`.
-        features_fn: `(params, batch) -> [num_examples, num_features]`, what the head is given.
+        features_fn: `(params, batch) -> [num_examples, num_features]`, the input of the head.
         head: path of the head, a mapping with "kernel" and "bias".
-        way: number of classes, where it is not that of the head: any will do.
+        way: number of classes; any number works. Defaults to that of the head.
 
     Raises:
-        ValueError: when called, if `head` is no linear layer with a bias, or inner steps are asked for.
+        ValueError: when called, if `head` is not a linear layer with a bias, or for inner steps.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -38,15 +41,10 @@ def protonet(
         >>> adapted["head"]["kernel"].tolist(), adapted["head"]["bias"].tolist()
         ([[2.0, 0.0], [0.0, 6.0]], [-1.0, -9.0])
     """
-    return head_filling(loss_fn, bare_fill(prototype_head(features_fn, head, way)))
+    prototypes = heads.prototype_head(features_fn, head, way)
 
+    def fill(params: Params, learned: Mapping[str, Any], support: Batch) -> Params:
+        del learned
+        return prototypes(params, support)
 
-def prototype_head(features_fn: heads.FeaturesFn, head: str, way: int | None):
-    """`(params, support) -> params` whose head measures the distance to the class means."""
-
-    def fill(params: Params, support: Batch) -> Params:
-        number = heads.way_of(params, head, way)
-        means = heads.prototypes(features_fn(params, support), support, number)
-        return heads.fill(params, head, 2 * means.T, -(means**2).sum(-1))
-
-    return fill
+    return head_filling(loss_fn, fill)

@@ -1,12 +1,14 @@
 """R2-D2: Bertinetto et al. 2019 (arXiv 1805.08136), ridge regression as the head."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jaxmaml.learners import heads
 from jaxmaml.learners.head_filling import head_filling
-from jaxmaml.learners.inner_loop import learned
-from jaxmaml.types import Array, Batch, Extended, LossFn, MetaLearner, MetaParams, Params
+from jaxmaml.types import Array, Batch, LossFn, MetaLearner, Params
 
 
 def r2d2(
@@ -18,39 +20,46 @@ def r2d2(
     ridge: float = 1.0,
     scale: float = 1.0,
 ) -> MetaLearner:
-    """Solves ridge regression from the support's features to one-hot targets, in closed form.
+    """Returns a learner that solves ridge regression from support features to one-hot targets.
 
     W = Xᵀ (X Xᵀ + l I)⁻¹ Y (equation 4 of the paper, by Woodbury's identity: a system of the size of
-    the support), logits = a X' W + b (equation 6) with l, a and b meta-learned; l = exp(.), so that
-    it stays positive. Meta-parameters: `Extended(params, {"ridge": {"log_ridge", "log_scale",
-    "bias"}})`; the initial head in `params` is not used.
+    the support) and logits = a X' W + b (equation 6), with l, a and b learned. l and a are stored as
+    logarithms, so that they stay positive. Meta-parameters: `Extended(params, {"ridge": {"log_ridge",
+    "log_scale", "bias"}})`; the initial head in `params` is not used.
 
     Args:
         loss_fn: cross-entropy of the whole model, `(params, batch) -> loss`.
-        features_fn: `(params, batch) -> [num_examples, num_features]`, what the head is given.
-        head: path of the head, a mapping with "kernel" and perhaps "bias".
-        way: number of classes, where it is not that of the head: any will do.
+        features_fn: `(params, batch) -> [num_examples, num_features]`, the input of the head.
+        head: path of the head, a mapping with "kernel" and, in most models, "bias".
+        way: number of classes; any number works. Defaults to that of the head.
         ridge: the initial l, positive, in units of the squared norm of an example's features.
         scale: the initial a, positive.
 
     Raises:
-        ValueError: `ridge` or `scale` is not positive; when called, if `head` is no linear layer, or
-            for another learner's parameters.
+        ValueError: `ridge` or `scale` is not positive; when called, if `head` is not a linear layer,
+            or for the meta-parameters of another learner.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmaml
+        >>> features_fn = lambda params, batch: batch["inputs"]
+        >>> loss_fn = lambda params, batch: jnp.mean((batch["inputs"] @ params["head"]["kernel"]) ** 2)
+        >>> learner = jaxmaml.r2d2(loss_fn, features_fn)
+        >>> meta_params = learner.init({"head": {"kernel": jnp.zeros((2, 2))}})
+        >>> support = {"inputs": jnp.eye(2), "targets": jnp.array([0, 1])}
+        >>> learner.adapt(meta_params, support)[0]["head"]["kernel"].round(2).tolist()
+        [[0.5, 0.0], [0.0, 0.5]]
     """
     for name, value in (("ridge", ridge), ("scale", scale)):
         if not value > 0:
             raise ValueError(f"{name} must be positive; got {value!r}")
 
-    def init(params: Params) -> Extended:
+    def init(params: Params) -> dict[str, Array]:
         dtype = heads.get(params, head)["kernel"].dtype
         first = {"log_ridge": jnp.log(ridge), "log_scale": jnp.log(scale), "bias": 0.0}
-        return Extended(
-            params, {"ridge": {name: jnp.asarray(x, dtype) for name, x in first.items()}}
-        )
+        return {name: jnp.asarray(x, dtype) for name, x in first.items()}
 
-    def fill(meta_params: MetaParams, support: Batch) -> Params:
-        params, values = learned(meta_params, "ridge")
-        number = heads.way_of(params, head, way)
+    def fill(params: Params, learned: Mapping[str, Any], support: Batch) -> Params:
+        values, number = learned["ridge"], heads.way_of(params, head, way)
         features = heads.present(features_fn(params, support), support)
         targets = heads.one_hot(support, number, features.dtype)
         kernel = ridge_regression(features, targets, jnp.exp(values["log_ridge"]))
@@ -58,11 +67,11 @@ def r2d2(
         bias = jnp.full(number, values["bias"]) if has_bias else None
         return heads.fill(params, head, jnp.exp(values["log_scale"]) * kernel, bias)
 
-    return head_filling(loss_fn, fill, init=init)
+    return head_filling(loss_fn, fill, init_learned={"ridge": init})
 
 
 def ridge_regression(features: Array, targets: Array, ridge: Array | float) -> Array:
-    """The minimiser W of ||X W - Y||² + ridge ||W||².
+    """Returns the minimizer W of ||X W - Y||² + ridge ||W||².
 
     Args:
         features: X `[num_examples, num_features]`.
@@ -78,7 +87,7 @@ def ridge_regression(features: Array, targets: Array, ridge: Array | float) -> A
         >>> round(float(weights[0, 0]), 4)
         0.4
     """
-    # Factorising needs float32 at least, whatever the model computes in.
+    # The factorization needs float32 at least, whatever the model computes in.
     dtype = jnp.promote_types(features.dtype, jnp.float32)
     features, targets = features.astype(dtype), targets.astype(dtype)
     gram = features @ features.T + ridge * jnp.eye(len(features), dtype=dtype)

@@ -6,10 +6,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmaml import inner
-from jaxmaml.learners.maml import maml
+from jaxmaml.adjoints import FirstOrder
+from jaxmaml.learners.inner_loop import LoopOptions, inner_loop, refuse_learned
 from jaxmaml.mixed_mode import check_scalar
-from jaxmaml.types import AtStep, Batch, Info, LossFn, Mask, MetaLearner, Task
+from jaxmaml.types import (
+    Array,
+    Batch,
+    Info,
+    LossFn,
+    MetaLearner,
+    Params,
+    Scalar,
+    State,
+    Task,
+    as_stateful,
+)
 
 
 def reptile(
@@ -18,27 +29,30 @@ def reptile(
     num_inner_steps: int,
     *,
     join_query: bool = True,
-    outer_loss_fn: LossFn | None = None,
+    query_loss_fn: LossFn | None = None,
     test_loss_fn: LossFn | None = None,
-    mask: Mask = None,
-    at_step: AtStep = inner.fold_keys,
-    has_state: bool = False,
+    **options: Any,
 ) -> MetaLearner:
-    """Moves the initial parameters towards the adapted ones; no derivative passes the inner loop.
+    """Returns Reptile, which moves the initial parameters towards the adapted ones.
 
-    The meta-gradient is theta - adapted (algorithm 1 of the paper), as the derivative of
-    0.5 ||theta - stop_gradient(adapted)||². The paper's outer step size is the learning rate of an
-    outer `optax.sgd`; Adam works too. `info.query_loss` is the query loss of the adapted parameters,
-    for plots: it is not what is differentiated.
+    The meta-gradient is theta - adapted (algorithm 1 of the paper), the derivative of
+    0.5 ||theta - stop_gradient(adapted)||²; no derivative passes the inner loop. The outer step size
+    of the paper is the learning rate of an outer `optax.sgd`; Adam works too. `info.query_loss` is
+    the query loss of the adapted parameters, for plots: it is not what is differentiated.
 
     Args:
-        loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`. More than one step, or it is joint
+        loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`. With a single step it is joint
             training (section 5.1 of the paper).
-        join_query: in training, adapt on support and query together, since the paper does not
-            divide a task's data; leaves are joined along their first axis, those without one (a key)
-            are the support's. With False, on the support alone.
-        outer_loss_fn, test_loss_fn, mask, at_step, has_state: as in `jaxmaml.maml`. An `at_step` that
-            picks rows of the batch makes minibatches of it.
+        join_query: whether training adapts on support and query together, since the paper does not
+            divide the data of a task. Leaves are joined along their first axis; leaves without one,
+            such as a key, are those of the support. False adapts on the support alone.
+        query_loss_fn, test_loss_fn: as in `jaxmaml.maml`.
+        options: `mask` and `at_step`, as in `jaxmaml.maml`. An `at_step` that picks rows of the batch
+            makes minibatches of it.
+
+    Raises:
+        ValueError: the optimizer is a `LearnedOptimizer`.
+        TypeError: an option that has no meaning here, such as `adjoint`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -48,34 +62,62 @@ def reptile(
         >>> float(jax.grad(learner.loss, has_aux=True)(jnp.array(0.0), task)[0])
         -0.75
     """
-    options: dict[str, Any] = {
-        "order": "first", "mask": mask, "at_step": at_step, "has_state": has_state
-    }  # fmt: skip
-    learner = maml(loss_fn, optimizer, num_inner_steps, test_loss_fn=test_loss_fn, **options)
-    trained = maml(loss_fn, optimizer, num_inner_steps, **options)
-    score = loss_fn if outer_loss_fn is None else outer_loss_fn
+    refuse_learned(optimizer, "reptile")
+    check_options("reptile", options)
+    # In tests it adapts on `test_loss_fn`, in training on `loss_fn`: two inner loops.
+    options = {"adjoint": FirstOrder(), **options}
+    tested = inner_loop(
+        loss_fn, optimizer, num_inner_steps, LoopOptions(test_loss_fn=test_loss_fn, **options)
+    )
+    trained = inner_loop(loss_fn, optimizer, num_inner_steps, LoopOptions(**options))
+    score = as_stateful(loss_fn if query_loss_fn is None else query_loss_fn)
 
-    def loss(meta_params, task, *, step=0, state=()):
+    def loss(
+        meta_params: Params, task: Task, *, step: Scalar = 0, state: State = ()
+    ) -> tuple[Array, Info]:
         del step
-        data = joined(task) if join_query else task.support
-        adapted, info = jax.lax.stop_gradient(trained.adapt(meta_params, data, state=state))
-        out = score(adapted, task.query, *((info.state,) if has_state else ()))
-        query_loss, state = out if has_state else (out, info.state)
+        batch = joined(task) if join_query else task.support
+        adapted, info = jax.lax.stop_gradient(trained.adapt(meta_params, batch, state=state))
+        query_loss, state = score(adapted, task.query, info.state)
         check_scalar(query_loss)
-        return surrogate(meta_params, adapted), Info(query_loss, info.inner_losses, state)
+        return half_squared_distance(meta_params, adapted), Info(
+            query_loss, info.inner_losses, state
+        )
 
-    return learner._replace(loss=loss)
+    return tested._replace(loss=loss)
 
 
-def surrogate(params: Any, target: Any) -> Any:
-    """0.5 ||params - target||², over the whole tree; its gradient is params - target."""
+def check_options(learner: str, options: dict[str, Any]) -> None:
+    """Raises TypeError for options other than `mask` and `at_step`."""
+    unknown = sorted(set(options) - {"mask", "at_step"})
+    if unknown:
+        raise TypeError(
+            f"{learner} differentiates no inner step and takes no {', '.join(unknown)}: "
+            "its options are mask and at_step"
+        )
+
+
+def half_squared_distance(params: Params, target: Params) -> Array:
+    """Returns 0.5 ||params - target||² over the whole tree; its gradient is params - target.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(half_squared_distance(jnp.array([3.0, 4.0]), jnp.zeros(2)))
+        12.5
+    """
     return optax.tree.norm(optax.tree.sub(params, target), squared=True) / 2
 
 
 def joined(task: Task) -> Batch:
-    """Support and query as one batch."""
+    """Returns support and query as one batch.
 
-    def join(support, query):
+    Example:
+        >>> import jax.numpy as jnp, jaxmaml
+        >>> joined(jaxmaml.Task(jnp.zeros((2, 3)), jnp.zeros((5, 3)))).shape
+        (7, 3)
+    """
+
+    def join(support: Array, query: Array) -> Array:
         return jnp.concatenate([support, query]) if jnp.ndim(support) else support
 
     return jax.tree.map(join, *task)

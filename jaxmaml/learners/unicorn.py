@@ -1,51 +1,61 @@
 """UNICORN-MAML: Ye and Chao 2022 (arXiv 2106.16245), section 5."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import optax
 
 from jaxmaml.learners import heads
-from jaxmaml.learners.inner_loop import Start, inner_loop, learned
-from jaxmaml.types import Extended, LossFn, MetaLearner
+from jaxmaml.learners.hyperparams import Optimizer
+from jaxmaml.learners.inner_loop import LoopOptions, Start, inner_loop
+from jaxmaml.types import Array, Batch, LossFn, MetaLearner, Params, State
 
 
 def unicorn(
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     num_inner_steps: int,
     *,
     head: str = "head",
     way: int | None = None,
     **options: Any,
 ) -> MetaLearner:
-    """MAML whose head starts with one meta-learned vector, the same for every class.
+    """Returns MAML whose head starts with one learned vector, the same for every class.
 
-    The result does not depend on how the classes of a task are numbered, and any number of ways will
-    do. Meta-parameters: `Extended(params, {"head": {"kernel": [num_features], "bias": []}})`, which
-    start as the mean over the head's classes; the head in `params` is not used.
+    The result does not depend on how the classes of a task are numbered, and any number of ways
+    works. Meta-parameters: `Extended(params, {"head": {"kernel": [num_features], "bias": []}})`, which
+    start as the mean over the classes of the head; the head in `params` is not used.
 
     Args:
         loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`.
-        head: path of the head, a mapping with "kernel" and perhaps "bias".
-        way: number of classes, where it is not that of the head.
+        head: path of the head, a mapping with "kernel" and, in most models, "bias".
+        way: number of classes. Defaults to that of the head.
         options: keyword arguments of `jaxmaml.maml`.
 
     Raises:
-        ValueError: when called, if `head` is no linear layer, or for another learner's parameters.
+        ValueError: when called, if `head` is not a linear layer, or for the meta-parameters of
+            another learner.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, jaxmaml
+        >>> loss_fn = lambda params, batch: jnp.mean((batch @ params["head"]["kernel"]) ** 2)
+        >>> learner = jaxmaml.unicorn(loss_fn, optax.sgd(0.1), 1)
+        >>> params = {"head": {"kernel": jnp.array([[1.0, 3.0], [0.0, 2.0]])}}
+        >>> learner.init(params).learned["head"]["kernel"].tolist()
+        [2.0, 1.0]
     """
 
-    def init(params):
-        return Extended(
-            params, {"head": {name: x.mean(-1) for name, x in heads.get(params, head).items()}}
-        )
+    def init(params: Params) -> dict[str, Array]:
+        return {name: leaf.mean(-1) for name, leaf in heads.get(params, head).items()}
 
-    def start(meta_params, support, state):
+    def start(params: Params, learned: Mapping[str, Any], support: Batch, state: State) -> Start:
         del support
-        params, shared = learned(meta_params, "head")
         number = heads.way_of(params, head, way)
-        copies = {name: jnp.stack([x] * number, axis=-1) for name, x in shared.items()}
+        copies = {name: jnp.stack([x] * number, axis=-1) for name, x in learned["head"].items()}
         filled = heads.fill(params, head, copies["kernel"], copies.get("bias"))
-        return Start(filled, optimizer, state)
+        return Start(filled, state)
 
-    return inner_loop(loss_fn, start, num_inner_steps, init=init, **options)
+    return inner_loop(
+        loss_fn, optimizer, num_inner_steps, LoopOptions(**options),
+        start=start, init_learned={"head": init},
+    )  # fmt: skip

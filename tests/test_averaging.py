@@ -1,4 +1,4 @@
-"""The average is of the parameters as they were, and training does not notice it."""
+"""The average follows the parameters, and training does not change."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmaml.train.averaging import scored_params, with_average
+from jaxmaml.averaging import averaged, with_average
 from jaxmaml.types import MetaState
 
 
@@ -25,8 +25,8 @@ def _descend(optimizer, num_steps):
 
 def test_training_is_the_same():
     plain, _ = _descend(optax.adam(0.1), 5)
-    averaged, _ = _descend(with_average(optax.adam(0.1), 0.9), 5)
-    np.testing.assert_array_equal(plain, averaged)
+    with_one, _ = _descend(with_average(optax.adam(0.1), 0.9), 5)
+    np.testing.assert_array_equal(plain, with_one)
 
 
 def test_the_average_is_that_of_the_path():
@@ -35,17 +35,17 @@ def test_the_average_is_that_of_the_path():
     for t, params in enumerate(path):
         decay = min(0.5, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * params
-    np.testing.assert_allclose(scored_params(state), expected, rtol=1e-6)
+    np.testing.assert_allclose(averaged(state).params, expected, rtol=1e-6)
 
 
 def test_a_short_run_forgets_the_initial_parameters():
     path, state = _descend(with_average(optax.sgd(0.1), 0.99), 10)
     ends = jnp.array([1.0, -2.0]), path[-1]
-    distance = [float(jnp.abs(scored_params(state) - end).sum()) for end in ends]
+    distance = [float(jnp.abs(averaged(state).params - end).sum()) for end in ends]
     assert distance[1] < 0.5 * distance[0]
 
 
 @pytest.mark.parametrize("optimizer", [with_average(optax.sgd(0.1), 0.0), optax.sgd(0.1)])
-def test_without_an_average_the_last_parameters_are_scored(optimizer):
+def test_without_an_average_the_last_parameters_are_evaluated(optimizer):
     path, state = _descend(optimizer, 3)
-    np.testing.assert_array_equal(scored_params(state), path[-1])
+    np.testing.assert_array_equal(averaged(state).params, path[-1])

@@ -1,4 +1,6 @@
-"""fit: the same training whatever the source and the dispatch, and its stop at what is not finite."""
+"""fit: the same training for every source and dispatch, and its error at the first non-finite step."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +29,13 @@ def _batches(number, start=0):
     return [_source(jax.random.fold_in(KEY, step)) for step in range(start, start + number)]
 
 
-def _items(source, num_outer_steps, **options):
+def _fit(source, num_outer_steps, **options):
     key = KEY if callable(source) else None
-    return list(
-        jaxmaml.fit(LEARNER, OPTIMIZER, _start(), source, num_outer_steps, key=key, **options)
-    )
+    return jaxmaml.fit(LEARNER, OPTIMIZER, _start(), source, num_outer_steps, key=key, **options)
+
+
+def _items(source, num_outer_steps, **options):
+    return list(_fit(source, num_outer_steps, **options))
 
 
 def test_source_and_dispatch_change_nothing():
@@ -67,7 +71,7 @@ def test_a_partial_is_an_argument_of_the_program():
 
 
 @pytest.mark.parametrize("what", ["function", "iterable"])
-def test_a_step_that_is_not_finite_stops_with_the_last_good_state(what):
+def test_a_step_that_is_not_finite_raises_with_the_last_good_state(what):
     bad = 13
 
     def poisoned(key):
@@ -76,38 +80,51 @@ def test_a_step_that_is_not_finite_stops_with_the_last_good_state(what):
         )
         return jax.tree.map(lambda x: jnp.where(is_bad, jnp.inf, x), _source(key))
 
-    source = (
-        poisoned
-        if what == "function"
-        else [poisoned(jax.random.fold_in(KEY, i)) for i in range(30)]
-    )
-    items = _items(source, 30, num_steps_per_dispatch=10)
-    assert len(items) == 2
-    meta_state, metrics = items[-1]
-    assert metrics["stopped_at"] == int(meta_state.step) == bad
-    assert "loss is" in metrics["stopped_because"]
-    assert len(metrics["loss"]) == 4
+    source: Any = poisoned
+    if what == "iterable":
+        source = [poisoned(jax.random.fold_in(KEY, i)) for i in range(30)]
+    items = []
+    with pytest.raises(jaxmaml.NonFiniteError) as caught:
+        items.extend(_fit(source, 30, num_steps_per_dispatch=10))
+    error = caught.value
+    assert error.step == int(error.meta_state.step) == bad
+    assert "loss is" in error.what
+    assert len(error.metrics["loss"]) == 4
     good = _items(_source, bad)[-1][0]
-    np.testing.assert_allclose(meta_state.params, good.params, rtol=1e-6)
+    np.testing.assert_allclose(error.meta_state.params, good.params, rtol=1e-6)
+    # An iterable cannot give the tasks of the step again, so nothing is known of the cause.
+    found = "task 0, support" in str(error)
+    assert found == (what == "function")
 
 
-def test_a_gradient_that_is_not_finite_stops_though_the_loss_is_finite():
+def test_the_items_before_a_step_that_is_not_finite_are_yielded():
+    rows = jnp.full((4, 2), jnp.nan)
+    batches = _batches(15)
+    batches[13] = jaxmaml.Task(rows, rows)
+    items = _fit(batches, 15, num_steps_per_dispatch=5)
+    assert [int(next(items)[0].step), int(next(items)[0].step)] == [5, 10]
+    with pytest.raises(jaxmaml.NonFiniteError, match="outer step 13"):
+        next(items)
+
+
+def test_a_gradient_that_is_not_finite_raises_under_a_finite_loss():
     # An input that is always zero: an inner Adam without eps_root has an infinite derivative there.
     loss = lambda params, batch: jnp.mean((batch @ params - 1.0) ** 2)
     learner = jaxmaml.maml(loss, optax.adam(0.01), 1)
     rows = jnp.ones((2, 3, 2)).at[..., 0].set(0.0)
     meta_state = jaxmaml.init_state(learner, OPTIMIZER, jnp.zeros(2))
-    source = [jaxmaml.Task(rows, rows)] * 3
-    ((last, metrics),) = jaxmaml.fit(learner, OPTIMIZER, meta_state, source, 3)
-    assert metrics["stopped_at"] == 0
-    assert metrics["stopped_because"] == "grad_norm is nan"
-    np.testing.assert_array_equal(last.params, jnp.zeros(2))
+    source = lambda key: jaxmaml.Task(rows, rows)
+    with pytest.raises(jaxmaml.NonFiniteError, match="eps_root") as caught:
+        list(jaxmaml.fit(learner, OPTIMIZER, meta_state, source, 3, key=KEY))
+    assert caught.value.step == 0
+    assert caught.value.what == "grad_norm is nan"
+    np.testing.assert_array_equal(caught.value.meta_state.params, jnp.zeros(2))
 
 
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        (_source, {"num_outer_steps": 0}, "num_outer_steps must be a positive integer; got 0"),
+        (_source, {"num_outer_steps": 0}, "num_outer_steps must be an integer, 1 or more; got 0"),
         (_source, {"num_outer_steps": 5, "key": None}, "key must be given"),
         ([], {"num_outer_steps": 5, "key": KEY}, "key must be None"),
         (_source, {"num_outer_steps": 5, "num_steps_per_dispatch": 0}, "num_steps_per_dispatch"),
@@ -124,14 +141,14 @@ def test_a_source_that_ends_early_says_so():
         _items(_batches(3), 5)
 
 
-def test_tasks_that_cannot_be():
+def test_wrong_tasks_are_refused():
     rows = jnp.zeros((3, 2))
     with pytest.raises(ValueError, match="leading task axis"):
         _items([jaxmaml.Task(rows, rows[:2])], 1)
 
 
 @pytest.mark.parametrize("loss", [lambda p, b: p * b, lambda p, b: jnp.array(1)])
-def test_a_loss_that_is_no_float_scalar(loss):
+def test_a_loss_that_is_not_a_float_scalar_is_refused(loss):
     learner = jaxmaml.maml(loss, optax.sgd(0.1), 1)
     with pytest.raises(TypeError, match="floating-point scalar"):
         jaxmaml.fit(learner, OPTIMIZER, _start(), _source, 5, key=KEY)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmaml.train import checkpoint
+from jaxmaml import checkpoint
 from jaxmaml.types import MetaState
 
 

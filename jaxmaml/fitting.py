@@ -1,0 +1,381 @@
+"""The training loop: many outer steps per dispatch if the source can be traced."""
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxmaml import diagnostics, outer, parallel, sources
+from jaxmaml.checks import check_count
+from jaxmaml.outer import ChunkSize
+from jaxmaml.sources import Source
+from jaxmaml.types import Array, MetaLearner, MetaState, Scalar, Task
+
+Metrics: TypeAlias = dict[str, Any]
+"""What `meta_step` reports, by name."""
+MetaStep: TypeAlias = Callable[[MetaState, Task], tuple[MetaState, Metrics]]
+
+MAX_STEPS_PER_DISPATCH = 500
+MIN_DISPATCHES = 12
+"""However short a run is, it can be looked at this often."""
+
+
+class NonFiniteError(FloatingPointError):
+    """Training met a loss or a meta-gradient that is not finite.
+
+    Attributes:
+        step: the outer step that failed, counted from 0.
+        what: what was not finite, such as "loss is nan".
+        meta_state: the last good state, before that step.
+        metrics: the metrics since the last item that `fit` yielded, up to the failed step.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, jaxmaml
+        >>> learner = jaxmaml.maml(lambda params, batch: jnp.mean(params * batch), optax.sgd(0.1), 1)
+        >>> optimizer = optax.sgd(0.1)
+        >>> meta_state = jaxmaml.init_state(learner, optimizer, jnp.array(1.0))
+        >>> bad = jaxmaml.Task(support=jnp.full((2, 3), jnp.nan), query=jnp.ones((2, 3)))
+        >>> try:
+        ...     list(jaxmaml.fit(learner, optimizer, meta_state, [bad], 1))
+        ... except jaxmaml.NonFiniteError as error:
+        ...     print(error.what, float(error.meta_state.params))
+        loss is nan 1.0
+    """
+
+    def __init__(
+        self, step: int, what: str, cause: str | None, meta_state: MetaState, metrics: Metrics
+    ):
+        self.step, self.what, self.meta_state, self.metrics = step, what, meta_state, metrics
+        first = f"; the first value that is not finite: {cause}" if cause else ""
+        super().__init__(
+            f"outer step {step}: {what}{first}. The attribute meta_state of this error holds the "
+            "last good state"
+        )
+
+
+class Program(NamedTuple):
+    """A compiled dispatch of outer steps.
+
+    Attributes:
+        run: `(meta_state, num_steps) -> (meta_state, metrics [num_steps_per_dispatch], num_done)`;
+            num_done is less than num_steps if a step was not finite.
+        num_steps_per_dispatch: the largest number of steps that one call makes.
+        compile_seconds: the time that tracing and compiling took.
+        temp_bytes: XLA's temporary memory; None if the backend does not report it.
+        diagnose: `(last good state) -> ` the first value that was not finite in the step after it, in
+            words; None if that is not known.
+    """
+
+    run: Callable[[MetaState, int], tuple[MetaState, Metrics, Array]]
+    num_steps_per_dispatch: int
+    compile_seconds: float
+    temp_bytes: int | None
+    diagnose: Callable[[MetaState], str | None]
+
+
+def fit(
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    meta_state: MetaState,
+    source: Source,
+    num_outer_steps: int,
+    *,
+    key: Array | None = None,
+    chunk_size: ChunkSize = "auto",
+    num_steps_per_dispatch: int = 100,
+    mesh: Mesh | None = None,
+) -> Iterator[tuple[MetaState, Metrics]]:
+    """Trains for `num_outer_steps` outer steps from `meta_state`.
+
+    Args:
+        learner: the meta-learner.
+        optimizer: the outer optimizer that `meta_state` was made with.
+        meta_state: see `jaxmaml.init_state`. If its step is 500, training goes on from there.
+        source: a traceable function `key -> tasks`, called with `fold_in(key, step)` inside one
+            compiled program of many outer steps; a stream, started at the step of `meta_state`; or
+            any iterable of tasks (NumPy or JAX arrays of constant shape). A function with large
+            arrays should be a `jax.tree_util.Partial` of them, so that they are an argument of the
+            program and not part of it.
+        num_outer_steps: the number of steps to make, at least one.
+        key: typed PRNG key, for a function or a stream; None for an iterable.
+        chunk_size: how many tasks are computed at once, see `jaxmaml.meta_grad`.
+        num_steps_per_dispatch: steps between two items, and for a function between two visits of
+            the host.
+        mesh: the devices over which the tasks are spread, see `jaxmaml.parallel.task_mesh`. None
+            uses one.
+
+    Yields:
+        (meta_state, metrics) after every `num_steps_per_dispatch` steps and after the last. The
+        metrics of `jaxmaml.meta_step` are NumPy arrays `[steps since the last item]`.
+
+    Raises:
+        ValueError: no steps, a key that is missing or not wanted, or an iterable that ends too early.
+        NonFiniteError: a loss or a meta-gradient is not finite. It carries the last good state.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxmaml
+        >>> loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2)
+        >>> learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 1)
+        >>> optimizer = optax.adam(0.1)
+        >>> meta_state = jaxmaml.init_state(learner, optimizer, jnp.array(0.0))
+        >>> def source(key):
+        ...     tasks = 3 + jax.random.normal(key, (8, 4))
+        ...     return jaxmaml.Task(support=tasks, query=tasks)
+        >>> for meta_state, metrics in jaxmaml.fit(
+        ...     learner, optimizer, meta_state, source, 200, key=jax.random.key(0)
+        ... ):
+        ...     assert metrics["loss"].shape == (100,)
+        >>> bool(abs(meta_state.params - 3) < 0.3)
+        True
+    """
+    check_count("num_outer_steps", num_outer_steps)
+    program = compile_program(
+        learner, optimizer, meta_state, source,
+        key=key, chunk_size=chunk_size, mesh=mesh,
+        num_steps_per_dispatch=min(num_steps_per_dispatch, num_outer_steps),
+    )  # fmt: skip
+    return run(program, meta_state, num_outer_steps)
+
+
+def compile_program(
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    meta_state: MetaState,
+    source: Source,
+    *,
+    key: Array | None = None,
+    chunk_size: ChunkSize = "auto",
+    num_steps_per_dispatch: int = 100,
+    mesh: Mesh | None = None,
+) -> Program:
+    """Compiles a dispatch of up to `num_steps_per_dispatch` outer steps; see `fit`."""
+    check_count("num_steps_per_dispatch", num_steps_per_dispatch)
+    sources.check_key(source, key)
+    meta_step = _meta_step(learner, optimizer, chunk_size, mesh)
+    if sources.is_traceable(source):
+        compiled = _compile_steps(meta_step, meta_state, source, key, num_steps_per_dispatch, mesh)
+    else:
+        batches = sources.batches(source, key, int(meta_state.step))
+        compiled = _compile_batches(meta_step, meta_state, batches, mesh)
+    return Program(
+        run=compiled.run,
+        num_steps_per_dispatch=num_steps_per_dispatch,
+        compile_seconds=compiled.seconds,
+        temp_bytes=compiled.temp_bytes,
+        diagnose=functools.partial(_diagnose, learner, source, key),
+    )
+
+
+def run(
+    program: Program, meta_state: MetaState, num_outer_steps: int
+) -> Iterator[tuple[MetaState, Metrics]]:
+    """Makes `num_outer_steps` steps with a compiled program; yields and raises as `fit` does."""
+    check_count("num_outer_steps", num_outer_steps)
+    while num_outer_steps > 0:
+        num_steps = min(num_outer_steps, program.num_steps_per_dispatch)
+        meta_state, metrics, num_done = program.run(meta_state, num_steps)
+        metrics, num_done = jax.device_get(metrics), int(num_done)
+        if num_done < num_steps:
+            raise _error(program, meta_state, metrics, num_done)
+        yield meta_state, {name: rows[:num_steps] for name, rows in metrics.items()}
+        num_outer_steps -= num_steps
+
+
+def steps_per_dispatch(num_outer_steps: int) -> int:
+    """Returns the outer steps of one dispatch of a run: hundreds, but at least a dozen dispatches.
+
+    Example:
+        >>> steps_per_dispatch(60_000), steps_per_dispatch(600), steps_per_dispatch(5)
+        (500, 50, 1)
+    """
+    return max(1, min(MAX_STEPS_PER_DISPATCH, num_outer_steps // MIN_DISPATCHES))
+
+
+class _Compiled(NamedTuple):
+    """A compiled dispatch; see `Program`."""
+
+    run: Callable[[MetaState, int], tuple[MetaState, Metrics, Array]]
+    seconds: float
+    temp_bytes: int | None
+
+
+def _compile_steps(
+    meta_step: MetaStep,
+    meta_state: MetaState,
+    source: Any,
+    key: Any,
+    num_steps_per_dispatch: int,
+    mesh: Mesh | None,
+) -> _Compiled:
+    """One program of many outer steps that draws its tasks itself.
+
+    The number of steps is an argument of the program: a shorter last dispatch compiles nothing.
+    """
+    is_pytree = isinstance(source, jax.tree_util.Partial)
+
+    def dispatch(meta_state: MetaState, num_steps: Scalar, key: Array, arrays: Any) -> Any:
+        draw = arrays if is_pytree else source
+
+        # All keys at once: on a CPU, making one costs a tenth of a small network's step.
+        steps = meta_state.step + jnp.arange(num_steps_per_dispatch)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(steps)
+
+        def step(meta_state: MetaState, number: Scalar) -> Any:
+            return _guarded(meta_step, meta_state, draw(keys[number]))
+
+        return _many_steps(step, meta_state, num_steps, num_steps_per_dispatch)
+
+    arrays = source if is_pytree else ()
+    meta_state, key, arrays = _place((meta_state, key, arrays), mesh)
+    compiled, seconds, temp_bytes = _compile(dispatch, meta_state, np.int32(1), key, arrays)
+    run = lambda state, num_steps: compiled(_place(state, mesh), np.int32(num_steps), key, arrays)
+    return _Compiled(run, seconds, temp_bytes)
+
+
+def _compile_batches(
+    meta_step: MetaStep, meta_state: MetaState, batches: Iterator[Any], mesh: Mesh | None
+) -> _Compiled:
+    """A program of one outer step, for tasks that the host brings.
+
+    The first batch is drawn for its shapes, and is that of the first step. The host waits for the
+    device at the end of a dispatch only, so that it can read ahead. With several CPU devices it also
+    waits before each step: several programs in flight, each of which waits for all devices in its
+    all-reduce, take the threads from one another, and XLA ends the process after 40 seconds.
+    """
+    meta_state, first = _place(meta_state, mesh), _spread(_next_batch(batches, 0), mesh)
+    step = functools.partial(_guarded, meta_step)
+    compiled, seconds, temp_bytes = _compile(step, meta_state, first, jnp.array(True))
+    drawn = itertools.chain([first], (_spread(tasks, mesh) for tasks in _checked(batches)))
+    one_at_a_time = mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+
+    def run(meta_state: MetaState, num_steps: int) -> tuple[MetaState, Metrics, Array]:
+        rows, alive = [], jnp.array(True)
+        for tasks in itertools.islice(drawn, num_steps):
+            if one_at_a_time:
+                jax.block_until_ready(alive)
+            meta_state, metrics, alive = compiled(_place(meta_state, mesh), tasks, alive)
+            rows.append((metrics, alive))
+        metrics, oks = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
+        return meta_state, metrics, oks.sum()
+
+    return _Compiled(run, seconds, temp_bytes)
+
+
+def _compile(function: Callable[..., Any], *args: Any) -> tuple[Any, float, int | None]:
+    """(compiled program, seconds, bytes of temporary memory)."""
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*args).compile()
+    seconds = time.perf_counter() - start
+    analysis = compiled.memory_analysis()
+    return compiled, seconds, None if analysis is None else int(analysis.temp_size_in_bytes)
+
+
+def _meta_step(
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    chunk_size: ChunkSize,
+    mesh: Mesh | None,
+) -> MetaStep:
+    """An outer step on one device, or over a mesh of several."""
+    if mesh is None or mesh.size == 1:
+        return functools.partial(outer.meta_step, learner, optimizer, chunk_size=chunk_size)
+    return functools.partial(
+        parallel.meta_step, learner, optimizer, mesh=mesh, chunk_size=chunk_size
+    )
+
+
+def _place(tree: Any, mesh: Mesh | None) -> Any:
+    tree = jax.tree.map(jnp.asarray, tree)
+    return tree if mesh is None else parallel.replicate(tree, mesh)
+
+
+def _spread(tasks: Task, mesh: Mesh | None) -> Task:
+    tasks = jax.tree.map(jnp.asarray, tasks)
+    return tasks if mesh is None else parallel.spread(tasks, mesh)
+
+
+def _guarded(
+    meta_step: MetaStep, meta_state: MetaState, tasks: Task, alive: Any = True
+) -> tuple[MetaState, Metrics, Array]:
+    """An outer step that leaves the state as it is from the first step that is not finite."""
+    stepped, metrics = meta_step(meta_state, tasks)
+    alive &= jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, meta_state)
+    return kept, metrics, alive
+
+
+def _many_steps(
+    step: Callable[[MetaState, Scalar], Any], meta_state: MetaState, num_steps: Scalar, most: int
+) -> tuple[MetaState, Metrics, Array]:
+    """Steps until `num_steps` are done or one is not finite: (state, metrics [most], number done)."""
+    _, shapes, _ = jax.eval_shape(step, meta_state, 0)
+    metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+
+    def body(carry: Any) -> Any:
+        meta_state, metrics, done, _ = carry
+        meta_state, row, ok = step(meta_state, done)
+        metrics = jax.tree.map(lambda rows, x: rows.at[done].set(x), metrics, row)
+        return meta_state, metrics, done + ok, ok
+
+    start = meta_state, metrics, jnp.zeros((), jnp.int32), jnp.array(True)
+    unfinished = lambda carry: carry[3] & (carry[2] < num_steps)
+    return jax.lax.while_loop(unfinished, body, start)[:3]
+
+
+def _checked(batches: Iterator[Any]) -> Iterator[Task]:
+    for num_drawn in itertools.count(1):
+        yield _next_batch(batches, num_drawn)
+
+
+def _next_batch(batches: Iterator[Any], num_drawn: int) -> Task:
+    tasks = next(batches, None)
+    if tasks is None:
+        raise ValueError(
+            f"source ended after {num_drawn} batches of tasks; every outer step needs one"
+        )
+    outer.check_tasks(tasks)
+    return tasks
+
+
+def _error(
+    program: Program, meta_state: MetaState, metrics: Metrics, num_good: int
+) -> NonFiniteError:
+    """The error of a dispatch that ended early, after `num_good` steps."""
+    rows = {name: values[: num_good + 1] for name, values in metrics.items()}
+    failed = "loss" if not np.isfinite(rows["loss"][-1]) else "grad_norm"
+    what, step = f"{failed} is {rows[failed][-1]}", int(meta_state.step)
+    return NonFiniteError(step, what, program.diagnose(meta_state), meta_state, rows)
+
+
+def _diagnose(
+    learner: MetaLearner, source: Source, key: Array | None, meta_state: MetaState
+) -> str | None:
+    """The first value that is not finite in the step after a state, with the task; in words."""
+    if key is None:
+        return None  # an iterable does not give the tasks of a step again
+    params, state = jax.device_get((meta_state.params, meta_state.state))
+    step = int(meta_state.step)
+    tasks = next(sources.batches(source, key, step))
+    for i in range(outer.check_tasks(tasks)):
+        task = jax.tree.map(lambda leaf: leaf[i], tasks)  # noqa: B023
+        place = diagnostics.first_nonfinite(learner, params, task, step=step, state=state)
+        if place is not None:
+            return f"task {i}, {place}{_hint(place)}"
+    return None
+
+
+def _hint(place: str) -> str:
+    """The usual reason for a gradient that is not finite under a finite loss."""
+    if not place.startswith("meta-gradient"):
+        return ""
+    return (
+        " (the loss is finite, so a derivative is not: a square root at zero, such as Adam's without "
+        "eps_root=1e-8, or a norm of gradients that are zero)"
+    )

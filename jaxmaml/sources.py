@@ -1,0 +1,87 @@
+"""Sources of tasks, of three kinds, as one iterator."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+import jax
+
+from jaxmaml.types import Array, Scalar, Stream, Task
+
+Source: TypeAlias = Callable[[Array], Task] | Iterable[Task] | Stream
+"""What produces tasks: a traceable function `key -> tasks`, an iterable of tasks, or a `Stream`.
+
+The tasks of an outer step depend on the key and the step only, except for an iterable, which has its
+own order. A function is called with `fold_in(key, step)`; a stream is started at a step."""
+
+
+def is_traceable(source: Source) -> bool:
+    """Returns whether a source is a function `key -> tasks` that `jit` can trace.
+
+    Example:
+        >>> is_traceable(lambda key: key), is_traceable([1, 2])
+        (True, False)
+    """
+    return callable(source) and not hasattr(source, "start")
+
+
+def check_key(source: Source, key: Array | None) -> None:
+    """Raises ValueError unless a key is given exactly if the source needs one.
+
+    Example:
+        >>> check_key([], None)
+    """
+    needs_key = callable(source) or hasattr(source, "start")
+    if needs_key and key is None:
+        raise ValueError("key must be given: this source draws its tasks from a typed PRNG key")
+    if not needs_key and key is not None:
+        raise ValueError("key must be None: this source is an iterable, which has its own order")
+    if not needs_key and not isinstance(source, Iterable):
+        raise TypeError(
+            "a source must be a function key -> tasks, an iterable of tasks or a stream; "
+            f"got {type(source).__name__}"
+        )
+
+
+def batches(source: Source, key: Array | None, first_step: int = 0) -> Iterator[Task]:
+    """Returns an iterator over the tasks of `first_step`, `first_step + 1`, ...
+
+    Args:
+        source: a source of any kind. An iterable goes on from where it is.
+        key: a typed PRNG key; None for an iterable.
+        first_step: the first outer step.
+
+    Raises:
+        ValueError: a key is missing, or given for an iterable.
+
+    Example:
+        >>> import jax, jaxmaml
+        >>> source = jaxmaml.data.sinusoid.sampler(num_tasks=4, shot=5, query=10)
+        >>> tasks = next(batches(source, jax.random.key(0)))
+        >>> tasks.support["inputs"].shape
+        (4, 5, 1)
+    """
+    check_key(source, key)
+    if isinstance(source, Stream):
+        return _started(source, key, first_step)
+    if callable(source):
+        # A Partial is a pytree: its arrays are arguments of one program for all such sources.
+        is_pytree = isinstance(source, jax.tree_util.Partial)
+        draw: Any = functools.partial(_draw, source) if is_pytree else jax.jit(_at_step(source))
+        return (draw(key, step) for step in itertools.count(first_step))
+    return iter(source)
+
+
+def _started(stream: Stream, key: Any, first_step: int) -> Iterator[Task]:
+    with stream.start(key, first_step) as tasks:
+        yield from tasks
+
+
+def _at_step(source: Callable[[Array], Task]) -> Callable[[Array, Scalar], Task]:
+    return lambda key, step: source(jax.random.fold_in(key, step))
+
+
+@jax.jit
+def _draw(source: Any, key: Array, step: Scalar) -> Task:
+    return source(jax.random.fold_in(key, step))

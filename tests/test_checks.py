@@ -1,0 +1,28 @@
+"""The checks that all arguments share."""
+
+import numpy as np
+import pytest
+
+from jaxmaml.checks import check_choice, check_count
+
+
+@pytest.mark.parametrize(("value", "minimum"), [(1, 1), (np.int64(7), 1), (0, 0), (np.array(3), 2)])
+def test_integers_of_any_type_are_returned_as_int(value, minimum):
+    found = check_count("way", value, minimum=minimum)
+    assert type(found) is int
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(0, ValueError), (-3, ValueError), (1.0, TypeError), ("5", TypeError), (True, TypeError)],
+)
+def test_what_is_not_a_count_is_refused(value, error):
+    with pytest.raises(error, match="way must be an integer, 1 or more; got"):
+        check_count("way", value)
+
+
+def test_a_choice_is_one_of_its_values():
+    check_choice("mode", "a", ("a", "b"))
+    with pytest.raises(ValueError, match="mode must be one of a, b; got 'c'"):
+        check_choice("mode", "c", ("a", "b"))

@@ -1,0 +1,65 @@
+"""Paths, masks, and the parts of a pytree."""
+
+import jax
+import numpy as np
+import pytest
+from comparing import assert_equal
+
+from jaxmaml import trees
+
+PARAMS = {"a": np.array(1.0), "b": {"c": np.array(2.0), "d": [np.array(3.0), None]}}
+
+
+@pytest.mark.parametrize(
+    "choose", [[True, True, True], [False, False, False], [True, False, True], [False, True, False]]
+)
+def test_combine_undoes_partition(choose):
+    chosen, others = trees.partition(PARAMS, choose)
+    assert [len(jax.tree.leaves(tree)) for tree in (chosen, others)] == [
+        sum(choose),
+        3 - sum(choose),
+    ]
+    assert_equal(trees.combine(chosen, others), PARAMS)
+
+
+def test_partition_needs_a_flag_per_leaf():
+    with pytest.raises(ValueError, match="zip"):
+        trees.partition(PARAMS, [True])
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (None, [True, True, True]),
+        (lambda path: True, [True, True, True]),
+        (lambda path: path.startswith("b/"), [False, True, True]),
+        ({"a": False, "b": True}, [False, True, True]),
+        ({"a": 0, "b": {"c": np.True_, "d": False}}, [False, True, False]),
+    ],
+)
+def test_is_adapted(mask, expected):
+    assert trees.is_adapted(PARAMS, mask) == expected
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (False, "False everywhere"),
+        (lambda path: path == "e", "the parameters are a, b/c, b/d/0"),
+        ({"a": True}, "structure of the parameters"),
+    ],
+)
+def test_wrong_masks_are_refused(mask, message):
+    with pytest.raises(ValueError, match=message):
+        trees.is_adapted(PARAMS, mask)
+
+
+def test_paths_below_and_beside():
+    paths = ["head", "head/kernel", "header/kernel", "body/head"]
+    assert [trees.under_path("head")(path) for path in paths] == [True, True, False, False]
+    assert [trees.beside_path("head")(path) for path in paths] == [False, False, True, True]
+
+
+def test_only_floating_point_leaves_are_float():
+    tree = {"a": np.float32(1), "b": np.arange(3), "c": jax.random.key(0), "d": True}
+    assert trees.is_float(tree) == [True, False, False, False]
