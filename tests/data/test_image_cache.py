@@ -1,4 +1,4 @@
-"""The image cache: whole or built again, another one for other files, and nothing left by a failure."""
+"""The image cache: whole or built again, another one for other files, nothing left by a failure."""
 
 import os
 import subprocess
