@@ -31,7 +31,8 @@ def _batches(number, start=0):
 
 def _fit(source: Any, num_outer_steps, **options):
     key = KEY if callable(source) else None
-    return jaxmaml.fit(LEARNER, OPTIMIZER, _start(), source, num_outer_steps, key=key, **options)
+    tasks = cast("Any", source)
+    return jaxmaml.fit(LEARNER, OPTIMIZER, _start(), tasks, num_outer_steps, key=key, **options)
 
 
 def _items(source, num_outer_steps, **options):
