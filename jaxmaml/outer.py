@@ -29,7 +29,7 @@ from jaxmaml.types import (
 )
 
 ChunkSize: TypeAlias = int | Literal["auto"] | None
-"""How many tasks are computed at once: a number, "auto" to decide by the device, or None for all."""
+"""The number of tasks computed at once: an integer, "auto" to decide by the device, or None for all."""
 
 
 def init_state(
@@ -215,7 +215,7 @@ def evaluate(
             num_inner_steps=num_inner_steps, chunk_size=chunk_size, mesh=mesh,
         )  # fmt: skip
 
-    # A source, through a program that is compiled once for all sources.
+    # A source: one compiled program serves all sources.
     if num_tasks is None and not _is_finite(tasks):
         raise ValueError("num_tasks must be given: this source has no end")
     params, state = _place((params, state), mesh, PartitionSpec())
@@ -360,7 +360,7 @@ def check_divides(num_tasks: int, mesh: Mesh) -> None:
 def _chunk_size(
     chunk_size: ChunkSize, learner: MetaLearner, meta_params: MetaParams, tasks: Task, state: State
 ) -> int:
-    """How many tasks are computed at once, 1..num_tasks.
+    """Returns the number of tasks that are computed at once, 1..num_tasks.
 
     "auto" is 1 on a CPU, where small working sets are faster and smaller, and elsewhere the number
     that fits into half of the memory of the device.
