@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -30,11 +30,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         ValueError: the file cannot be written, for example because the disk is full. Nothing is
             left behind.
     """
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            temporary = file.name
+        # Not `tempfile`, whose files only their owner can read.
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -42,8 +42,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error}") from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)  # does nothing after the rename
+        with contextlib.suppress(OSError):  # such as a parent that is not a directory
+            temporary.unlink(missing_ok=True)  # does nothing after the rename
 
 
 def digest(*parts: object) -> str:

@@ -1,4 +1,4 @@
-"""The tables that a command prints."""
+"""The tables that the commands print."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,18 +9,19 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxmaml.data.preparation import Prepared
-from jaxmaml.train.presets import Preset
-from jaxmaml.train.results import Gradient
-from jaxmaml.train.scoring import Score
-from jaxmaml.train.training import Run
+from jaxmaml.experiments.presets import Preset
+from jaxmaml.experiments.run import Run
+from jaxmaml.experiments.run_dir import Gradient
+from jaxmaml.experiments.scoring import Score
 
 MAX_ROWS = 7
+"""Rows of the gradient table."""
 MAX_COLUMNS = 4
-"""Runs that have a column each; more of them have a row each."""
+"""Up to this number of runs, each has a column; more of them have a row each."""
 
 
 def console() -> Console:
-    """Standard output; wide enough for a table where it is no terminal."""
+    """Returns standard output, wide enough for a table if it is not a terminal."""
     out = Console()
     return out if out.is_terminal else Console(width=120)
 
@@ -28,28 +29,31 @@ def console() -> Console:
 def scores_table(
     preset: Preset, scores: Mapping[str, Score], num_test_tasks: int, floor: float | None
 ) -> Table:
-    """One row per inner step, one column per run; what is quoted is marked.
+    """Returns a table with one row per inner step and one column per run.
 
     Args:
-        preset: what was run.
-        scores: label -> score on the test tasks.
-        num_test_tasks: how many.
-        floor: nearest neighbour's accuracy.
+        preset: the settings.
+        scores: the score of each run on the test tasks, by label.
+        num_test_tasks: the number of test tasks.
+        floor: accuracy of the nearest neighbor on pixels; None for no such row.
     """
-    metric = "MSE" if preset.is_regression else "accuracy, %"
-    table = _titled(f"{preset.name}: test {metric}, 95 % CI over {num_test_tasks} tasks")
+    # One column per run.
+    table = _titled(_title(preset, num_test_tasks))
     table.add_column("inner steps")
     for label in scores:
         table.add_column(label, justify="right")
+
+    # One row per inner step; the quoted score is marked.
     headlines = {score.headline for score in scores.values()}
     for i in range(max(len(score.mean) for score in scores.values())):
         cells = [_cell(preset, score, i, mark=len(headlines) > 1) for score in scores.values()]
         quoted = headlines == {i}
         table.add_row(f"{i} (headline)" if quoted else f"{i}", *cells, style="bold" * quoted)
+
+    # What to compare the scores with, and what is wrong with them.
     if floor is not None:
-        table.add_row(
-            "nearest neighbour, pixels", *[f"{100 * floor:.1f}"] * len(scores), style="dim"
-        )
+        cells = [f"{100 * floor:.1f}"] * len(scores)
+        table.add_row("nearest neighbor, pixels", *cells, style="dim")
     if any(score.num_nonfinite for score in scores.values()):
         counts = [str(score.num_nonfinite) for score in scores.values()]
         table.add_row("tasks not finite", *counts, style="red")
@@ -57,46 +61,48 @@ def scores_table(
 
 
 def summary_table(
-    preset: Preset, runs: list[Run], num_test_tasks: int, floor: float | None
+    preset: Preset, runs: Iterable[Run], num_test_tasks: int, floor: float | None
 ) -> Table:
-    """One row per run, for a comparison of many: the score that is quoted, and the costs.
+    """Returns a table with one row per run: its headline score and its costs.
 
-    "NN" is nearest neighbour: on the features before they are adapted, on pixels.
+    "NN" is the nearest neighbor, on the features of the unadapted network or on pixels.
 
     Args:
-        preset: what was run.
-        runs: in the order of the rows.
-        num_test_tasks: how many tasks were scored.
-        floor: nearest neighbour's accuracy.
+        preset: the settings.
+        runs: the runs, in the order of the rows.
+        num_test_tasks: the number of test tasks.
+        floor: accuracy of the nearest neighbor on pixels; None for no such row.
     """
-    metric = "MSE" if preset.is_regression else "accuracy, %"
-    table = _titled(f"{preset.name}: test {metric}, 95 % CI over {num_test_tasks} tasks")
+    # Columns.
+    table = _titled(_title(preset, num_test_tasks))
     table.add_column("learner")
-    names = ("0 steps", "1 step", "inner steps", "score", "NN, features")
+    names = ("0 steps", "1 step", "inner\nsteps", "score", "NN,\nfeatures")
     for name in (*names, "ms/step", "MiB", "GFLOP/step"):
         table.add_column(name, justify="right")
+
+    # Rows.
     for run in runs:
         score = run.test
         early = [_cell(preset, score, i, mark=False) for i in (0, 1)]
-        quoted = value(preset, score, score.headline)
+        quoted = score_text(preset, score, score.headline)
         memory = "unknown" if run.temp_bytes is None else f"{run.temp_bytes / 2**20:.3g}"
         costs = [f"{1e3 * run.seconds_per_outer_step:.3g}", memory, f"{run.flops / 1e9:.3g}"]
         cells = (*early, f"{score.headline}", quoted, _on_features(run), *costs)
-        table.add_row(run.spec.label, *cells)
+        table.add_row(run.label, *cells)
     if floor is not None:
         table.add_row("NN, pixels", "", "", "", f"{100 * floor:.1f}", style="dim")
     return table
 
 
 def add_features(table: Table, runs: Iterable[Run]) -> None:
-    """Append nearest neighbour on each run's features, where there are such."""
+    """Appends the nearest neighbor on the features of each run, if there are any."""
     found = [_on_features(run) for run in runs]
     if any(found):
-        table.add_row("nearest neighbour, features", *found, style="dim")
+        table.add_row("nearest neighbor, features", *found, style="dim")
 
 
 def add_costs(table: Table, runs: Iterable[Run]) -> None:
-    """Append what the runs cost, one row per quantity."""
+    """Appends the costs of the runs, one row per quantity."""
     runs = list(runs)
     table.add_section()
     table.add_row("outer steps", *[f"{run.num_outer_steps:,}" for run in runs])
@@ -110,7 +116,7 @@ def add_costs(table: Table, runs: Iterable[Run]) -> None:
 
 
 def gradient_table(gradient: Gradient, label: str) -> Table:
-    """First-order against exact meta-gradient at some outer steps of the exact run."""
+    """Returns a table of first-order against exact meta-gradients at some outer steps of a run."""
     table = _titled(f"first-order against exact meta-gradient, along {label}")
     for name in ("outer step", "cosine", "norm, first / exact"):
         table.add_column(name, justify="right")
@@ -122,7 +128,7 @@ def gradient_table(gradient: Gradient, label: str) -> Table:
 
 
 def residual_line(label: str, residuals: tuple[float, float]) -> str:
-    """What `scoring.cg_residuals` found, in words."""
+    """Returns the result of `probes.cg_residuals` in words."""
     solved, minimum = residuals
     return (
         f"{label}: conjugate gradients leave {solved:.2g} of the right-hand side, the inner loop "
@@ -130,37 +136,42 @@ def residual_line(label: str, residuals: tuple[float, float]) -> str:
     )
 
 
-def best_line(preset: Preset, runs: list[Run]) -> str:
-    """Each learner at the inner rate that the last validation prefers, with its test score."""
-    found = []
-    kind = lambda run: (run.spec.learner, run.spec.order)
+def best_line(preset: Preset, runs: Iterable[Run]) -> str:
+    """Returns the test score of each learner at the inner rate that the last validation prefers."""
+    runs, found = list(runs), []
+    kind = lambda run: (run.candidate.spec.learner, run.candidate.spec.order)
     for wanted in dict.fromkeys(map(kind, runs)):
         best = max((run for run in runs if kind(run) == wanted), key=lambda r: _merit(preset, r))
-        found.append(f"{best.spec.label} {value(preset, best.test, best.test.headline)}")
+        found.append(f"{best.label} {score_text(preset, best.test, best.test.headline)}")
     chosen_on = "validation" if all(run.curve for run in runs) else "test"
     return f"each at its best rate (chosen on {chosen_on} tasks): {', '.join(found)}"
 
 
 def presets_table(presets: Iterable[Preset]) -> Table:
-    """What there is, what it should give, and what it costs."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("preset", "expected of MAML", "outer steps", "2 CPU cores", "source"):
-        table.add_column(name)
+    """Returns a table of presets: expected scores of MAML, costs, and sources as footnotes."""
+    # Number the sources in the order of their appearance.
+    presets = list(presets)
+    sources = list(dict.fromkeys(f"{preset.paper}, {preset.table}" for preset in presets))
+    notes = "\n".join(f"({number}) {source}" for number, source in enumerate(sources, start=1))
+
+    # One row per preset.
+    table = Table(box=box.SIMPLE_HEAD, caption=notes, caption_justify="left")
+    table.add_column("preset", no_wrap=True)
+    table.add_column("expected of MAML")
+    table.add_column("outer\nsteps", justify="right")
+    table.add_column("time on 2\nCPU cores")
+    table.add_column("source")
     for preset in presets:
-        table.add_row(
-            preset.name,
-            preset.expected,
-            f"{preset.num_outer_steps:,}",
-            preset.cost,
-            f"{preset.paper}, {preset.table}",
-        )
+        number = 1 + sources.index(f"{preset.paper}, {preset.table}")
+        steps = f"{preset.num_outer_steps:,}"
+        table.add_row(preset.name, preset.expected, steps, preset.cost, f"({number})")
     return table
 
 
 def datasets_table(found: Iterable[Prepared], directory: str) -> Table:
-    """The data sets of a directory, and what is wrong with those that cannot be read."""
+    """Returns a table of the datasets of a directory, with the problems of those that are broken."""
     table = _titled(f"prepared in {directory}")
-    for name in ("data set", "version"):
+    for name in ("dataset", "version"):
         table.add_column(name)
     for name in ("classes", "images"):
         table.add_column(name, justify="right")
@@ -175,8 +186,8 @@ def datasets_table(found: Iterable[Prepared], directory: str) -> Table:
     return table
 
 
-def value(preset: Preset, score: Score, step: int) -> str:
-    """A score after `step` inner steps as text: percent, or a mean squared error."""
+def score_text(preset: Preset, score: Score, step: int) -> str:
+    """Returns the score after an inner step as text: in percent, or as mean squared error."""
     mean, ci95 = score.mean[step], score.ci95[step]
     if not np.isfinite(mean):
         return "not finite"
@@ -185,14 +196,20 @@ def value(preset: Preset, score: Score, step: int) -> str:
     return f"{100 * mean:.1f} ± {100 * ci95:.1f}"
 
 
+def _title(preset: Preset, num_test_tasks: int) -> str:
+    unit = "" if preset.is_regression else ", %"
+    return f"{preset.name}: test {preset.metric}{unit}, 95 % CI over {num_test_tasks} tasks"
+
+
 def _cell(preset: Preset, score: Score, step: int, *, mark: bool) -> str:
     if step >= len(score.mean):
         return ""
-    text = value(preset, score, step)
+    text = score_text(preset, score, step)
     return f"[bold]{text}[/bold]" if mark and step == score.headline else text
 
 
 def _merit(preset: Preset, run: Run) -> float:
+    """Returns a number that is higher for a better run; minus infinity for one that failed."""
     score = run.curve[-1][1] if run.curve else run.test
     mean: Any = score.mean[score.headline]
     if not np.isfinite(mean) or run.stopped:
@@ -201,7 +218,7 @@ def _merit(preset: Preset, run: Run) -> float:
 
 
 def _titled(title: str) -> Table:
-    """Rich would break a title that is longer than the table is wide."""
+    """Returns a table that is as wide as its title: rich would break a longer title."""
     return Table(title=title, box=box.SIMPLE_HEAD, min_width=len(title) + 4)
 
 

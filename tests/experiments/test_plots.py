@@ -1,4 +1,4 @@
-"""The pictures show the numbers they were given, keep gaps, and are written whole or not at all."""
+"""Plots show the numbers that they are given, keep gaps, and are written whole or not at all."""
 
 import io
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from jaxmaml.train import plots
+from jaxmaml.experiments import plots
 
 STEP = [0, 100, 200, 300]
 CURVES = {
@@ -62,7 +62,7 @@ def test_metric_per_step_shows_means_intervals_floor_and_headline() -> None:
     assert set(_legend(figure)) == {
         "exact: 0.866 ± 0.006",
         "first: not finite",
-        "nearest neighbour: 0.410",
+        "nearest neighbor: 0.410",
         "headline: 3 inner steps",
     }
 
@@ -85,7 +85,7 @@ def test_a_diverged_run_gets_a_logarithmic_axis() -> None:
     assert plots.metric_per_step(wild, ylabel="MSE").axes[0].get_yscale() == "log"
 
 
-def test_a_learner_keeps_its_colour_and_a_rate_its_line() -> None:
+def test_a_learner_keeps_its_color_and_a_rate_its_line() -> None:
     labels = ["first@0.4", "exact@0.1", "exact@0.4", "reptile@0.4"]
     curve = {"step": [0, 1], "value": [1.0, 0.5]}
     figure = plots.learning_curves(dict.fromkeys(labels, curve), ylabel="loss")
@@ -133,8 +133,8 @@ def test_episode_places_each_image_and_frames_predictions(channels: int) -> None
     expected = images[0, 1] / 255
     np.testing.assert_allclose(shown, expected if channels == 3 else 1 - expected.repeat(3, -1))
     edges = [to_hex(patch.get_edgecolor()) for patch in axes.patches]
-    assert edges.count(plots.RIGHT_COLOUR.lower()) == 10
-    assert edges.count(plots.WRONG_COLOUR.lower()) == 2
+    assert edges.count(plots.RIGHT_COLOR.lower()) == 10
+    assert edges.count(plots.WRONG_COLOR.lower()) == 2
     wrong = [text.get_text() for text in axes.texts if text.get_bbox_patch()]
     assert wrong == ["2", "0"]
     assert figure.get_suptitle() == "3-way 2-shot episode: 10 of 12 query images right"
@@ -145,13 +145,13 @@ def test_episode_frames_the_image_that_was_mistaken() -> None:
     figure = plots.episode(images[:, :1], images[:, 1:], np.array([[0, 0, 0], [1, 0, 1]]))
     (axes,) = figure.axes
     frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
-    (red,) = [f for f in frames if to_hex(f.get_edgecolor()) == plots.WRONG_COLOUR.lower()]
+    (red,) = [f for f in frames if to_hex(f.get_edgecolor()) == plots.WRONG_COLOR.lower()]
     # Row 1, third column: the support image, then the query images 0 and 1.
     left, right, bottom, top = axes.images[4 + 2].get_extent()
     assert red.get_bbox().extents == pytest.approx((left, top, right, bottom))
 
 
-def test_normalised_float_images_are_stretched_into_range() -> None:
+def test_normalized_float_images_are_stretched_into_range() -> None:
     images = np.linspace(-2.0, 2.0, 2 * 3 * 8 * 8 * 3).reshape(2, 3, 8, 8, 3)
     shown = plots.episode(images[:, :1], images[:, 1:]).axes[0].images
     values = np.concatenate([np.ravel(np.asarray(image.get_array())) for image in shown])
@@ -209,8 +209,8 @@ def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch) -> None:
     path = tmp_path / "plot.png"
     path.write_bytes(b"the last good picture")
 
-    def interrupted(self: Figure, target: str, **_: object) -> None:
-        io.FileIO(target, "w").close()
+    def interrupted(self: Figure, target: io.BytesIO, **_: object) -> None:
+        target.write(b"half a picture")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Figure, "savefig", interrupted)
@@ -226,17 +226,15 @@ def test_bad_input_is_named() -> None:
         plots.learning_curves({}, ylabel="loss")
     with pytest.raises(ValueError, match="runs is empty"):
         plots.metric_per_step({}, ylabel="accuracy")
-    with pytest.raises(ValueError, match=r"support_images has shape \(5, 2, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"support_images must be .* got shape \(5, 2, 8, 8\)"):
         plots.episode(images[..., 0], images)
-    with pytest.raises(ValueError, match="query_images has 4 classes and support_images 5"):
+    with pytest.raises(ValueError, match="as many classes as support_images; got 4 and 5"):
         plots.episode(images, images[:4])
-    with pytest.raises(
-        ValueError, match=r"predictions has shape \(5,\); \[way, query\] = \(5, 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"\[way, query\] = \(5, 2\); got \(5,\)"):
         plots.episode(images, images, np.zeros(5, int))
 
 
-def test_more_learners_than_colours_can_be_told_apart() -> None:
+def test_more_learners_than_colors_can_be_told_apart() -> None:
     labels = [f"learner {i}" for i in range(17)]
     figure = plots.metric_per_step({n: {"mean": [0.2], "ci95": [0.1]} for n in labels}, ylabel="x")
     looks = {

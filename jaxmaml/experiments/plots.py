@@ -1,9 +1,9 @@
-"""The pictures of a run: learning curves, inner steps, gradient agreement, episodes.
+"""Drawing functions: learning curves, scores per inner step, gradient agreement, episodes.
 
-Every function takes plain numbers, as `results.json` and `metrics.jsonl` hold them (None where a
-number was not finite, drawn as a gap), and returns a matplotlib `Figure`. Nothing here opens a
-window or touches matplotlib's global state, so these functions work in threads and without a
-display. The colours are Okabe and Ito's, which colour-blind readers can tell apart.
+Every function takes plain numbers, as `results.json` and `metrics.jsonl` hold them, and returns a
+matplotlib `Figure`. None stands for a number that was not finite, and is drawn as a gap. Nothing
+here opens a window or touches matplotlib's global state, so these functions work in threads and
+without a display. The colors are those of Okabe and Ito, which color-blind readers can tell apart.
 """
 
 import os
@@ -21,26 +21,28 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from jaxmaml.files import atomic_write
+
 Numbers: TypeAlias = Sequence[float | None] | np.ndarray
 Curve: TypeAlias = Mapping[str, Any]
 
-LEARNER_COLOURS = {"exact": "#0072B2", "first": "#D55E00", "maml": "#0072B2", "fomaml": "#D55E00"}
-OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LEARNER_COLORS = {"exact": "#0072B2", "first": "#D55E00", "maml": "#0072B2", "fomaml": "#D55E00"}
+OTHER_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 VARIANTS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (6, 1, 1, 1, 1, 1)), "v"))
 REFERENCE = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
-RIGHT_COLOUR, WRONG_COLOUR = "#009E73", "#CC2529"
+RIGHT_COLOR, WRONG_COLOR = "#009E73", "#CC2529"
 CELL_INCHES, CELL_STRIDE, GAP = 0.55, 1.16, 0.7
 
 
 def learning_curves(curves: Mapping[str, Curve], *, ylabel: str) -> Figure:
-    """Draws one line a run against the outer step.
+    """Draws one line per run against the outer step.
 
     Args:
-        curves: label -> {"step": [...], "value": [...], "ci95": [...]}, the last one optional and
-            drawn as a band. A label is a learner's name, with "@" and the inner rate where one
-            learner ran at several: the colour follows the name, the line style the rate. Values
-            are drawn as they come, so a noisy loss wants smoothing first.
-        ylabel: what the values are, with their unit if they have one.
+        curves: label -> {"step": [...], "value": [...], "ci95": [...]}. The last one is optional and
+            drawn as a band. A label is a learner's name, followed by "@" and the inner rate if a
+            learner ran at several rates. The color stands for the name, the line style for the
+            rate. Values are not smoothed.
+        ylabel: the name of the values, with their unit if they have one.
 
     Raises:
         ValueError: `curves` is empty.
@@ -54,7 +56,7 @@ def learning_curves(curves: Mapping[str, Curve], *, ylabel: str) -> Figure:
     figure, (axes,) = _figure("Learning curves")
     for label, style in _styles(curves).items():
         step, value = _floats(curves[label]["step"]), _floats(curves[label]["value"])
-        # A value between two gaps makes no line, and would vanish without a marker of its own.
+        # A value between two gaps draws no line: without a marker it would be invisible.
         marker = style["marker"] if len(step) <= 30 else ""
         axes.plot(step, value, label=label, markersize=4, **{**style, "marker": marker})
         if curves[label].get("ci95") is not None:
@@ -79,10 +81,10 @@ def metric_per_step(
     Args:
         runs: label -> {"mean": [n+1], "ci95": [n+1]}, after 0..n inner steps; labels as in
             `learning_curves`.
-        ylabel: what the metric is.
-        floor: nearest neighbour's score on the same tasks, drawn as a dashed line.
-        headline: the inner step whose number is quoted: shaded, and its numbers stand in the
-            legend; a run with fewer inner steps is left without a number.
+        ylabel: the name of the metric.
+        floor: score of the nearest neighbor on the same tasks, drawn as a dashed line.
+        headline: the inner step whose score is quoted. It is shaded, and the legend states its
+            scores, except for runs with fewer inner steps.
 
     Raises:
         ValueError: `runs` is empty.
@@ -94,7 +96,7 @@ def metric_per_step(
     """
     _check_labels("runs", runs)
     figure, (axes,) = _figure(f"{_capital(ylabel)} by inner step, with 95 % confidence intervals")
-    # Bars at one step would hide each other if they stood at the same place.
+    # Bars at the same place would hide each other.
     reach = min(0.04 * (len(runs) - 1), 0.12)
     offsets = np.linspace(-reach, reach, len(runs))
     for (label, style), offset in zip(_styles(runs).items(), offsets, strict=True):
@@ -104,7 +106,7 @@ def metric_per_step(
             np.arange(len(mean)) + offset, mean, ci95, label=name, capsize=3, markersize=4, **style
         )
     if floor is not None:
-        axes.axhline(floor, label=f"nearest neighbour: {_number(floor)}", **REFERENCE)
+        axes.axhline(floor, label=f"nearest neighbor: {_number(floor)}", **REFERENCE)
     if headline is not None:
         name = f"headline: {headline} inner step{'s' * (headline != 1)}"
         axes.axvspan(headline - 0.4, headline + 0.4, color="0.92", zorder=0, label=name)
@@ -120,13 +122,14 @@ def gradient_agreement(
     *,
     layers: Mapping[str, Mapping[str, Numbers]] | None = None,
 ) -> Figure:
-    """Draws how far the first-order meta-gradient is from the exact one along a run.
+    """Draws the agreement of the first-order meta-gradient with the exact one along a run.
 
     Args:
         step: outer steps at which both were computed, `[num_points]`.
-        cosine: of the angle between the two, `[num_points]`.
-        norm_ratio: norm of the first-order meta-gradient over the exact one's, `[num_points]`.
-        layers: layer -> {"cosine": [...], "norm_ratio": [...]}, a thin line each.
+        cosine: cosine of the angle between the two, `[num_points]`.
+        norm_ratio: norm of the first-order meta-gradient over that of the exact one,
+            `[num_points]`.
+        layers: layer -> {"cosine": [...], "norm_ratio": [...]}, drawn as one thin line per layer.
 
     >>> figure = gradient_agreement([0, 100], [0.9, 0.7], [1.2, 1.5])
     >>> [axes.get_ylabel() for axes in figure.axes]
@@ -138,12 +141,12 @@ def gradient_agreement(
         panels, (cosine, norm_ratio), labels.items(), strict=True
     ):
         axes.axhline(1.0, label="both gradients equal", **REFERENCE)
-        for colour, (layer, found) in zip(cycle(OTHER_COLOURS), (layers or {}).items()):
-            axes.plot(_floats(step), _floats(found[name]), color=colour, linewidth=1, label=layer)
+        for color, (layer, found) in zip(cycle(OTHER_COLORS), (layers or {}).items()):
+            axes.plot(_floats(step), _floats(found[name]), color=color, linewidth=1, label=layer)
         axes.plot(
             _floats(step),
             _floats(values),
-            color=LEARNER_COLOURS["first"],
+            color=LEARNER_COLORS["first"],
             marker="o",
             markersize=3,
             label="whole gradient" if layers else "first order, along the exact run",
@@ -156,16 +159,16 @@ def gradient_agreement(
 
 
 def episode(support_images: Any, query_images: Any, predictions: Any = None) -> Figure:
-    """Draws one episode: a row for each class, its support images left and its query images right.
+    """Draws one episode: one row per class, with support images left and query images right.
 
-    High values of greyscale images are drawn dark, since ink is 1 in the built-in data.
+    High values of grayscale images are drawn dark, since ink is 1 in the built-in data.
 
     Args:
-        support_images: `[way, shot, height, width, channels]`, one channel or three; integers up to
-            255, or floats, which are stretched to [0, 1] where they leave it.
+        support_images: `[way, shot, height, width, channels]` with one channel or three; integers up
+            to 255, or floats, which are rescaled to [0, 1] if they leave this range.
         query_images: `[way, query, height, width, channels]`.
-        predictions: `[way, query]`, the class that the adapted model gives each query image. Right
-            ones are framed green, wrong ones red, with the number of the predicted class.
+        predictions: `[way, query]`, the class that the adapted model predicts for each query image.
+            Right predictions are framed green, wrong ones red, with the number of the class.
 
     Raises:
         ValueError: the arrays do not fit together.
@@ -196,11 +199,11 @@ def regression(x_grid: Any, curves: Mapping[str, Any], support_x: Any, support_y
     """Draws one regression task: the true curve, and the model before and after adaptation.
 
     Args:
-        x_grid: inputs at which the curves are known, `[num_points]` or `[num_points, 1]`.
-        curves: name -> outputs there, of `x_grid`'s size, in the order of adaptation, such as
+        x_grid: inputs of the curves, `[num_points]` or `[num_points, 1]`.
+        curves: name -> outputs at `x_grid`, of the same size, in the order of adaptation, such as
             "before", "after 1 step", "after 10 steps". "truth" is drawn in black.
-        support_x: inputs adapted on, `[shot]` or `[shot, 1]`.
-        support_y: their targets, of the same size.
+        support_x: inputs of the support, `[shot]` or `[shot, 1]`.
+        support_y: targets of the support, of the same size.
 
     Raises:
         ValueError: `curves` is empty.
@@ -223,7 +226,7 @@ def regression(x_grid: Any, curves: Mapping[str, Any], support_x: Any, support_y
         np.ravel(support_x),
         np.ravel(support_y),
         "o",
-        color=LEARNER_COLOURS["first"],
+        color=LEARNER_COLORS["first"],
         label="support",
         zorder=3,
     )
@@ -233,10 +236,10 @@ def regression(x_grid: Any, curves: Mapping[str, Any], support_x: Any, support_y
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure in the format of the path's suffix; an interruption leaves no half file.
+    """Writes a figure in the format of the path's suffix, whole or not at all.
 
     Raises:
-        ValueError: the suffix names no format that matplotlib writes.
+        ValueError: the suffix is not a format of matplotlib, or the file cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -245,12 +248,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     ['plot.png']
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(temporary, dpi=150)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix(".") or None, dpi=150)
 
 
 def _figure(title: str, num_panels: int = 1) -> tuple[Figure, list[Axes]]:
@@ -267,7 +266,7 @@ def _finish(axes: Axes, xlabel: str, ylabel: str, values: Iterable[Numbers]) -> 
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    # One diverged run would flatten all the others on a linear axis.
+    # On a linear axis, one diverged run would flatten all the others.
     finite = np.concatenate([[], *(_floats(value) for value in values)])
     finite = finite[np.isfinite(finite)]
     if finite.size and finite.min() > 0 and finite.max() > 1000 * finite.min():
@@ -281,21 +280,22 @@ def _legend_below(figure: Figure) -> None:
 
 
 def _styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour by learner, line and marker by what follows "@", both in order of appearance.
+    """Returns the style of each label: colors stand for learners, lines and markers for rates.
 
-    Learners beyond the number of colours begin anew with them and with the next line and marker.
+    Both are assigned in the order of appearance. If there are more learners than colors, the colors
+    start again with the next line and marker.
     """
     parts = {label: label.partition("@") for label in labels}
     names = dict.fromkeys(name for name, _, _ in parts.values())
-    others = [name for name in names if name not in LEARNER_COLOURS]
-    colours = LEARNER_COLOURS | dict(zip(others, cycle(OTHER_COLOURS), strict=False))
-    rounds = {name: i // len(OTHER_COLOURS) for i, name in enumerate(others)}
+    others = [name for name in names if name not in LEARNER_COLORS]
+    colors = LEARNER_COLORS | dict(zip(others, cycle(OTHER_COLORS), strict=False))
+    rounds = {name: i // len(OTHER_COLORS) for i, name in enumerate(others)}
     rates = list(dict.fromkeys(rate for _, _, rate in parts.values()))
     styles = {}
     for label, (name, _, rate) in parts.items():
         number = rates.index(rate) + rounds.get(name, 0) * len(rates)
         line, marker = VARIANTS[number % len(VARIANTS)]
-        styles[label] = {"color": colours[name], "linestyle": line, "marker": marker}
+        styles[label] = {"color": colors[name], "linestyle": line, "marker": marker}
     return styles
 
 
@@ -321,25 +321,25 @@ def _capital(text: str) -> str:
 
 def _check_labels(name: str, mapping: Mapping[str, Any]) -> None:
     if not mapping:
-        raise ValueError(f"{name} is empty; at least one entry is needed")
+        raise ValueError(f"{name} is empty: at least one entry is needed")
 
 
 def _check_episode(support_images: np.ndarray, query_images: np.ndarray) -> None:
     for name, images in (("support_images", support_images), ("query_images", query_images)):
         if images.ndim != 5 or images.shape[-1] not in (1, 3):
             raise ValueError(
-                f"{name} has shape {images.shape}; "
-                "[way, examples, height, width, channels] with 1 or 3 channels is needed"
+                f"{name} must be [way, examples, height, width, channels] with 1 or 3 channels; "
+                f"got shape {images.shape}"
             )
     if support_images.shape[0] != query_images.shape[0]:
         raise ValueError(
-            f"query_images has {query_images.shape[0]} classes and support_images "
-            f"{support_images.shape[0]}; they must be as many"
+            f"query_images must have as many classes as support_images; got "
+            f"{query_images.shape[0]} and {support_images.shape[0]}"
         )
 
 
 def _displayable(support_images: np.ndarray, query_images: np.ndarray) -> np.ndarray:
-    """Both side by side, `[way, shot + query, height, width, channels]` within [0, 1]."""
+    """Returns both side by side, `[way, shot + query, height, width, channels]` in [0, 1]."""
     images = np.concatenate([support_images, query_images], axis=1)
     if np.issubdtype(images.dtype, np.integer):
         return images / 255
@@ -348,7 +348,7 @@ def _displayable(support_images: np.ndarray, query_images: np.ndarray) -> np.nda
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty drawing area whose unit is one image, with y downwards."""
+    """Returns an empty drawing area. Its unit is one image, and y points down."""
     inches = (CELL_INCHES * (width + 1.0), CELL_INCHES * (height + 1.3))
     figure = Figure(figsize=(max(inches[0], 4.6), inches[1]), layout="constrained")
     FigureCanvasAgg(figure)
@@ -375,18 +375,18 @@ def _draw_predictions(
 ) -> int:
     if predictions.shape != shape:
         raise ValueError(
-            f"predictions has shape {predictions.shape}; [way, query] = {shape} is needed"
+            f"predictions must have shape [way, query] = {shape}; got {predictions.shape}"
         )
     right = predictions == np.arange(shape[0])[:, None]
     for row, column in np.ndindex(*shape):
         x, y = float(starts[column]), row * CELL_STRIDE
-        colour = RIGHT_COLOUR if right[row, column] else WRONG_COLOUR
-        frame = Rectangle((x, y), 1, 1, fill=False, edgecolor=colour, linewidth=2.2)
+        color = RIGHT_COLOR if right[row, column] else WRONG_COLOR
+        frame = Rectangle((x, y), 1, 1, fill=False, edgecolor=color, linewidth=2.2)
         axes.add_patch(frame)
         if not right[row, column]:
             axes.text(
                 x + 0.96, y + 0.04, str(predictions[row, column]), ha="right", va="top",
                 color="white", fontsize="small", fontweight="bold",
-                bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
+                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
             )  # fmt: skip
     return int(right.sum())

@@ -1,21 +1,31 @@
-"""Presets say what the paper says, in the units of a mean loss."""
+"""Presets state the settings of their papers, in the units of a mean loss."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
-from jaxmaml.train import presets
+from jaxmaml.experiments import presets
 
 
-def test_names_are_those_of_the_readme():
-    assert list(presets.PRESETS) == [
-        "sinusoid-5shot", "sinusoid-10shot",
-        "glyphs-5w1s", "glyphs-5w5s", "glyphs-20w1s",
-        "omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s",
-        "omniglot-mlp-5w1s", "omniglot-mlp-5w5s",
-        "cifar-fs-5w1s", "cifar-fs-5w5s", "fc100-5w1s", "fc100-5w5s",
-        "mini-imagenet-5w1s", "mini-imagenet-5w5s", "cub-5w1s", "cub-5w5s",
-    ]  # fmt: skip
+def test_the_presets_that_the_documents_name_exist():
+    root = Path(__file__).resolve().parents[2]
+    text = "".join((root / name).read_text() for name in ("README.md", "benchmarks/README.md"))
+    datasets = "sinusoid|glyphs|omniglot|cifar-fs|fc100|mini-imagenet|cub"
+    named = set(re.findall(rf"\b(?:{datasets})-(?:mlp-)?\d+(?:w\d+s|shot)\b", text))
+    assert len(named) >= 4
+    assert named <= set(presets.PRESETS)
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=lambda preset: preset.name)
+def test_a_name_states_dataset_way_and_shot(preset):
+    assert presets.get(preset.name) is preset
+    assert preset.name.startswith(f"{preset.dataset}-")
+    size = preset.name.rpartition("-")[2]
+    expected = f"{preset.shot}shot" if preset.is_regression else f"{preset.way}w{preset.shot}s"
+    assert size == expected
+    assert ("mlp" in preset.name or preset.is_regression) == (preset.model == "mlp")
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=lambda preset: preset.name)
@@ -97,6 +107,11 @@ def test_fewer_test_steps_move_the_headline_and_the_selection():
 def test_a_setting_out_of_range_is_named(name, value):
     with pytest.raises(ValueError, match=f"^{name} must"):
         presets.override(presets.get("glyphs-5w1s"), **{name: value})
+
+
+def test_a_count_that_is_not_an_integer_is_named():
+    with pytest.raises(TypeError, match=r"^way must be an integer, 1 or more; got 2\.5"):
+        presets.override(presets.get("glyphs-5w1s"), way=2.5)
 
 
 def test_zero_inner_steps_are_valid():

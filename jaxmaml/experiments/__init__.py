@@ -1,0 +1,15 @@
+"""The application behind the commands: presets, runs, run directories, tables and plots.
+
+This package is not public API: its names may change with every release. The library does not import
+it. What a module is for:
+
+- `presets`: the settings of each benchmark; `options`: the options of the command line.
+- `networks`: the network of a preset as pure functions; `learners`: the learners by name, and what
+  each of them can do; `candidates`: a learner that is built for a run.
+- `tasks`: the train, val and test sources of a preset; `experiment`: what all runs of a preset share.
+- `run`: trains, validates, selects and tests one candidate; `scoring`: its scores;
+  `probes`: what else is measured.
+- `run_dir`: every file of a run directory; `provenance`: versions, commit and device.
+- `compare` and `reevaluate`: the commands; `tables`: what they print; `run_plots`: what they draw,
+  by means of `plots`, which draws plain numbers.
+"""

@@ -1,0 +1,148 @@
+"""Candidates: the learners of a run, each built once and passed on to all that use it."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxmaml.experiments import learners
+from jaxmaml.experiments.learners import LEARNERS, Entry, Recipe
+from jaxmaml.experiments.networks import Model
+from jaxmaml.experiments.presets import Preset
+from jaxmaml.outer import ChunkSize
+from jaxmaml.types import MetaLearner
+
+
+class Spec(NamedTuple):
+    """The description of a run, as config.json stores it.
+
+    Attributes:
+        label: the name of the run.
+        order: "exact" or "first".
+        inner_lr: the inner learning rate.
+        learner: a name of `learners.LEARNERS`.
+    """
+
+    label: str
+    order: str
+    inner_lr: float
+    learner: str = learners.DEFAULT
+
+
+class Candidate(NamedTuple):
+    """A run's learner, with what is needed to score it.
+
+    Attributes:
+        spec: the description of the run.
+        learner: the learner.
+        model: the functions of its network.
+        num_test_inner_steps: inner steps in validation and test.
+        headline_step: the inner step whose score is quoted.
+        chunk_size: tasks computed at once, as the core takes it.
+    """
+
+    spec: Spec
+    learner: MetaLearner
+    model: Model
+    num_test_inner_steps: int
+    headline_step: int
+    chunk_size: ChunkSize
+
+    @property
+    def label(self) -> str:
+        """The name of the run."""
+        return self.spec.label
+
+    @property
+    def entry(self) -> Entry:
+        """The capabilities of the learner."""
+        return LEARNERS[self.spec.learner]
+
+
+def build(spec: Spec, preset: Preset, model: Model, num_classes: int) -> Candidate:
+    """Returns the candidate of a run.
+
+    Args:
+        spec: the description of the run.
+        preset: the settings.
+        model: the functions of the network.
+        num_classes: classes of the training split; 0 for regression.
+
+    Raises:
+        ValueError: an unknown learner or order, or one that does not suit the preset.
+    """
+    learners.check(preset, spec.learner, spec.order)
+    entry = LEARNERS[spec.learner]
+    recipe = Recipe(
+        preset,
+        model,
+        num_classes,
+        spec.inner_lr,
+        learners.ADJOINTS[spec.order],
+        entry.num_inner_steps(preset),
+    )
+    return Candidate(
+        spec=spec,
+        learner=entry.make(recipe),
+        model=model,
+        num_test_inner_steps=entry.num_test_inner_steps(preset),
+        headline_step=entry.headline_step(preset),
+        chunk_size=preset.core_chunk_size,
+    )
+
+
+def single(preset: Preset, learner: str, order: str = "exact") -> Spec:
+    """Returns the description of a run of one learner at the preset's inner rate.
+
+    Args:
+        preset: the settings.
+        learner: a name of `learners.LEARNERS` or `ALIASES`.
+        order: "exact" or "first"; an alias has its own.
+
+    Raises:
+        ValueError: an unknown learner.
+
+    >>> from jaxmaml.experiments import presets
+    >>> single(presets.get("glyphs-5w1s"), "maml", "first").label
+    'first'
+    """
+    name, own_order = learners.resolve(learner)
+    order = order if own_order == "exact" else own_order
+    label = order if learner == learners.DEFAULT else learner
+    return Spec(label, order, preset.inner_lr, name)
+
+
+def comparison(
+    preset: Preset, inner_lrs: Sequence[float] = (), names: Sequence[str] = ()
+) -> list[Spec]:
+    """Returns the descriptions of the runs of a comparison.
+
+    Args:
+        preset: the settings.
+        inner_lrs: inner rates at which each learner runs; defaults to the preset's.
+        names: names of `learners.LEARNERS` and `ALIASES`; defaults to exact and first-order MAML,
+            whose runs are called "exact" and "first".
+
+    Raises:
+        ValueError: a rate or a learner is given twice, or a learner does not exist.
+
+    >>> from jaxmaml.experiments import presets
+    >>> preset = presets.get("glyphs-5w1s")
+    >>> [spec.label for spec in comparison(preset, [0.1, 2.0])]
+    ['exact@0.1', 'first@0.1', 'exact@2', 'first@2']
+    >>> [spec.label for spec in comparison(preset, [], ["fomaml", "reptile"])]
+    ['fomaml', 'reptile']
+    """
+    for option, given in (("inner_lrs", inner_lrs), ("learners", names)):
+        if len(set(given)) != len(given):
+            raise ValueError(f"{option} must differ from each other; got {tuple(given)}")
+    if not all(map(math.isfinite, inner_lrs)):
+        raise ValueError(f"inner_lrs must be finite; got {tuple(inner_lrs)}")
+    runs = {name: learners.resolve(name) for name in names}
+    runs = runs or {order: (learners.DEFAULT, order) for order in learners.ADJOINTS}
+    if not inner_lrs:
+        return [Spec(label, order, preset.inner_lr, name) for label, (name, order) in runs.items()]
+    return [
+        Spec(f"{label}@{rate:g}", order, rate, name)
+        for rate in inner_lrs
+        for label, (name, order) in runs.items()
+    ]

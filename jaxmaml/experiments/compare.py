@@ -1,0 +1,204 @@
+"""Runs of one experiment: same initial parameters, same episodes, one run directory."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from jaxmaml.experiments import learners, probes, run_plots, tables
+from jaxmaml.experiments.candidates import Candidate, Spec
+from jaxmaml.experiments.experiment import (
+    Experiment,
+    build_candidate,
+    build_experiment,
+    scored_tasks,
+    step_tasks,
+)
+from jaxmaml.experiments.presets import Preset
+from jaxmaml.experiments.run import Run, new_progress, train_and_test
+from jaxmaml.experiments.run_dir import Gradient, RunDir, make_config, make_results, write_json
+from jaxmaml.experiments.tasks import Streaming, input_shape
+from jaxmaml.types import MetaState
+
+
+class Comparison(NamedTuple):
+    """One or several runs that are ready to start.
+
+    Attributes:
+        experiment: what the runs share.
+        candidates: the learners, one per run.
+        config: the contents of config.json.
+        run_dir: where everything is written.
+    """
+
+    experiment: Experiment
+    candidates: list[Candidate]
+    config: dict[str, Any]
+    run_dir: RunDir
+
+
+def prepare(
+    preset: Preset,
+    specs: Sequence[Spec],
+    out: pathlib.Path,
+    *,
+    seed: int = 0,
+    num_test_tasks: int = 600,
+    data_dir: pathlib.Path | None = None,
+    streaming: Streaming | None = None,
+    matmul_precision: str = "highest",
+) -> Comparison:
+    """Builds the experiment and the candidates, and creates the run directory.
+
+    Args:
+        preset: the settings.
+        specs: the descriptions of the runs.
+        out: the run directory, which must not hold another run.
+        seed: the seed of the initial parameters and of the training episodes.
+        num_test_tasks: tasks of the test.
+        data_dir: a prepared TFDS directory.
+        streaming: how images are read during training; defaults to keeping them on the device.
+        matmul_precision: the precision of matrix products, for config.json.
+
+    Raises:
+        ValueError: the settings, the dataset or the directory do not allow the runs.
+    """
+    # Check what can be checked before a dataset is read.
+    run_dir = RunDir(out)
+    run_dir.check_vacant()
+    for spec in specs:
+        learners.check(preset, spec.learner, spec.order)
+
+    # Build the experiment and the learners.
+    experiment = build_experiment(
+        preset, seed=seed, data_dir=data_dir, num_test_tasks=num_test_tasks, streaming=streaming,
+        with_classes=any(learners.needs_class_numbers(preset, spec.learner) for spec in specs),
+    )  # fmt: skip
+    built = [build_candidate(experiment, spec) for spec in specs]
+
+    # Create the directory last: a mistake leaves nothing behind.
+    config = make_config(
+        preset, specs, seed=seed, num_test_tasks=num_test_tasks, data_dir=data_dir,
+        matmul_precision=matmul_precision,
+        input_shape=input_shape(experiment.sources["train"]),
+        num_classes=experiment.num_classes,
+    )  # fmt: skip
+    run_dir.create(config)
+    return Comparison(experiment, built, config, run_dir)
+
+
+def execute(comparison: Comparison) -> list[Run]:
+    """Makes all runs, prints the tables and writes the run directory.
+
+    Returns:
+        The runs. Some of them may have stopped early.
+    """
+    # Train and test.
+    experiment, _, config, run_dir = comparison
+    num_test_tasks = config["num_test_tasks"]
+    watch = _watch(comparison)
+    runs = _train_all(comparison, watch)
+    gradient = None if watch is None else watch.gradient
+    floor = _floor(experiment, num_test_tasks)
+
+    # Write. The results come last, so that a directory with results is a complete one.
+    run_plots.draw_all(run_dir, experiment, runs, floor=floor, gradient=gradient)
+    write_json(run_dir.results, make_results(config, runs, floor=floor, gradient=gradient))
+
+    # Print.
+    console = tables.console()
+    _print(console, experiment, runs, num_test_tasks, floor)
+    if watch is not None:
+        console.print(tables.gradient_table(watch.gradient, watch.exact.label))
+    return runs
+
+
+class _Watch(NamedTuple):
+    """The pair of runs whose meta-gradients are compared along the exact one."""
+
+    experiment: Experiment
+    exact: Candidate
+    first: Candidate
+    gradient: Gradient
+
+    def probe(self, state: MetaState) -> None:
+        """Appends the agreement of both meta-gradients at a state."""
+        step = int(state.step)
+        tasks = step_tasks(self.experiment, step)
+        cosine, ratio = probes.gradient_agreement(
+            self.exact.learner, self.first.learner, state, tasks, self.exact.chunk_size
+        )
+        self.gradient["cosine"].append(cosine)
+        self.gradient["norm_ratio"].append(ratio)
+        self.gradient["step"].append(step)
+
+
+def _watch(comparison: Comparison) -> _Watch | None:
+    """Returns the exact and first-order runs of one learner at the rate nearest to the preset's.
+
+    It is None if no learner runs with both orders at the same rate.
+    """
+    experiment = comparison.experiment
+    pairs: dict[tuple[str, float], dict[str, Candidate]] = {}
+    for candidate in comparison.candidates:
+        spec = candidate.spec
+        pairs.setdefault((spec.learner, spec.inner_lr), {})[spec.order] = candidate
+    complete = [key for key, pair in pairs.items() if set(pair) == set(learners.ADJOINTS)]
+    if not complete:
+        return None
+    pair = pairs[min(complete, key=lambda key: abs(key[1] - experiment.preset.inner_lr))]
+    gradient: Gradient = {"cosine": [], "norm_ratio": [], "step": []}
+    return _Watch(experiment, pair["exact"], pair["first"], gradient)
+
+
+def _train_all(comparison: Comparison, watch: _Watch | None) -> list[Run]:
+    """Makes each run and saves its state."""
+    runs = []
+    with new_progress() as progress:
+        for candidate in comparison.candidates:
+            run = train_and_test(
+                comparison.experiment, candidate,
+                num_test_tasks=comparison.config["num_test_tasks"],
+                record=comparison.run_dir.append_metrics, progress=progress,
+                probe=watch.probe if watch is not None and candidate is watch.exact else None,
+            )  # fmt: skip
+            comparison.run_dir.save_state(candidate.label, run.meta_state)
+            runs.append(run)
+    return runs
+
+
+def _floor(experiment: Experiment, num_test_tasks: int) -> float | None:
+    """Returns the accuracy of the nearest neighbor on pixels; None for regression."""
+    if experiment.preset.is_regression:
+        return None
+    tasks = scored_tasks(experiment, "test", num_test_tasks)
+    return probes.nearest_neighbor_on_pixels(tasks, num_test_tasks)
+
+
+def _print(
+    console: Console,
+    experiment: Experiment,
+    runs: list[Run],
+    num_test_tasks: int,
+    floor: float | None,
+) -> None:
+    """Prints the scores and costs of the runs."""
+    # Many runs have one row each, few have one column each.
+    preset = experiment.preset
+    if len(runs) > tables.MAX_COLUMNS:
+        console.print(tables.summary_table(preset, runs, num_test_tasks, floor))
+    else:
+        scores = {run.label: run.test for run in runs}
+        table = tables.scores_table(preset, scores, num_test_tasks, floor)
+        tables.add_features(table, runs)
+        tables.add_costs(table, runs)
+        console.print(table)
+
+    # Lines below the table.
+    for run in (run for run in runs if run.candidate.entry.solves_linear_system):
+        tasks = next(scored_tasks(experiment, "test", 1))
+        residuals = probes.cg_residuals(run.candidate.learner, run.meta_state, tasks)
+        console.print(tables.residual_line(run.label, residuals))
+    if len({run.candidate.spec.inner_lr for run in runs}) > 1:
+        console.print(tables.best_line(preset, runs))

@@ -1,0 +1,133 @@
+"""An experiment: what all runs of one preset and seed share.
+
+Building one has no side effects except reading (and for glyphs preparing) a dataset. The same preset
+and seed give the same experiment.
+"""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+import jaxmaml
+from jaxmaml import averaging, parallel
+from jaxmaml.data.pools import Pool
+from jaxmaml.experiments import candidates, networks
+from jaxmaml.experiments.candidates import Candidate, Spec
+from jaxmaml.experiments.networks import Network
+from jaxmaml.experiments.presets import Preset
+from jaxmaml.experiments.tasks import (
+    Sources,
+    Streaming,
+    fixed_tasks,
+    input_shape,
+    make_sources,
+    num_classes,
+)
+from jaxmaml.sources import batches
+from jaxmaml.types import Array, MetaState, Task
+
+
+class Experiment(NamedTuple):
+    """What all runs of one preset and seed share.
+
+    Attributes:
+        preset: the settings.
+        network: the network, with its initial parameters and statistics.
+        optimizer: the outer optimizer.
+        sources: the source of each split.
+        num_classes: classes of the training split; 0 for regression.
+        train_key: the key of the training episodes.
+        mesh: the devices over which the tasks of an outer step are spread.
+    """
+
+    preset: Preset
+    network: Network
+    optimizer: optax.GradientTransformation
+    sources: Sources
+    num_classes: int
+    train_key: Array
+    mesh: Mesh
+
+
+def build_experiment(
+    preset: Preset,
+    *,
+    seed: int,
+    num_test_tasks: int,
+    data_dir: pathlib.Path | None = None,
+    images: Mapping[str, Pool] | None = None,
+    streaming: Streaming | None = None,
+    with_classes: bool = False,
+    trained_as: Preset | None = None,
+) -> Experiment:
+    """Returns the experiment of a preset.
+
+    Args:
+        preset: the settings.
+        seed: the seed of the initial parameters and of the training episodes.
+        num_test_tasks: tasks of the test.
+        data_dir: a prepared TFDS directory.
+        images: the images of each split, if they are on the device already.
+        streaming: how images are read during training; defaults to keeping them on the device.
+        with_classes: whether training batches hold the number of each example's class among all.
+        trained_as: the settings of the network, if `preset` has other tasks than those of training.
+
+    Raises:
+        ValueError: the dataset is missing or cannot give such tasks.
+    """
+    params_key, train_key = jax.random.split(jax.random.key(seed))
+    sources = make_sources(
+        preset, num_test_tasks=num_test_tasks, data_dir=data_dir, images=images,
+        streaming=streaming, with_classes=with_classes,
+    )  # fmt: skip
+    shape = input_shape(sources["train"])
+    return Experiment(
+        preset=preset,
+        network=networks.build(trained_as or preset, shape, params_key),
+        optimizer=averaging.with_average(_outer_optimizer(preset), preset.averaging),
+        sources=sources,
+        num_classes=num_classes(sources["train"]),
+        train_key=train_key,
+        mesh=parallel.task_mesh(preset.num_tasks),
+    )
+
+
+def build_candidate(experiment: Experiment, spec: Spec) -> Candidate:
+    """Returns the candidate of a run.
+
+    Raises:
+        ValueError: an unknown learner or order, or one that does not suit the preset.
+    """
+    return candidates.build(
+        spec, experiment.preset, experiment.network.model, experiment.num_classes
+    )
+
+
+def init_state(experiment: Experiment, candidate: Candidate) -> MetaState:
+    """Returns the state at which a run starts: every learner starts from the same parameters."""
+    network = experiment.network
+    return jaxmaml.init_state(
+        candidate.learner, experiment.optimizer, network.params, network.state
+    )
+
+
+def step_tasks(experiment: Experiment, step: int) -> Task:
+    """Returns the tasks that training uses in one outer step."""
+    return next(batches(experiment.sources["train"], experiment.train_key, step))
+
+
+def scored_tasks(experiment: Experiment, split: str, num_tasks: int) -> Iterator[Task]:
+    """Yields at least `num_tasks` tasks of "val" or "test", some at a time, always the same ones."""
+    return fixed_tasks(experiment.sources, split, num_tasks)
+
+
+def _outer_optimizer(preset: Preset) -> optax.GradientTransformation:
+    rate: Any = preset.outer_lr
+    if preset.outer_schedule == "cosine":
+        rate = optax.cosine_decay_schedule(preset.outer_lr, preset.num_outer_steps, alpha=0.01)
+    adam = optax.adam(rate)
+    return optax.chain(optax.clip(preset.outer_clip), adam) if preset.outer_clip else adam

@@ -1,0 +1,272 @@
+"""The learners that the commands know by name, and what each of them can do."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import jaxmaml
+from jaxmaml.adjoints import Adjoint, Exact, FirstOrder
+from jaxmaml.checks import check_choice
+from jaxmaml.experiments import networks
+from jaxmaml.experiments.networks import Model
+from jaxmaml.experiments.presets import Preset
+from jaxmaml.learners import heads
+from jaxmaml.types import Mask, MetaLearner
+
+ADJOINTS: dict[str, Adjoint] = {"exact": Exact(), "first": FirstOrder()}
+"""The orders of the command line, and the adjoints that they stand for."""
+DEFAULT = "maml"
+"""The learner that needs no name: its runs are called by their order."""
+IMAML_PROXIMAL = 2.0
+"""The strength of iMAML's proximal term in its paper (Omniglot)."""
+
+
+class Recipe(NamedTuple):
+    """What a learner is made of.
+
+    Attributes:
+        preset: the settings.
+        model: the functions of the network.
+        num_classes: classes of the training split, for joint pre-training; 0 for regression.
+        inner_lr: the inner learning rate.
+        adjoint: how the meta-gradient is computed.
+        num_inner_steps: inner steps in training.
+    """
+
+    preset: Preset
+    model: Model
+    num_classes: int
+    inner_lr: float
+    adjoint: Adjoint
+    num_inner_steps: int
+
+
+class Entry(NamedTuple):
+    """A learner of the commands and its capabilities.
+
+    Attributes:
+        make: `(recipe) -> MetaLearner`.
+        has_order: its meta-gradient is exact or first order.
+        classifies_only: it cannot be used for regression.
+        takes_state: it works with normalizations that carry statistics.
+        serves_any_way: it can be tested with more classes than its head has outputs.
+        fills_head: it computes the head from the support, without inner steps.
+        counts_inner_steps: it numbers its inner steps from 0 for each task, as norm="per_step" needs.
+        needs_class_numbers: as a classifier, it trains on the number of each example's class among
+            all training classes.
+        solves_linear_system: its meta-gradient is the approximate solution of a linear system, whose
+            residual can be measured.
+        least_inner_steps: it trains with at least this number of inner steps.
+    """
+
+    make: Callable[[Recipe], MetaLearner]
+    has_order: bool = True
+    classifies_only: bool = False
+    takes_state: bool = True
+    serves_any_way: bool = False
+    fills_head: bool = False
+    counts_inner_steps: bool = False
+    needs_class_numbers: bool = False
+    solves_linear_system: bool = False
+    least_inner_steps: int = 0
+
+    def num_inner_steps(self, preset: Preset) -> int:
+        """Returns the number of inner steps in training."""
+        return 0 if self.fills_head else max(self.least_inner_steps, preset.num_inner_steps)
+
+    def num_test_inner_steps(self, preset: Preset) -> int:
+        """Returns the number of inner steps in a test, no less than in training."""
+        if self.fills_head:
+            return 0
+        return max(preset.num_test_inner_steps, self.num_inner_steps(preset))
+
+    def headline_step(self, preset: Preset) -> int:
+        """Returns the inner step whose score is quoted.
+
+        It is the preset's, or the last step where the learner makes more steps than the preset.
+        """
+        last = self.num_test_inner_steps(preset)
+        return preset.headline_step if last == preset.num_test_inner_steps else last
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """Returns (learner, order) for a name of `LEARNERS` or `ALIASES`.
+
+    Raises:
+        ValueError: no learner has this name; the message suggests the nearest one.
+
+    >>> resolve("fomaml")
+    ('maml', 'first')
+    """
+    if name in ALIASES:
+        return ALIASES[name]
+    if name in LEARNERS:
+        return name, "exact"
+    names = [*LEARNERS, *ALIASES]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    raise ValueError(
+        f"unknown learner {name!r}: did you mean {near[0]!r}? The learners are {', '.join(names)}"
+    )
+
+
+def check(preset: Preset, learner: str, order: str) -> None:
+    """Raises ValueError unless a learner and an order exist and suit each other and the preset."""
+    check_choice("order", order, tuple(ADJOINTS))
+    entry = LEARNERS[resolve(learner)[0]]
+    if order == "first" and not entry.has_order:
+        raise ValueError(f"learner {learner!r} has no order to choose: leave order at 'exact'")
+    if entry.classifies_only and preset.is_regression:
+        raise ValueError(f"learner {learner!r} classifies, but {preset.dataset} is regression")
+    if preset.norm == "per_step" and not entry.counts_inner_steps:
+        able = ", ".join(repr(name) for name, entry in LEARNERS.items() if entry.counts_inner_steps)
+        raise ValueError(
+            f"norm='per_step' counts inner steps, and learner {learner!r} does not start counting "
+            f"anew with each task: only {able} does"
+        )
+    if preset.norm in networks.CARRIES_STATE and not entry.takes_state:
+        raise ValueError(
+            f"learner {learner!r} does not support norm={preset.norm!r}, which carries statistics"
+        )
+
+
+def needs_class_numbers(preset: Preset, learner: str) -> bool:
+    """Returns whether training batches need the number of each example's class among all classes."""
+    return LEARNERS[learner].needs_class_numbers and not preset.is_regression
+
+
+def _mask(preset: Preset) -> Mask:
+    """Returns the mask of the parameters that the inner loop adapts."""
+    adapts_all = preset.adapt_norm or preset.norm == "none"
+    return None if adapts_all else lambda path: "norm/" not in path
+
+
+def _shared(recipe: Recipe, *, mask: bool = True) -> dict[str, Any]:
+    """Returns the options of every learner with an inner loop."""
+    model = recipe.model
+    options = {
+        "adjoint": recipe.adjoint, "query_loss_fn": model.query_loss_fn,
+        "test_loss_fn": model.test_loss_fn, "refresh_state": model.refresh_state,
+    }  # fmt: skip
+    return options | ({"mask": _mask(recipe.preset)} if mask else {})
+
+
+def _plain(
+    constructor: Callable[..., MetaLearner], *, mask: bool = True
+) -> Callable[[Recipe], MetaLearner]:
+    """Returns the `make` of a learner with the signature of `jaxmaml.maml`.
+
+    Args:
+        constructor: makes the learner.
+        mask: whether it takes a mask; without one, it has its own.
+    """
+
+    def make(recipe: Recipe) -> MetaLearner:
+        return constructor(*_problem(recipe), **_shared(recipe, mask=mask))
+
+    return make
+
+
+def _problem(recipe: Recipe) -> tuple[Any, optax.GradientTransformation, int]:
+    """Returns the positional arguments of `jaxmaml.maml`."""
+    return recipe.model.loss_fn, optax.sgd(recipe.inner_lr), recipe.num_inner_steps
+
+
+def _maml_plus_plus(recipe: Recipe) -> MetaLearner:
+    """Anneals the multi-step loss over the first tenth of training, as in the paper."""
+    num_annealed = max(1, recipe.preset.num_outer_steps // 10)
+    return jaxmaml.maml_plus_plus(
+        recipe.model.loss_fn, recipe.num_inner_steps, inner_lr=recipe.inner_lr,
+        query_weights=jaxmaml.multi_step_weights(recipe.num_inner_steps, num_annealed),
+        **_shared(recipe),
+    )  # fmt: skip
+
+
+def _meta_sgd(recipe: Recipe) -> MetaLearner:
+    return jaxmaml.meta_sgd(
+        recipe.model.loss_fn, recipe.num_inner_steps, inner_lr=recipe.inner_lr, **_shared(recipe)
+    )
+
+
+def _unicorn(recipe: Recipe) -> MetaLearner:
+    return jaxmaml.unicorn(*_problem(recipe), way=recipe.preset.way, **_shared(recipe))
+
+
+def _proto_maml(recipe: Recipe) -> MetaLearner:
+    return jaxmaml.proto_maml(
+        *_problem(recipe), _features_fn(recipe), way=recipe.preset.way, **_shared(recipe)
+    )
+
+
+def _cavia(recipe: Recipe) -> MetaLearner:
+    """Makes CAVIA on the preset's network, with features that a context scales and shifts."""
+    learner = _plain(jaxmaml.cavia, mask=False)(recipe)
+    return learner._replace(init=lambda params: networks.add_context(params, jax.random.key(0)))
+
+
+def _reptile(recipe: Recipe) -> MetaLearner:
+    options = _shared(recipe)
+    for name in ("adjoint", "refresh_state"):
+        del options[name]
+    return jaxmaml.reptile(*_problem(recipe), **options)
+
+
+def _imaml(recipe: Recipe) -> MetaLearner:
+    return jaxmaml.imaml(*_problem(recipe), proximal=IMAML_PROXIMAL, mask=_mask(recipe.preset))
+
+
+def _fine_tuning(recipe: Recipe) -> MetaLearner:
+    classes = None
+    if not recipe.preset.is_regression:
+        classes = jaxmaml.TrainingClasses(_features_fn(recipe), recipe.num_classes)
+    return jaxmaml.fine_tuning(*_problem(recipe), classes=classes, mask=_mask(recipe.preset))
+
+
+def _protonet(recipe: Recipe) -> MetaLearner:
+    return jaxmaml.protonet(recipe.model.loss_fn, _features_fn(recipe), way=recipe.preset.way)
+
+
+def _r2d2(recipe: Recipe) -> MetaLearner:
+    return jaxmaml.r2d2(recipe.model.loss_fn, _features_fn(recipe), way=recipe.preset.way)
+
+
+def _features_fn(recipe: Recipe) -> heads.FeaturesFn:
+    assert recipe.model.features_fn is not None  # `check` has refused a model without one
+    return recipe.model.features_fn
+
+
+LEARNERS: dict[str, Entry] = {
+    "maml": Entry(_plain(jaxmaml.maml)),
+    "maml_plus_plus": Entry(_maml_plus_plus, counts_inner_steps=True),
+    "anil": Entry(_plain(jaxmaml.anil, mask=False)),
+    "boil": Entry(_plain(jaxmaml.boil, mask=False)),
+    "meta_sgd": Entry(_meta_sgd),
+    "meta_curvature": Entry(_plain(jaxmaml.meta_curvature)),
+    "cavia": Entry(_cavia, takes_state=False),
+    "unicorn": Entry(_unicorn, classifies_only=True, serves_any_way=True),
+    "proto_maml": Entry(_proto_maml, classifies_only=True, serves_any_way=True, takes_state=False),
+    # With one inner step, Reptile would be joint training. Its paper makes 5.
+    "reptile": Entry(_reptile, has_order=False, least_inner_steps=5),
+    # iMAML's gradient is that of a minimum. Its paper makes 16 steps (Omniglot).
+    "imaml": Entry(
+        _imaml, has_order=False, least_inner_steps=16, takes_state=False, solves_linear_system=True
+    ),
+    "protonet": Entry(
+        _protonet, has_order=False, classifies_only=True, serves_any_way=True, takes_state=False,
+        fills_head=True,
+    ),
+    "r2d2": Entry(
+        _r2d2, has_order=False, classifies_only=True, serves_any_way=True, takes_state=False,
+        fills_head=True,
+    ),
+    # In a test, its head starts from scratch.
+    "fine_tuning": Entry(
+        _fine_tuning, has_order=False, least_inner_steps=20, takes_state=False,
+        needs_class_numbers=True,
+    ),
+}  # fmt: skip
+"""Every learner of the commands, by name."""
+ALIASES = {"fomaml": ("maml", "first")}
+"""Names of a learner with an order."""

@@ -1,0 +1,210 @@
+"""The options of the command line, as the dataclasses from which tyro makes them."""
+
+import dataclasses
+import pathlib
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import tyro
+
+from jaxmaml.experiments import presets
+from jaxmaml.experiments.presets import Preset
+
+PositionalPreset = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET", help="see jaxmaml presets")
+]
+PositionalDataset = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="NAME", help="omniglot, cifar-fs, ..., or any dataset of TFDS"),
+]
+DataDir = Annotated[
+    pathlib.Path | None,
+    tyro.conf.arg(
+        metavar="DIR",
+        help="prepared TFDS directory",
+        help_behavior_hint="(default: $TFDS_DATA_DIR)",
+    ),
+]
+RunDirectory = Annotated[
+    pathlib.Path,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="RUN_DIR", help="directory that train or compare wrote"),
+]
+OwnDataDir = Annotated[
+    pathlib.Path | None,
+    tyro.conf.arg(
+        metavar="DIR", help="prepared TFDS directory", help_behavior_hint="(default: the run's)"
+    ),
+]
+NumTestTasks = Annotated[int, tyro.conf.arg(help="tasks of the test")]
+LearnerNames = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="NAME,NAME,...",
+        help="learners to compare: maml, fomaml, anil, reptile, imaml, protonet, ...",
+        help_behavior_hint="(default: exact and first-order MAML)",
+    ),
+]
+InnerRates = Annotated[
+    tuple[float, ...],
+    tyro.conf.arg(
+        metavar="FLOAT ...",
+        help="inner learning rates; each learner is trained at each of them",
+        help_behavior_hint="(default: the preset's)",
+    ),
+]
+LearnerName = Annotated[
+    str,
+    tyro.conf.arg(metavar="NAME", help="maml, fomaml, anil, meta_sgd, reptile, protonet, ..."),
+]
+Order = Annotated[str, tyro.conf.arg(metavar="{exact,first}", help="order of the meta-gradient")]
+Precision = Literal["default", "high", "highest"]
+
+_LIKE_TRAINING = tyro.conf.arg(help_behavior_hint="(default: as in training)")
+
+_Settings = dataclasses.make_dataclass(
+    "Settings",
+    [
+        (
+            name,
+            Annotated[
+                field.type | None,
+                tyro.conf.arg(help=field.metadata["help"], help_behavior_hint=""),
+            ],
+            None,
+        )
+        for name, field in presets.options().items()
+    ],
+    frozen=True,
+    namespace={"__doc__": "Each option replaces a setting of the preset."},
+)
+"""Every option of a preset; None keeps the preset's own value."""
+if TYPE_CHECKING:
+    Settings: TypeAlias = Any  # a type checker does not know a class that is made at run time
+else:
+    Settings = _Settings
+UNCHANGED = _Settings()
+"""The settings that keep those of the preset."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of the commands that train."""
+
+    seed: int = 0
+    """seed of the initial parameters and of the training episodes"""
+    num_test_tasks: int = 600
+    """tasks of the final test"""
+    data_dir: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(
+            metavar="DIR",
+            help_behavior_hint="(default: $TFDS_DATA_DIR; for glyphs the user's cache directory)",
+        ),
+    ] = None
+    """prepared TFDS directory"""
+    out: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/PRESET-TIME)"),
+    ] = None
+    """run directory to write; it must not hold another run"""
+    stream: bool = False
+    """read images from disk during training, instead of keeping all of them on the device"""
+    num_workers: int = 0
+    """with --stream: processes that read and decode images (0: threads of this process)"""
+    image_cache: bool = True
+    """with --stream: keep decoded images in the user's cache directory"""
+    matmul_precision: Precision = "highest"
+    """precision of float32 matrix products; less is faster on GPU and TPU, but not exact"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Settings of the test that may differ from those of training."""
+
+    way: Annotated[int | None, _LIKE_TRAINING] = None
+    """classes per task; no more than in training, except for learners without a fixed head"""
+    shot: Annotated[int | None, _LIKE_TRAINING] = None
+    """support examples per class"""
+    test_query: Annotated[int | None, _LIKE_TRAINING] = None
+    """query examples per class"""
+    num_test_inner_steps: Annotated[int | None, _LIKE_TRAINING] = None
+    """inner steps"""
+    dataset: Annotated[str | None, _LIKE_TRAINING] = None
+    """another dataset, with images of the same size"""
+    split: Annotated[str | None, _LIKE_TRAINING] = None
+    """division of the classes"""
+    image_size: Annotated[int | None, _LIKE_TRAINING] = None
+    """height and width of the images in pixels"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Draw one test episode of a preset."""
+
+    preset: PositionalPreset
+    out: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(
+            metavar="FILE", help="picture to write", help_behavior_hint="(default: PRESET.png)"
+        ),
+    ] = None
+    data_dir: DataDir = None
+    preset_settings: Settings = UNCHANGED
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """List the prepared datasets, with their classes and images."""
+
+    data_dir: DataDir = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Download and prepare a dataset, so that it can be read without TensorFlow."""
+
+    dataset: PositionalDataset
+    data_dir: DataDir = None
+    archive_dir: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(
+            metavar="DIR",
+            help="directory of downloaded archives; for mini-imagenet the folder of images",
+            help_behavior_hint="(default: download)",
+        ),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Divide the classes of a dataset at random and write a split file, for --split."""
+
+    dataset: PositionalDataset
+    out: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE", help="split file to write")]
+    fractions: Annotated[
+        tuple[float, float, float],
+        tyro.conf.arg(metavar="TRAIN VAL TEST", help="fractions of the classes; their sum is 1"),
+    ] = (0.64, 0.16, 0.2)
+    seed: int = 0
+    """seed of the shuffle"""
+    data_dir: DataDir = None
+
+
+Action = (
+    Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Split, tyro.conf.subcommand("split")]
+)
+"""The actions of `jaxmaml data`."""
+
+
+def chosen_preset(name: str, settings: Settings) -> Preset:
+    """Returns the preset of a name, with the given settings.
+
+    Raises:
+        TypeError: a count is not an integer.
+        ValueError: an unknown preset, or a setting outside its range.
+    """
+    return presets.override(presets.get(name), **dataclasses.asdict(settings))

@@ -1,0 +1,163 @@
+"""Scores the saved runs of a directory again, on the tasks of their training or on others."""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from rich.table import Table
+
+from jaxmaml.experiments import candidates, learners, networks, presets, tables
+from jaxmaml.experiments.candidates import Candidate, Spec
+from jaxmaml.experiments.experiment import (
+    Experiment,
+    build_candidate,
+    build_experiment,
+    init_state,
+    scored_tasks,
+)
+from jaxmaml.experiments.presets import Preset
+from jaxmaml.experiments.probes import nearest_neighbor_on_pixels
+from jaxmaml.experiments.run_dir import RunDir, preset_of, specs_of
+from jaxmaml.experiments.scoring import Score, score
+from jaxmaml.experiments.tasks import input_shape
+from jaxmaml.types import MetaState, State
+
+
+class Restored(NamedTuple):
+    """The saved states of a directory's runs, and the tasks to score them on.
+
+    Attributes:
+        experiment: the experiment, with the tasks to score on.
+        trained: the settings of the training.
+        states: the state of each run.
+    """
+
+    experiment: Experiment
+    trained: Preset
+    states: dict[Spec, MetaState]
+
+
+def restore(
+    run_dir: pathlib.Path,
+    *,
+    num_test_tasks: int,
+    data_dir: pathlib.Path | None = None,
+    **changes: Any,
+) -> Restored:
+    """Reads what `train` or `compare` saved.
+
+    Args:
+        run_dir: the run directory.
+        num_test_tasks: the number of tasks that will be scored.
+        data_dir: a prepared TFDS directory; defaults to the one of the run.
+        changes: settings of the tasks that differ from training (`way`, `shot`, `test_query`,
+            `num_test_inner_steps`, `dataset`, `split`, `image_size`); None keeps a setting.
+
+    Raises:
+        ValueError: a checkpoint or the dataset is missing, or the runs do not suit such tasks.
+    """
+    # Settings.
+    directory = RunDir(run_dir)
+    config = directory.read_config()
+    trained, specs = preset_of(config), specs_of(config)
+    preset = presets.override(trained, **changes)
+    if preset.is_regression != trained.is_regression:
+        raise ValueError(f"a run of {trained.dataset!r} cannot be tested on {preset.dataset!r}")
+    _check_way(preset, trained, specs)
+
+    # Tasks.
+    used = config["data_dir"] and pathlib.Path(config["data_dir"])
+    built = build_experiment(
+        preset,
+        seed=config["seed"],
+        data_dir=data_dir or used,
+        num_test_tasks=num_test_tasks,
+        with_classes=any(learners.needs_class_numbers(trained, spec.learner) for spec in specs),
+        trained_as=trained,
+    )
+    _check_shape(config, built)
+
+    # States. They have the shape of the experiment that was trained, with its class head.
+    num_classes = config.get("num_classes", 0)
+    as_trained = built._replace(preset=trained, num_classes=num_classes)
+    states = {}
+    for spec in specs:
+        start = init_state(as_trained, build_candidate(as_trained, spec))
+        states[spec] = directory.restore_state(spec.label, start)
+    named = dataclasses.replace(preset, name=_name(trained, changes))
+    return Restored(built._replace(preset=named, num_classes=num_classes), trained, states)
+
+
+def scores_table(restored: Restored, num_test_tasks: int) -> Table:
+    """Returns the scores of all runs after every inner step.
+
+    A run that was trained with the statistics of the batch is also scored with those of the support
+    alone, if its learner supports it.
+
+    Args:
+        restored: the runs and the tasks.
+        num_test_tasks: the number of tasks to score.
+    """
+    experiment = restored.experiment
+    scores: dict[str, Score] = {}
+    for spec, meta_state in restored.states.items():
+        for suffix, candidate, state in _variants(restored, spec):
+            used = meta_state._replace(state=state) if suffix else meta_state
+            tasks = scored_tasks(experiment, "test", num_test_tasks)
+            scores[spec.label + suffix] = score(candidate, used, tasks, num_test_tasks)
+    floor = None
+    if not experiment.preset.is_regression:
+        tasks = scored_tasks(experiment, "test", num_test_tasks)
+        floor = nearest_neighbor_on_pixels(tasks, num_test_tasks)
+    return tables.scores_table(experiment.preset, scores, num_test_tasks, floor)
+
+
+def _variants(restored: Restored, spec: Spec) -> list[tuple[str, Candidate, State]]:
+    """Returns (suffix of the label, candidate, initial statistics) for each way to score a run."""
+    norms = {"": restored.trained.norm}
+    entry = learners.LEARNERS[spec.learner]
+    if restored.trained.norm == "transductive" and entry.takes_state:
+        norms[", inductive"] = "inductive"
+    return [(suffix, *_served(restored, spec, norm)) for suffix, norm in norms.items()]
+
+
+def _served(restored: Restored, spec: Spec, norm: Any) -> tuple[Candidate, State]:
+    """Returns the candidate with the network that its learner needs for the tasks at hand."""
+    experiment, trained = restored.experiment, dataclasses.replace(restored.trained, norm=norm)
+    preset = dataclasses.replace(experiment.preset, norm=norm)
+    is_whole = preset.way == trained.way or learners.LEARNERS[spec.learner].serves_any_way
+    network = networks.build(
+        trained,
+        input_shape(experiment.sources["test"]),
+        jax.random.key(0),
+        served_way=None if is_whole else preset.way,
+    )
+    candidate = candidates.build(spec, preset, network.model, experiment.num_classes)
+    return candidate, network.state
+
+
+def _name(trained: Preset, changes: dict[str, Any]) -> str:
+    """Returns the name of a preset with its changes."""
+    given = [f"{name}={value}" for name, value in changes.items() if value is not None]
+    return ", ".join([trained.name, *given])
+
+
+def _check_way(preset: Preset, trained: Preset, specs: list[Spec]) -> None:
+    """Raises ValueError if a head has fewer outputs than the tasks have classes."""
+    able = [name for name, entry in learners.LEARNERS.items() if entry.serves_any_way]
+    if preset.way > trained.way and any(spec.learner not in able for spec in specs):
+        raise ValueError(
+            f"way={preset.way} is more than the {trained.way} outputs of the trained head; only "
+            f"learners without a fixed head allow it ({', '.join(able)})"
+        )
+
+
+def _check_shape(config: dict[str, Any], experiment: Experiment) -> None:
+    shape = input_shape(experiment.sources["test"])
+    if list(shape) != config["input_shape"]:
+        wanted, found = ("x".join(map(str, x)) for x in (config["input_shape"], shape))
+        raise ValueError(
+            f"the run was trained on inputs of {wanted}, and those of "
+            f"{experiment.preset.dataset} are {found}"
+        )

@@ -1,0 +1,143 @@
+"""The tasks of a preset: a source for each of the splits "train", "val" and "test"."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+
+from jaxmaml.checks import check_count
+from jaxmaml.data import datasets, pools, sinusoid
+from jaxmaml.data.augmentation import Augment
+from jaxmaml.data.pools import Pool
+from jaxmaml.experiments.presets import Preset
+from jaxmaml.sources import batches
+from jaxmaml.types import Task
+
+Source: TypeAlias = Any
+"""The result of a `sampler` of `jaxmaml.data`: a `jax.tree_util.Partial` or an `ImageStream`."""
+Sources: TypeAlias = Mapping[str, Source]
+"""The source of each split: "train", "val" and "test"."""
+
+SPLITS = ("train", "val", "test")
+MAX_TASKS_DRAWN = 100
+"""Validation and test draw at most this number of tasks at a time, which bounds their memory."""
+SCORING_SEEDS = {"val": 1, "test": 2}
+"""Seeds of the scored tasks, which do not depend on the seed of the run."""
+
+
+class Streaming(NamedTuple):
+    """How images are streamed; see `jaxmaml.data.stream.sampler`.
+
+    Attributes:
+        num_workers: processes that read and decode; 0 uses threads of this process.
+        cache: whether decoded images are kept in the user's cache directory.
+    """
+
+    num_workers: int = 0
+    cache: bool = True
+
+
+def make_sources(
+    preset: Preset,
+    *,
+    num_test_tasks: int,
+    data_dir: pathlib.Path | None = None,
+    images: Mapping[str, Pool] | None = None,
+    streaming: Streaming | None = None,
+    with_classes: bool = False,
+) -> Sources:
+    """Returns the sources of a preset.
+
+    Args:
+        preset: the settings.
+        num_test_tasks: tasks of the test.
+        data_dir: a prepared TFDS directory.
+        images: the images of each split, if they are on the device already; defaults to reading
+            them.
+        streaming: how images are read during training; defaults to keeping all of them on the
+            device. The episodes are the same.
+        with_classes: whether training batches hold the number of each example's class among all.
+
+    Raises:
+        ValueError: the dataset is missing or cannot give such tasks.
+    """
+    # Validation draws as many tasks as the test, so that one program scores both.
+    check_count("num_test_tasks", num_test_tasks)
+    num_val_tasks = preset.num_val_tasks if preset.num_validations else 1
+    num_scored = min(max(num_val_tasks, num_test_tasks), MAX_TASKS_DRAWN)
+    counts = {"train": preset.num_tasks, "val": num_scored, "test": num_scored}
+    queries = {"train": preset.query, "val": preset.test_query, "test": preset.test_query}
+
+    # Regression.
+    if preset.is_regression:
+        if streaming is not None:
+            raise ValueError(f"{preset.dataset} has no images to stream")
+        return {
+            split: sinusoid.sampler(num_tasks=counts[split], shot=preset.shot, query=queries[split])
+            for split in SPLITS
+        }
+
+    # Images.
+    images, sampler = _images(preset, data_dir, images, streaming)
+    return {
+        split: sampler(
+            images[split], num_tasks=counts[split], query=queries[split],
+            classes=with_classes and split == "train", **_episode_options(preset, split),
+        )
+        for split in SPLITS
+    }  # fmt: skip
+
+
+def fixed_tasks(sources: Sources, split: str, num_tasks: int) -> Iterator[Task]:
+    """Yields at least `num_tasks` tasks of "val" or "test", some at a time, always the same ones."""
+    num_drawn = 0
+    for tasks in batches(sources[split], jax.random.key(SCORING_SEEDS[split])):
+        num_drawn += len(jax.tree.leaves(tasks)[0])
+        yield tasks
+        if num_drawn >= num_tasks:
+            return
+
+
+def input_shape(source: Source) -> tuple[int, ...]:
+    """Returns the shape of one example of a source."""
+    if isinstance(source, jax.tree_util.Partial):
+        return jax.eval_shape(source, jax.random.key(0)).support["inputs"].shape[2:]
+    return source.input_shape
+
+
+def num_classes(source: Source) -> int:
+    """Returns the number of classes of the images of a source; 0 for regression."""
+    images = source.args[0] if isinstance(source, jax.tree_util.Partial) else source.images
+    return len(getattr(images, "names", ()))
+
+
+def _images(
+    preset: Preset,
+    data_dir: pathlib.Path | None,
+    images: Mapping[str, Pool] | None,
+    streaming: Streaming | None,
+) -> tuple[Mapping[str, Any], Callable[..., Source]]:
+    """Returns the images of each split, and the constructor of a source of episodes from them."""
+    where = (preset.dataset, data_dir, preset.split or None, preset.image_size or None)
+    if streaming is None:
+        return images or datasets.load(*where), pools.sampler
+    from jaxmaml.data import stream
+
+    found = datasets.images(*where, cache=streaming.cache)
+    return found, functools.partial(stream.sampler, num_workers=streaming.num_workers)
+
+
+def _episode_options(preset: Preset, split: str) -> dict[str, Any]:
+    """Returns the options of the episodes of a split: random changes happen in training only."""
+    mean, std = datasets.scaling(preset.dataset)
+    changes: dict[str, Any] = {}
+    if split == "train":
+        changes = {"crop": preset.crop, "flip": preset.flip, "jitter": preset.jitter}
+    return {
+        "way": preset.way,
+        "shot": preset.shot,
+        "rotate": preset.rotate_train if split == "train" else preset.rotate_test,
+        "augment": Augment(mean=mean, std=std, **changes),
+    }

@@ -1,0 +1,66 @@
+"""The runs of the commands, and the candidate of each of them."""
+
+import math
+
+import jax
+import pytest
+
+from experiments.tiny import IMAGE_SHAPE, PRESET
+from jaxmaml.experiments import candidates, networks, presets
+from jaxmaml.experiments.candidates import Spec
+from jaxmaml.experiments.learners import LEARNERS
+
+
+def test_the_default_comparison_is_exact_against_first_order_maml():
+    assert candidates.comparison(PRESET) == [
+        Spec("exact", "exact", 0.4, "maml"), Spec("first", "first", 0.4, "maml")
+    ]  # fmt: skip
+
+
+def test_learners_are_compared_at_each_rate():
+    assert candidates.comparison(PRESET, [0.1, 2.0], ["fomaml", "anil"]) == [
+        Spec("fomaml@0.1", "first", 0.1, "maml"), Spec("anil@0.1", "exact", 0.1, "anil"),
+        Spec("fomaml@2", "first", 2.0, "maml"), Spec("anil@2", "exact", 2.0, "anil"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("learner", "order", "expected"),
+    [
+        ("maml", "exact", ("exact", "exact", 0.4, "maml")),
+        ("maml", "first", ("first", "first", 0.4, "maml")),
+        ("fomaml", "exact", ("fomaml", "first", 0.4, "maml")),
+        ("anil", "first", ("anil", "first", 0.4, "anil")),
+    ],
+)
+def test_a_single_run_is_called_by_its_learner_or_order(learner, order, expected):
+    assert candidates.single(PRESET, learner, order) == expected
+
+
+@pytest.mark.parametrize(
+    ("rates", "names", "message"),
+    [
+        ([0.1, 0.1], [], "inner_lrs must differ"),
+        ([math.inf], [], "inner_lrs must be finite"),
+        ([], ["maml", "maml"], "learners must differ"),
+        ([], ["mamo"], "did you mean 'maml'"),
+    ],
+)
+def test_a_comparison_that_makes_no_sense_is_refused(rates, names, message):
+    with pytest.raises(ValueError, match=message):
+        candidates.comparison(PRESET, rates, names)
+
+
+def test_a_candidate_holds_what_scoring_needs():
+    network = networks.build(PRESET, IMAGE_SHAPE, jax.random.key(0))
+    preset = presets.override(PRESET, headline_step=2, chunk_size="all")
+    built = candidates.build(Spec("run", "exact", 0.1), preset, network.model, 5)
+    assert (built.label, built.entry) == ("run", LEARNERS["maml"])
+    assert (built.num_test_inner_steps, built.headline_step) == (3, 2)
+    assert built.chunk_size is None
+
+
+def test_an_unknown_order_is_refused():
+    network = networks.build(PRESET, IMAGE_SHAPE, jax.random.key(0))
+    with pytest.raises(ValueError, match="order must be one of exact, first; got 'second'"):
+        candidates.build(Spec("run", "second", 0.1), PRESET, network.model, 5)

@@ -1,0 +1,86 @@
+"""A comparison: a whole run directory, the same tasks for every run, both meta-gradients watched."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.tiny import REGRESSION
+from jaxmaml.experiments import candidates, compare, presets
+from jaxmaml.experiments.candidates import Spec
+
+
+def _rows(comparison):
+    return [json.loads(line) for line in comparison.run_dir.metrics.read_text().splitlines()]
+
+
+def test_a_comparison_writes_a_whole_run_directory(compared):
+    comparison, _ = compared
+    assert sorted(path.name for path in comparison.run_dir.path.iterdir()) == [
+        "checkpoints", "config.json", "gradient_agreement.png", "learning_curves.png",
+        "metric_per_step.png", "metrics.jsonl", "regression.png", "results.json",
+    ]  # fmt: skip
+
+
+def test_both_orders_start_alike_and_see_the_same_tasks(compared):
+    comparison, runs = compared
+    losses = [row["loss"] for row in _rows(comparison) if row["step"] == 0 and "loss" in row]
+    assert len(losses) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    starts = [run.curve[0][1].mean for run in runs]
+    np.testing.assert_allclose(*starts, rtol=1e-6)
+    assert runs[0].flops > runs[1].flops
+
+
+def test_the_gradients_are_compared_along_the_exact_run(compared):
+    comparison, _ = compared
+    gradient = json.loads(comparison.run_dir.results.read_text())["gradient"]
+    assert gradient["step"] == list(range(7))
+    # One small inner step: both gradients agree well, and not fully.
+    assert all(0.9 < cosine < 1 - 1e-9 for cosine in gradient["cosine"])
+
+
+def test_the_states_of_the_runs_are_saved(compared):
+    comparison, runs = compared
+    for run in runs:
+        found = comparison.run_dir.restore_state(run.label, run.meta_state)
+        jax.tree.map(np.testing.assert_array_equal, found, run.meta_state)
+
+
+def _watched(tmp_path, specs):
+    comparison = compare.prepare(REGRESSION, specs, tmp_path / "run", num_test_tasks=2)
+    watch = compare._watch(comparison)
+    return watch and (watch.exact.label, watch.first.label)
+
+
+def test_the_pair_nearest_to_the_rate_of_the_preset_is_watched(tmp_path):
+    specs = candidates.comparison(REGRESSION, [1.0, 0.02, 0.1])
+    assert _watched(tmp_path, specs) == ("exact@0.02", "first@0.02")
+
+
+def test_any_learner_with_both_orders_is_watched(tmp_path):
+    specs = [Spec("a", "first", 0.1, "anil"), Spec("b", "exact", 0.1, "anil")]
+    assert _watched(tmp_path, specs) == ("b", "a")
+
+
+def test_runs_that_differ_in_more_than_the_order_are_not_watched(tmp_path):
+    specs = [
+        Spec("a", "first", 0.1, "anil"), Spec("b", "exact", 0.2, "anil"),
+        Spec("c", "exact", 0.1, "maml"),
+    ]  # fmt: skip
+    assert _watched(tmp_path, specs) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "specs", "message"),
+    [
+        ({}, [Spec("a", "exact", 0.1, "protonet")], "'protonet' classifies"),
+        ({"dataset": "omniglot"}, [Spec("a", "exact", 0.1)], "jaxmaml data prepare omniglot"),
+    ],
+)
+def test_a_mistake_leaves_no_directory(changes, specs, message, tmp_path):
+    preset = presets.override(REGRESSION, **changes)
+    with pytest.raises(ValueError, match=message):
+        compare.prepare(preset, specs, tmp_path / "run", data_dir=tmp_path)
+    assert not list(tmp_path.iterdir())

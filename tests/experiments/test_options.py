@@ -1,0 +1,31 @@
+"""The options of the command line."""
+
+import dataclasses
+
+import pytest
+
+from jaxmaml.experiments import options, presets
+
+
+def test_every_setting_of_a_preset_is_an_option_and_keeps_its_value():
+    names = [field.name for field in dataclasses.fields(options.Settings)]
+    assert names == list(presets.options())
+    for preset in presets.PRESETS.values():
+        assert options.chosen_preset(preset.name, options.UNCHANGED) == preset
+
+
+def test_a_given_setting_replaces_that_of_the_preset():
+    settings = options.Settings(way=3, inner_lr=0.1)
+    chosen = options.chosen_preset("glyphs-5w1s", settings)
+    assert chosen == dataclasses.replace(presets.get("glyphs-5w1s"), way=3, inner_lr=0.1)
+
+
+def test_a_setting_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="way must be an integer, 1 or more"):
+        options.chosen_preset("glyphs-5w1s", options.Settings(way=0))
+
+
+def test_the_options_of_other_tasks_are_settings_of_a_preset():
+    names = {field.name for field in dataclasses.fields(options.TaskOptions)}
+    assert names < set(presets.options())
+    assert all(value is None for value in dataclasses.asdict(options.TaskOptions()).values())

@@ -1,0 +1,123 @@
+"""One run: what it records, when it validates, what it selects, and when it stops."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.tiny import PRESET, REGRESSION
+from jaxmaml.experiments import presets
+from jaxmaml.experiments import run as runs
+from jaxmaml.experiments.candidates import Spec
+from jaxmaml.experiments.experiment import (
+    build_candidate,
+    build_experiment,
+    init_state,
+    scored_tasks,
+)
+from jaxmaml.experiments.scoring import Score, score
+
+
+def _run(preset=REGRESSION, *, inner_lr=0.01, images=None, probe=None):
+    """(experiment, candidate, run, rows)"""
+    experiment = build_experiment(preset, seed=0, num_test_tasks=5, images=images)
+    candidate = build_candidate(experiment, Spec("x", "exact", inner_lr))
+    rows = []
+    with runs.new_progress() as progress:
+        run = runs.train_and_test(
+            experiment, candidate,
+            num_test_tasks=5, record=rows.extend, progress=progress, probe=probe,
+        )  # fmt: skip
+    return experiment, candidate, run, rows
+
+
+def test_every_outer_step_and_validation_is_recorded():
+    _, _, run, rows = _run()
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(6))
+    assert all(set(row) == {"label", "step", "loss", "query_loss", "grad_norm"} for row in steps)
+    validations = [row for row in rows if "val_per_step" in row]
+    assert [row["step"] for row in validations] == [step for step, _ in run.curve] == [0, 3, 6]
+    for row, (_, found) in zip(validations, run.curve, strict=True):
+        np.testing.assert_array_equal(row["val_per_step"], found.mean)
+    assert {row["label"] for row in rows} == {"x"}
+    assert (run.num_outer_steps, run.stopped) == (6, "")
+
+
+def test_the_test_is_that_of_the_final_state():
+    preset = presets.override(REGRESSION, selection_steps=())
+    experiment, candidate, run, _ = _run(preset)
+    assert int(run.meta_state.step) == 6
+    again = score(candidate, run.meta_state, scored_tasks(experiment, "test", 5), 5)
+    np.testing.assert_array_equal(again.mean, run.test.mean)
+
+
+def test_validation_selects_the_best_state():
+    # A huge outer rate ruins the parameters in the first step: the initial ones are the best.
+    preset = presets.override(REGRESSION, outer_lr=10.0, selection_steps=(1,))
+    experiment, candidate, run, _ = _run(preset)
+    assert int(run.meta_state.step) == 0
+    start = init_state(experiment, candidate)
+    jax.tree.map(np.testing.assert_array_equal, run.meta_state.params, start.params)
+    assert run.num_outer_steps == 6
+
+
+def test_without_validations_the_last_state_is_tested():
+    _, _, run, rows = _run(presets.override(REGRESSION, num_validations=0))
+    assert (run.curve, int(run.meta_state.step)) == ([], 6)
+    assert not [row for row in rows if "val_per_step" in row]
+
+
+def test_a_probe_sees_the_states_of_the_run():
+    seen = []
+    _run(probe=lambda state: seen.append(int(state.step)))
+    assert seen == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_is_not_finite_stops():
+    _, _, run, rows = _run(inner_lr=1e30)
+    assert run.stopped.startswith("outer step 0: loss is")
+    assert (run.num_outer_steps, int(run.meta_state.step)) == (0, 0)
+    assert run.test.num_nonfinite == 5
+    assert [row["step"] for row in rows if "loss" in row] == [0]
+
+
+def test_images_are_scored_on_features_too(images):
+    _, _, run, _ = _run(presets.override(PRESET, num_validations=1), images=images)
+    # The gray values of the classes are far apart: any features tell them apart.
+    assert run.on_features == 1.0
+    assert run.flops > 0
+
+
+def test_a_network_with_statistics_is_not_scored_on_features(images):
+    preset = presets.override(PRESET, norm="running")
+    experiment = build_experiment(preset, seed=0, num_test_tasks=5, images=images)
+    candidate = build_candidate(experiment, Spec("x", "exact", 0.1))
+    start = init_state(experiment, candidate)
+    assert runs._on_features(experiment, candidate, start, 5) is None
+
+
+def _score(*mean):
+    return Score(np.array(mean), np.zeros(len(mean)), 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "steps", "expected"),
+    [
+        ((1.0, np.e, np.e**3), (1, 2), 2.0),
+        ((1.0, np.e), (1, 5), 1.0),
+        ((np.e, 1.0), (5,), 1.0),  # no such step: the headline's
+        ((1.0, np.nan), (1,), np.inf),
+        ((1.0, 1.0), (), np.inf),
+    ],
+)
+def test_the_criterion_of_the_selection(mean, steps, expected):
+    assert runs._criterion(_score(*mean), steps) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("total", "num_times"), [(12, 6), (12, 5), (7, 3), (4, 12), (5, 5)])
+def test_validations_are_spread_evenly(total, num_times):
+    due = [index for index in range(total + 1) if runs._is_due(index, total, num_times)]
+    assert due[0] == 0
+    assert due[-1] == total
+    assert len(due) == min(total, num_times) + 1
+    assert max(np.diff(due)) - min(np.diff(due)) <= 1

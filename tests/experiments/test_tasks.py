@@ -1,0 +1,116 @@
+"""The sources of a preset: the same tasks whatever feeds them, random changes in training only."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.tiny import IMAGE_SHAPE, PRESET, REGRESSION
+from jaxmaml.data import pools
+from jaxmaml.experiments import presets
+from jaxmaml.experiments.tasks import (
+    MAX_TASKS_DRAWN,
+    Streaming,
+    fixed_tasks,
+    input_shape,
+    make_sources,
+    num_classes,
+)
+from jaxmaml.sources import batches
+
+KEY = jax.random.key(0)
+
+
+def _num_tasks(tasks):
+    return len(jax.tree.leaves(tasks)[0])
+
+
+def test_each_split_has_its_own_sizes(images):
+    preset = presets.override(PRESET, num_tasks=4, query=2, test_query=3, num_val_tasks=7)
+    sources = make_sources(preset, num_test_tasks=5, images=images)
+    assert list(sources) == ["train", "val", "test"]
+    shapes = {
+        split: jax.eval_shape(source, KEY).query["targets"].shape
+        for split, source in sources.items()
+    }
+    # Validation and test draw the same number of tasks, so that one program scores both.
+    assert shapes == {"train": (4, 6), "val": (7, 9), "test": (7, 9)}
+    assert input_shape(sources["train"]) == IMAGE_SHAPE
+    assert num_classes(sources["train"]) == 5
+
+
+def test_each_split_draws_from_its_own_images(images):
+    blank = pools.from_arrays(np.zeros((40, *IMAGE_SHAPE), np.uint8), np.arange(40) % 5, "abcde")
+    sources = make_sources(PRESET, num_test_tasks=5, images={**images, "test": blank})
+    drawn = {split: next(batches(source, KEY)) for split, source in sources.items()}
+    assert not np.any(drawn["test"].support["inputs"])
+    assert np.any(drawn["val"].support["inputs"])
+
+
+def test_few_tasks_are_drawn_at_a_time():
+    sources = make_sources(REGRESSION, num_test_tasks=250)
+    drawn = [_num_tasks(tasks) for tasks in fixed_tasks(sources, "test", 250)]
+    assert drawn == [MAX_TASKS_DRAWN] * 3
+
+
+def test_the_scored_tasks_are_fixed_and_differ_between_splits():
+    sources = make_sources(REGRESSION, num_test_tasks=3)
+    (first,), (again,) = (list(fixed_tasks(sources, "test", 3)) for _ in range(2))
+    np.testing.assert_array_equal(first.query["inputs"], again.query["inputs"])
+    (val,) = fixed_tasks(sources, "val", 3)
+    assert not np.allclose(val.query["inputs"], first.query["inputs"])
+
+
+def test_tasks_depend_on_the_key_and_the_step_only():
+    source = make_sources(REGRESSION, num_test_tasks=3)["train"]
+    several = list(itertools.islice(batches(source, KEY), 4))
+    resumed = next(batches(source, KEY, 3))
+    np.testing.assert_array_equal(several[3].query["inputs"], resumed.query["inputs"])
+    assert not np.allclose(several[0].query["inputs"], resumed.query["inputs"])
+
+
+def test_images_are_changed_in_training_only(images):
+    preset = presets.override(PRESET, jitter=1.0)
+    plain = make_sources(PRESET, num_test_tasks=2, images=images)
+    changed = make_sources(preset, num_test_tasks=2, images=images)
+    for split, is_same in (("train", False), ("val", True), ("test", True)):
+        pair = [next(batches(sources[split], KEY)) for sources in (plain, changed)]
+        pixels = [np.asarray(tasks.support["inputs"]) for tasks in pair]
+        assert np.array_equal(*pixels) == is_same
+
+
+def test_class_numbers_are_given_in_training_only(images):
+    """Pixels tell the class of an example: each class of these images has its own gray value."""
+    sources = make_sources(PRESET, num_test_tasks=2, images=images, with_classes=True)
+    for batch in next(batches(sources["train"], KEY)):
+        gray = np.asarray(batch["inputs"]).mean((-1, -2, -3)) * 255
+        np.testing.assert_array_equal(batch["classes"], (gray // 50).astype(int))
+    assert "classes" not in next(batches(sources["test"], KEY)).support
+
+
+def test_a_stream_gives_the_tasks_of_a_pool():
+    pool = make_sources(PRESET, num_test_tasks=2, with_classes=True)
+    stream = make_sources(PRESET, num_test_tasks=2, with_classes=True, streaming=Streaming())
+    assert input_shape(stream["train"]) == input_shape(pool["train"])
+    assert num_classes(stream["train"]) == num_classes(pool["train"]) > 100
+    for first_step in (0, 3):
+        pair = [next(batches(sources["train"], KEY, first_step)) for sources in (pool, stream)]
+        for name in ("targets", "classes"):
+            np.testing.assert_array_equal(pair[0].support[name], pair[1].support[name])
+        numbers = pair[0].support["classes"]
+        assert 0 <= numbers.min() <= numbers.max() < num_classes(pool["train"])
+        np.testing.assert_allclose(pair[0].support["inputs"], pair[1].support["inputs"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "message"),
+    [
+        (PRESET, {"num_test_tasks": 0}, "num_test_tasks must be an integer, 1 or more; got 0"),
+        (REGRESSION, {"streaming": Streaming()}, "sinusoid has no images to stream"),
+        (presets.override(PRESET, crop=28), {}, "crop must be"),
+    ],
+)
+def test_sources_that_cannot_be_are_refused(preset, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_sources(preset, **{"num_test_tasks": 2, **options})
