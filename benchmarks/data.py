@@ -22,11 +22,11 @@ from typing import Any
 import common
 import jax
 import numpy as np
-
-from jaxmaml.data import pools, sources, stream
 from jaxmaml.data.images import Cache, Images
 from jaxmaml.train import experiment, loop, presets
 from jaxmaml.train.experiment import Spec, Streaming
+
+from jaxmaml.data import pools, sources, stream
 
 WORKS = {"omniglot": "omniglot-5w1s", "cifar-fs": "cifar-fs-5w1s"}
 """The preset whose episodes are drawn, by data set."""

@@ -17,7 +17,6 @@ from typing import Any
 import common
 import numpy as np
 import reproduce
-
 from jaxmaml.train import experiment, family, presets
 from jaxmaml.train.experiment import Spec
 

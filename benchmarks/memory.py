@@ -14,10 +14,10 @@ import common
 import jax
 import numpy as np
 import optax
+from jaxmaml.train import experiment, presets
 
 import jaxmaml
 from jaxmaml.data import pools, sources
-from jaxmaml.train import experiment, presets
 from jaxmaml.types import Params, Task
 
 MIB = 2**20

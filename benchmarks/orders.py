@@ -17,11 +17,11 @@ import common
 import jax
 import numpy as np
 import reproduce
+from jaxmaml.train import experiment, family, presets
+from jaxmaml.train.experiment import Experiment, Spec
 
 import jaxmaml
 from jaxmaml import diagnostics
-from jaxmaml.train import experiment, family, presets
-from jaxmaml.train.experiment import Experiment, Spec
 
 GRIDS = {"sinusoid": (0.003, 0.01, 0.03), "glyphs": (0.1, 0.4, 1.0), "omniglot": (0.4, 1.0, 2.0)}
 """Inner rates by data set; the preset's own is among them."""

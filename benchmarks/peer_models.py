@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxmaml.train.presets import Preset
 
 from jaxmaml.nn.norm import NORM_EPS
-from jaxmaml.train.presets import Preset
 from jaxmaml.types import MetaParams, Task
 
 Tensors = dict[str, torch.Tensor]

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxmaml.train import experiment, family, network, presets
+from jaxmaml.train.presets import Preset
 
 from jaxmaml import diagnostics, outer, parallel
 from jaxmaml.data import pools, sinusoid
-from jaxmaml.train import experiment, family, network, presets
-from jaxmaml.train.presets import Preset
 from jaxmaml.types import LossFn, MetaLearner, MetaParams, Task
 
 IMAGE_SHAPE = (28, 28, 1)

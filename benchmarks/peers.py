@@ -33,11 +33,11 @@ import peer_models
 import peer_torch
 import peer_works
 import torch
+from jaxmaml.train import loop
+from jaxmaml.train.presets import Preset
 
 import jaxmaml
 from jaxmaml import parallel
-from jaxmaml.train import loop
-from jaxmaml.train.presets import Preset
 
 WORKS = {
     "conv-15q-exact": ("conv-15q", "exact"),

@@ -16,9 +16,9 @@ from typing import Any
 import common
 import jax
 import numpy as np
+from jaxmaml.train import experiment, loop, presets, scoring, training
 
 from jaxmaml.data import pools
-from jaxmaml.train import experiment, loop, presets, scoring, training
 
 
 def export(preset: presets.Preset, data_dir: Path | None, data: Path) -> None:

@@ -16,11 +16,11 @@ import common
 import jax
 import peer_works
 from jax.sharding import Mesh
+from jaxmaml.train import loop
+from jaxmaml.train.presets import Preset
 
 import jaxmaml
 from jaxmaml import outer, parallel
-from jaxmaml.train import loop
-from jaxmaml.train.presets import Preset
 
 ORDERS = ("exact", "first")
 STEP_COLUMNS = [

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, with the user's permissions; a fingerprint changes with them."""
+"""Files appear whole or not at all, with the permissions that the user's files have."""
 
 import os
 import stat

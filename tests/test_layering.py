@@ -27,6 +27,7 @@ CORE = (
     ("inner",),
     ("learners",),
     ("sources",),
+    ("batching",),
     ("outer",),
     ("metrics",),
     ("diagnostics",),

@@ -1,4 +1,4 @@
-"""What is measured beside the score: nearest neighbor, FLOPs, gradient agreement, CG residual.
+"""Measurements beside the score: nearest neighbor, FLOPs, gradient agreement, CG residual.
 
 Every probe takes a learner and tasks, and knows nothing of the experiment.
 """
@@ -14,7 +14,7 @@ import optax
 import jaxmaml
 from jaxmaml import diagnostics, metrics
 from jaxmaml.averaging import averaged
-from jaxmaml.outer import ChunkSize
+from jaxmaml.batching import ChunkSize
 from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, PlainFn, State, Task
 
 
