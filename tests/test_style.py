@@ -40,9 +40,9 @@ JSON_KEYS = re.compile(r"(?<=[\"'])nearest_neighbour(?:_on_features)?(?=[\"'])")
 def _docstrings(source: str) -> Iterator[tuple[int, str]]:
     """Yields the line and the text of every docstring, those of constants included."""
     for node in ast.walk(ast.parse(source)):
-        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if is_text and isinstance(node.value.value, str):
-            yield node.lineno, node.value.value
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield node.lineno, text
 
 
 def _comments(source: str) -> Iterator[tuple[int, str]]:
