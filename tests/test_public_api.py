@@ -1,4 +1,4 @@
-"""What the package exports is listed here, documented, and its examples run as they are printed."""
+"""The exports of the package are those listed here, documented, and their examples run as printed."""
 
 import ast
 import doctest

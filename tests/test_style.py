@@ -1,4 +1,4 @@
-"""The English of the package is plain and American, as CONTRIBUTING.md says."""
+"""The English of the code is plain and American, as CONTRIBUTING.md says."""
 
 import ast
 import io
@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("jaxmaml",)
+FOLDERS = ("jaxmaml", "tests")
 """The folders that are checked."""
-FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+PATHS = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+FILES = [path for path in PATHS if path != Path(__file__).resolve()]
+"""The files that are checked: not this one, which has examples of what it finds."""
 
 OPENINGS = ("What", "Of", "Which", "Those", "Whose", "As", "How")
 """Words that do not begin a docstring: it starts with what the function returns or does."""
