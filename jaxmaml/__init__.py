@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from jaxmaml import data as data
     from jaxmaml import nn as nn
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _LAZY = ("checkpoint", "data", "nn")
 

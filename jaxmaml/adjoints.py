@@ -1,4 +1,4 @@
-"""How a meta-gradient is computed: a value that is separate from the algorithm.
+"""Adjoints: the way a meta-gradient is computed, as a value that is separate from the algorithm.
 
 Every learner with an inner loop takes one of these as `adjoint`, and passes it on without looking
 inside:
@@ -281,7 +281,7 @@ class Annealed(Adjoint):
                 raise TypeError(f"{name} must not be annealed itself; got {getattr(self, name)!r}")
 
     def stretches(self, num_inner_steps: int) -> tuple[Stretch, ...]:
-        """Raises ValueError: there is no outer step to decide by."""
+        """Raises ValueError: outside of a meta-loss, no outer step chooses between the two."""
         raise ValueError(
             "Annealed chooses by the outer step, which adapt and trace do not know: "
             "pass the adjoint that you want, `before` or `after`"

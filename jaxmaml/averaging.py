@@ -15,6 +15,12 @@ class AveragingState(NamedTuple):
         opt_state: the state of the optimizer.
         average: like the parameters.
         num_steps: the outer steps averaged over, int32 `[]`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> state = with_average(optax.sgd(1.0), 0.99).init(jnp.array(2.0))
+        >>> float(state.average), int(state.num_steps)
+        (2.0, 0)
     """
 
     opt_state: optax.OptState

@@ -15,7 +15,7 @@ from jaxmaml.checks import check_count
 from jaxmaml.types import Array, Info, MetaLearner, MetaParams, Scalar, State, Task
 
 ChunkSize: TypeAlias = int | Literal["auto"] | None
-"""How many tasks are computed at once: a number, "auto" to decide by the device, or None for all."""
+"""The number of tasks computed at once: an integer, "auto" to decide by the device, or None for all."""
 
 
 def check_tasks(tasks: Task) -> int:
@@ -77,7 +77,7 @@ def check_divides(num_tasks: int, mesh: Mesh) -> None:
 def chunk_size_of(
     chunk_size: ChunkSize, learner: MetaLearner, meta_params: MetaParams, tasks: Task, state: State
 ) -> int:
-    """How many tasks are computed at once, 1..num_tasks.
+    """Returns the number of tasks that are computed at once, 1..num_tasks.
 
     "auto" is 1 on a CPU, where small working sets are faster and smaller, and elsewhere the number
     that fits into half of the memory of the device.

@@ -55,7 +55,16 @@ def restore(path: pathlib.Path, like: MetaState) -> MetaState:
         ValueError: there is no checkpoint at `path`, or it belongs to another model.
 
     Example:
-        See `save`.
+        >>> import pathlib, tempfile, jax.numpy as jnp, optax, jaxmaml
+        >>> from jaxmaml import checkpoint
+        >>> learner = jaxmaml.maml(lambda params, batch: jnp.mean(params**2), optax.sgd(0.1), 1)
+        >>> meta_state = jaxmaml.init_state(learner, optax.adam(1e-3), jnp.ones(2))
+        >>> like = jaxmaml.init_state(learner, optax.adam(1e-3), jnp.zeros(2))
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = pathlib.Path(directory, "state")
+        ...     checkpoint.save(path, meta_state)
+        ...     checkpoint.restore(path, like).params.tolist()
+        [1.0, 1.0]
     """
     if not path.is_dir():
         raise ValueError(f"no checkpoint at {path}: the run was interrupted before its end")

@@ -19,7 +19,7 @@ from jaxmaml.sources import Source
 from jaxmaml.types import Array, MetaLearner, MetaState, Scalar, Task
 
 Metrics: TypeAlias = dict[str, Any]
-"""What `meta_step` reports, by name."""
+"""The metrics of `meta_step`, by name."""
 MetaStep: TypeAlias = Callable[[MetaState, Task], tuple[MetaState, Metrics]]
 
 MAX_STEPS_PER_DISPATCH = 500

@@ -185,7 +185,7 @@ def run(
 
 
 class _Loop(NamedTuple):
-    """What stays the same along the inner loop of one task.
+    """The values that stay the same along the inner loop of one task.
 
     Attributes:
         loss_fn: in its one form, `(params, batch, state) -> (loss, state)`.

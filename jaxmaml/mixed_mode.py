@@ -27,7 +27,7 @@ from jaxmaml.checks import check_choice
 from jaxmaml.types import Array
 
 Mode: TypeAlias = Literal["forward_over_reverse", "reverse", "checkpoint"]
-"""How a gradient is differentiated itself; see `value_and_grad`."""
+"""The way in which a gradient is differentiated itself; see `value_and_grad`."""
 
 _FORWARD_MODE = (
     "forward-mode differentiation does not pass through Exact(mode='forward_over_reverse'): either "
@@ -110,7 +110,22 @@ def check_scalar(loss: Any) -> None:
 
 @contextlib.contextmanager
 def explain_forward_mode() -> Iterator[None]:
-    """Adds the remedy to JAX's TypeError about forward mode over a custom_vjp."""
+    """Adds the remedy to JAX's TypeError about forward mode over a custom_vjp.
+
+    Raises:
+        TypeError: in place of JAX's own, with a text that says what to change.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> square = jax.custom_vjp(lambda x: x**2)
+        >>> square.defvjp(lambda x: (x**2, x), lambda x, cotangent: (2 * x * cotangent,))
+        >>> try:
+        ...     with explain_forward_mode():
+        ...         jax.jvp(square, (1.0,), (1.0,))
+        ... except TypeError as error:
+        ...     print("use Exact(mode='reverse')" in str(error))
+        True
+    """
     try:
         yield
     except TypeError as error:

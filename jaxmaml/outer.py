@@ -211,7 +211,7 @@ def evaluate(
             num_inner_steps=num_inner_steps, chunk_size=chunk_size, mesh=mesh,
         )  # fmt: skip
 
-    # A source, through a program that is compiled once for all sources.
+    # A source: one compiled program serves all sources.
     if num_tasks is None and not _is_finite(tasks):
         raise ValueError("num_tasks must be given: this source has no end")
     params, state = _place((params, state), mesh, PartitionSpec())

@@ -10,7 +10,7 @@ import jax
 from jaxmaml.types import Array, Scalar, Stream, Task
 
 Source: TypeAlias = Callable[[Array], Task] | Iterable[Task] | Stream
-"""What produces tasks: a traceable function `key -> tasks`, an iterable of tasks, or a `Stream`.
+"""A producer of tasks: a traceable function `key -> tasks`, an iterable of tasks, or a `Stream`.
 
 The tasks of an outer step depend on the key and the step only, except for an iterable, which has its
 own order. A function is called with `fold_in(key, step)`; a stream is started at a step."""

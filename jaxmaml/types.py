@@ -12,18 +12,18 @@ Scalar: TypeAlias = jax.Array | int | float
 Params: TypeAlias = Any
 """A pytree of floating-point arrays: the parameters of a model."""
 MetaParams: TypeAlias = Any
-"""What the outer loop learns: `Params`, or `Extended` if the learner learns more than them."""
+"""The values that the outer loop learns: `Params`, or `Extended` for a learner that learns more."""
 Batch: TypeAlias = Any
 """A pytree of arrays. The built-in sources give {"inputs", "targets"} and, for padded examples,
 "weights" `[num_examples]`. The core accepts any pytree."""
 State: TypeAlias = Any
-"""What a loss function carries and nobody differentiates, such as normalization statistics; `()`
-for a loss without one."""
+"""The values that a loss function carries and nobody differentiates, such as normalization
+statistics; `()` for a loss without them."""
 AtStep: TypeAlias = Callable[[Params, Batch, Scalar], tuple[Params, Batch]]
 """`(params, batch, inner_step) -> (params, batch)`: runs before each inner step."""
 Mask: TypeAlias = Any
-"""Which parameters the inner loop adapts: a pytree of bools with the structure of the parameters or
-a prefix of it, a function of a leaf's path ("conv/0/kernel"), or None for all of them."""
+"""The parameters that the inner loop adapts: a pytree of bools with the structure of the parameters
+or a prefix of it, a function of a leaf's path ("conv/0/kernel"), or None for all of them."""
 View: TypeAlias = Callable[[Params, State], Any]
 """`(adapted, state) -> pytree`: what `trace` records after each inner step."""
 
@@ -68,7 +68,7 @@ class Extended(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What is reported beside a loss and never differentiated.
+    """The values that are reported beside a loss and never differentiated.
 
     Attributes:
         query_loss: the mean loss of the adapted parameters on the query, `[]`; `[num_tasks]` once

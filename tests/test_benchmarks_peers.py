@@ -1,4 +1,4 @@
-"""What benchmarks/peers.py compares is the same: PyTorch's meta-gradient agrees with ours."""
+"""The works of benchmarks/peers.py are the same: PyTorch's meta-gradient agrees with ours."""
 
 import importlib
 import importlib.util

@@ -161,7 +161,7 @@ def _outer_step(learner, optimizer, chunk_size):
 
 
 def _lower_for(platform, monkeypatch, function, *args):
-    """What depends on the backend is asked to believe that it runs on `platform`."""
+    """Returns the exported program of a function that is traced as if it ran on `platform`."""
     name = {"cuda": "gpu", "tpu": "tpu"}[platform]
     monkeypatch.setattr(jax, "default_backend", lambda: name)
     return jax.export.export(function, platforms=[platform])(*args)

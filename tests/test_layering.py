@@ -1,8 +1,10 @@
-"""Imports run one way, heavy packages load when first used, and modules stay readable."""
+"""Imports run one way and in no circle, heavy packages load when first used, modules stay short."""
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,19 +15,45 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 450
 HEAVY = ("flax", "tensorflow_datasets", "tensorflow", "grain", "orbax", "matplotlib", "PIL")
 
+# A layer is a module or a package directly under jaxmaml; "jaxmaml" is the package's own __init__.
+# Each group of the core imports the groups before it.
 CORE = (
-    *("types", "checks", "files", "trees", "scores", "mixed_mode", "adjoints", "schedules"),
-    *("sources", "inner", "learners", "batching", "outer", "metrics", "diagnostics", "parallel"),
+    ("types",),
+    ("checks", "files", "scores"),
+    ("trees",),
+    ("mixed_mode",),
+    ("adjoints",),
+    ("schedules",),
+    ("inner",),
+    ("learners",),
+    ("sources",),
+    ("batching",),
+    ("outer",),
+    ("metrics",),
+    ("diagnostics",),
 )
-"""The layers of the core: each imports those before it."""
-BELOW: dict[str, set[str]] = {layer: set(CORE[:rank]) for rank, layer in enumerate(CORE)}
-BELOW |= {name: {"types", "checks", "files", "trees", "scores"} for name in ("nn", "data")}
-BELOW |= {name: set(CORE) for name in ("fitting", "checkpoint", "averaging")}
-BELOW["rl"] = {*CORE, "nn", "data", "fitting", "checkpoint", "averaging"}
-# `jaxmaml` stands for `import jaxmaml`, which names the whole library.
-BELOW["jaxmaml"] = BELOW["rl"]
-BELOW["experiments"] = {*BELOW["rl"], "rl", "jaxmaml"}
-BELOW["cli"] = {"experiments", "data", "files", "jaxmaml"}
+
+
+def _before(name: str) -> set[str]:
+    """Returns the layers of the core before that of `name`."""
+    rank = next(rank for rank, group in enumerate(CORE) if name in group)
+    return {layer for group in CORE[:rank] for layer in group}
+
+
+BELOW = {layer: _before(layer) for group in CORE for layer in group}
+# `scores` serves the metrics and the losses of nn; the core computes without it.
+for _layer_without_scores in set(BELOW) - {"metrics", "diagnostics"}:
+    BELOW[_layer_without_scores] -= {"scores"}
+_ALL_OF_CORE = set(BELOW)
+_LOWEST = {"types", "trees", "checks", "files", "scores"}
+BELOW |= {"nn": _LOWEST, "data": _LOWEST}
+BELOW["parallel"] = BELOW["outer"] | {"outer"}
+_ABOVE_CORE = _ALL_OF_CORE | {"parallel"}
+BELOW |= {"fitting": _ABOVE_CORE, "checkpoint": _ABOVE_CORE, "averaging": _ABOVE_CORE}
+_LIBRARY = _ABOVE_CORE | {"fitting", "checkpoint", "averaging", "nn", "data"}
+BELOW["jaxmaml"] = _LIBRARY
+BELOW["experiments"] = _LIBRARY | {"jaxmaml"}
+BELOW["cli"] = {"experiments", "data", "files"}
 BELOW["__main__"] = {"cli"}
 
 
@@ -34,12 +62,21 @@ def _dotted(path: Path) -> list[str]:
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
-def _layer(dotted: list[str]) -> str:
-    return dotted[1] if len(dotted) > 1 else "jaxmaml"
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
-def _imported(node: ast.AST, path: Path) -> list[str]:
-    """Every dotted name that an import statement may load, relative ones made absolute."""
+def _layer(dotted: str) -> str:
+    parts = dotted.split(".")
+    return parts[1] if len(parts) > 1 else "jaxmaml"
+
+
+NAMES = {".".join(_dotted(path)) for path in MODULES}
+"""The dotted name of every module and package."""
+
+
+def _candidates(node: ast.AST, path: Path) -> list[str]:
+    """Returns the dotted names that an import statement may mean, relative ones made absolute."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
@@ -48,42 +85,88 @@ def _imported(node: ast.AST, path: Path) -> list[str]:
     package = _dotted(path) if path.name == "__init__.py" else _dotted(path)[:-1]
     base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
     source = ".".join(part for part in (base, node.module) if part)
-    # `from jaxmaml import outer` loads a layer, `from jaxmaml.outer import x` names one already.
-    return [f"{source}.{alias.name}" for alias in node.names] if source == "jaxmaml" else [source]
+    return [f"{source}.{alias.name}" for alias in node.names]
 
 
-def _layers_imported(source: str, path: Path) -> set[str]:
-    names = [name for node in ast.walk(ast.parse(source)) for name in _imported(node, path)]
-    return {_layer(name.split(".")) for name in names if name.split(".")[0] == "jaxmaml"}
+def _module_of(candidate: str, names: set[str]) -> str | None:
+    """Returns the module of this package that a name is or lies in; None for other packages."""
+    if candidate.split(".")[0] != "jaxmaml":
+        return None
+    while candidate not in names and "." in candidate:
+        candidate = candidate.rpartition(".")[0]
+    return candidate
 
 
-def _name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
+def _imported(source: str, path: Path, names: set[str] = NAMES) -> set[str]:
+    """Returns the modules of this package that a module imports, wherever the statement stands."""
+    nodes = ast.walk(ast.parse(source))
+    found = {_module_of(name, names) for node in nodes for name in _candidates(node, path)}
+    return {name for name in found if name is not None}
+
+
+def _circle(imports: Mapping[str, set[str]]) -> list[str]:
+    """Returns modules that import one another in a circle; an empty list if there are none."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)
 def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
-    layer = _layer(_dotted(path))
+    layer = _layer(".".join(_dotted(path)))
     assert layer in BELOW, f"{layer} is not in the layering table of this test"
-    above = _layers_imported(path.read_text(), path) - BELOW[layer] - {layer}
+    layers = {_layer(name) for name in _imported(path.read_text(), path)}
+    above = layers - BELOW[layer] - {layer}
     assert not above, f"{_name(path)} imports {sorted(above)}, allowed: {sorted(BELOW[layer])}"
+
+
+def test_every_layer_of_the_table_exists() -> None:
+    assert set(BELOW) == {_layer(name) for name in NAMES}
 
 
 @pytest.mark.parametrize(
     ("path", "source", "expected"),
     [
-        ("inner.py", "import jaxmaml.outer", "outer"),
-        ("inner.py", "from jaxmaml import outer as o", "outer"),
-        ("inner.py", "from . import outer", "outer"),
-        ("inner.py", "def f():\n    from jaxmaml.experiments.run import Run", "experiments"),
-        ("nn/models.py", "from ..data.pools import sample", "data"),
-        ("nn/__init__.py", "from .models import MLP", "nn"),
-        ("nn/__init__.py", "from .. import outer", "outer"),
+        ("inner.py", "import jaxmaml.outer", "jaxmaml.outer"),
+        ("inner.py", "from jaxmaml import outer as o", "jaxmaml.outer"),
+        ("inner.py", "from . import outer", "jaxmaml.outer"),
+        ("inner.py", "def f():\n    from jaxmaml.data.pools import Pool", "jaxmaml.data.pools"),
+        ("inner.py", "if TYPE_CHECKING:\n    from jaxmaml import nn", "jaxmaml.nn"),
+        ("nn/models.py", "from ..data.pools import sampler", "jaxmaml.data.pools"),
+        ("nn/__init__.py", "from .models import MLP", "jaxmaml.nn.models"),
+        ("nn/__init__.py", "from .. import outer", "jaxmaml.outer"),
         ("inner.py", "import jaxmaml", "jaxmaml"),
     ],
 )
 def test_every_form_of_import_is_seen(path: str, source: str, expected: str) -> None:
-    assert _layers_imported(source, PACKAGE / path) == {expected}
+    assert _imported(source, PACKAGE / path) == {expected}
+
+
+def test_no_modules_import_one_another_in_a_circle_not_even_for_their_types() -> None:
+    imports = {}
+    for path in MODULES:
+        name = ".".join(_dotted(path))
+        # A package imports its modules, and a module is never without its package.
+        packages = {name.rpartition(".")[0], "jaxmaml"}
+        imports[name] = _imported(path.read_text(), path) - {name} - packages
+    assert not (circle := _circle(imports)), " imports ".join(reversed(circle))
+
+
+def test_a_circle_is_found() -> None:
+    names = {"jaxmaml", "jaxmaml.a", "jaxmaml.b", "jaxmaml.c"}
+    sources = {
+        "a": "from jaxmaml import b",
+        "b": "if TYPE_CHECKING:\n    from jaxmaml.c import C",
+        "c": "def f():\n    from jaxmaml.a import g",
+    }
+    imports = {
+        f"jaxmaml.{stem}": _imported(source, PACKAGE / f"{stem}.py", names)
+        for stem, source in sources.items()
+    }
+    assert len(set(_circle(imports))) == 3
+    assert not _circle(imports | {"jaxmaml.c": set()})
 
 
 def test_importing_jaxmaml_loads_nothing_heavy() -> None:

@@ -1,19 +1,84 @@
-"""The examples of README.md run, and the first learns."""
+"""The examples of README.md run in their order, and what they say happens."""
 
+import contextlib
+import io
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
 
 README = Path(__file__).parents[1] / "README.md"
+FOUR_PROGRAMS = (
+    "apply_fn, params = nn.from_equinox(model)",
+    "query_weights=jaxmaml.multi_step_weights(5, 10_000)",
+    "learner, nn.accuracy(apply_fn), meta_state, test_source, num_tasks=600, key=key",
+    "rates = jaxmaml.learned_rates(meta_state)",
+)
+"""A line of each program that users of 0.1 had to write by hand."""
 
 
-def test_the_example_runs_and_learns(capsys):
-    learns, streams = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
-    names: dict = {}
-    exec(compile(learns, str(README), "exec"), names)
-    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [int(step) for step, _ in printed] == list(range(100, 1001, 100))
-    assert float(printed[-1][1]) < 0.8 * float(printed[0][1])
-    assert names["adapted"].keys() == names["params"].keys()
-    exec(compile(streams, str(README), "exec"), names)
-    assert capsys.readouterr().out == "(32, 75, 28, 28, 1)\n"
-    names["tasks"].close()
+class Block(NamedTuple):
+    """A block of code, the line of README.md at which it starts, and what came of it."""
+
+    line: int
+    source: str
+    names: dict[str, Any]
+    printed: str
+
+
+def _blocks() -> list[tuple[int, str]]:
+    """Returns the Python blocks of README.md, each with the line of its first statement."""
+    text = README.read_text("utf-8")
+    matches = re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [(text.count("\n", 0, match.start(1)) + 1, match.group(1)) for match in matches]
+
+
+@pytest.fixture(scope="module")
+def blocks() -> list[Block]:
+    """All blocks, run one after the other in one namespace."""
+    names: dict[str, Any] = {}
+    done = []
+    for line, source in _blocks():
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            # The empty lines give an error in the block the line number of README.md.
+            exec(compile("\n" * (line - 1) + source, str(README), "exec"), names)
+        done.append(Block(line, source, dict(names), out.getvalue()))
+    return done
+
+
+def test_every_python_block_is_run(blocks: list[Block]) -> None:
+    # A fence of another spelling, such as ```py, would not be run.
+    fences = re.findall(r"^\s*```(\w+)", README.read_text("utf-8"), re.MULTILINE)
+    assert set(fences) <= {"python", "sh", "bibtex"}
+    assert len(blocks) == fences.count("python")
+
+
+def test_the_first_example_learns(blocks: list[Block]) -> None:
+    rows = [line.split() for line in blocks[0].printed.splitlines()]
+    assert [int(step) for step, _ in rows] == list(range(100, 1001, 100))
+    assert float(rows[-1][1]) < 0.8 * float(rows[0][1])
+    assert blocks[0].names["adapted"].keys() == blocks[0].names["params"].keys()
+
+
+def test_the_model_learns_and_is_scored_on_600_tasks(blocks: list[Block]) -> None:
+    (scored,) = (block for block in blocks if "jaxmaml.evaluate(" in block.source)
+    assert scored.names["scores"].shape == (600, 6)
+    assert scored.names["mean"][-1] > 1.5 * scored.names["mean"][0]
+    assert re.fullmatch(r"test accuracy 0\.\d{3} ± 0\.0\d\d\n", scored.printed)
+
+
+def test_learned_rates_are_read_back_by_layer(blocks: list[Block]) -> None:
+    (learned,) = (block for block in blocks if "learned_rates" in block.source)
+    rates = learned.names["rates"]
+    assert {values.shape for values in rates.values()} == {(5,)}
+    assert any((values != 0.4).any() for values in rates.values())
+
+
+def test_the_stream_gives_what_the_comment_says(blocks: list[Block]) -> None:
+    assert blocks[-1].printed == "(32, 75, 28, 28, 1)\n"
+
+
+@pytest.mark.parametrize("statement", FOUR_PROGRAMS)
+def test_the_four_programs_stand_in_the_readme(statement: str, blocks: list[Block]) -> None:
+    assert sum(statement in block.source for block in blocks) == 1

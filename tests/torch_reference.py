@@ -1,6 +1,6 @@
 """Meta-gradients in plain torch.func, float64: an implementation that shares nothing with ours.
 
-Of MAML with several inner optimisers, of ANIL (the head is w2) and of Meta-SGD.
+They are those of MAML with several inner optimizers, of ANIL (the head is w2) and of Meta-SGD.
 
 `python tests/torch_reference.py` writes golden/torch_maml.npz, so that the comparison also runs where
 PyTorch is not installed.

@@ -125,8 +125,9 @@ def _builder(dataset: str, data_dir: Path) -> Any:
 
     # The builders of this package register themselves, and need no TensorFlow.
     name = datasets.DATASETS[dataset].tfds if dataset in datasets.DATASETS else dataset
-    if name in ("glyphs", "mini_imagenet"):
-        importlib.import_module(f"jaxmaml.data.builders.{name}")
+    own_builder = f"jaxmaml.data.builders.{name}"
+    if name.isidentifier() and importlib.util.find_spec(own_builder) is not None:
+        importlib.import_module(own_builder)
     elif importlib.util.find_spec("tensorflow") is None:
         raise ValueError(
             f"preparing {dataset} needs TensorFlow: pip install 'jaxmaml[prepare]' "

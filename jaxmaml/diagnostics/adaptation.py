@@ -1,4 +1,4 @@
-"""What the inner loop does, step by step."""
+"""Measures of the inner loop, step by step."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How accurate the implicit meta-gradient of iMAML is."""
+"""The accuracy of the implicit meta-gradient of iMAML."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How much the result depends on the labels that the classes of a task are given.
+"""The dependence of a result on the labels that the classes of a task are given.
 
 The head of an N-way learner starts from different weights for each of N labels, and the classes of a
 task can be given these labels in N! ways. Ye and Chao 2021 (arXiv 2106.16245, section 5) find very

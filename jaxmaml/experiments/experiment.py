@@ -32,7 +32,7 @@ from jaxmaml.types import Array, MetaState, Task
 
 
 class Experiment(NamedTuple):
-    """What all runs of one preset and seed share.
+    """The data, network and optimizer that all runs of one preset and seed share.
 
     Attributes:
         preset: the settings.

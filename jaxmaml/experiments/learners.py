@@ -25,7 +25,7 @@ IMAML_PROXIMAL = 2.0
 
 
 class Recipe(NamedTuple):
-    """What a learner is made of.
+    """The ingredients of a learner.
 
     Attributes:
         preset: the settings.

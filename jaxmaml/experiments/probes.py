@@ -1,4 +1,4 @@
-"""What is measured beside the score: nearest neighbor, FLOPs, gradient agreement, CG residual.
+"""Measurements beside the score: nearest neighbor, FLOPs, gradient agreement, CG residual.
 
 Every probe takes a learner and tasks, and knows nothing of the experiment.
 """

@@ -1,4 +1,4 @@
-"""What a number depends on beside the settings: device, versions and commit."""
+"""The provenance of a number beside its settings: device, versions and commit."""
 
 import pathlib
 import platform

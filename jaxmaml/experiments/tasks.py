@@ -28,7 +28,7 @@ SCORING_SEEDS = {"val": 1, "test": 2}
 
 
 class Streaming(NamedTuple):
-    """How images are streamed; see `jaxmaml.data.stream.sampler`.
+    """Options of streamed images; see `jaxmaml.data.stream.sampler`.
 
     Attributes:
         num_workers: processes that read and decode; 0 uses threads of this process.

@@ -23,6 +23,14 @@ def template(
     Args:
         loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`.
         options: keyword arguments of `jaxmaml.maml`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2) / 2
+        >>> learner = template(loss_fn, optax.sgd(0.5), 1)
+        >>> adapted, _ = learner.adapt(jnp.array(0.0), jnp.ones(4))
+        >>> float(adapted)
+        0.5
     """
 
     def start(params: Params, learned: Mapping[str, Any], support: Batch, state: State) -> Start:

@@ -27,7 +27,7 @@ from jaxmaml.types import (
 
 
 class TrainingClasses(NamedTuple):
-    """What joint training of a classifier needs, since each episode numbers its classes anew.
+    """The classes of joint training, which each episode numbers anew, and the features of a head.
 
     Attributes:
         features_fn: `(params, batch) -> [num_examples, num_features]`, the input of a head.

@@ -40,7 +40,7 @@ class LearnedOptimizer(NamedTuple):
 
 
 Optimizer: TypeAlias = optax.GradientTransformation | LearnedOptimizer
-"""What a learner takes as its inner optimizer."""
+"""An inner optimizer, as every learner takes it."""
 
 
 def learned_optimizer(

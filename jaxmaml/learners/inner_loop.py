@@ -39,7 +39,7 @@ HYPERPARAMS = "hyperparams"
 
 
 class Start(NamedTuple):
-    """What the inner loop of one task starts from.
+    """The point that the inner loop of one task starts from.
 
     Attributes:
         params: the parameters before the first step.
@@ -162,7 +162,7 @@ class Algorithm(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is learned beside the parameters."""
+        """The names of what is learned beside the parameters."""
         own = tuple(self.init_learned)
         return (*own, HYPERPARAMS) if isinstance(self.optimizer, LearnedOptimizer) else own
 
@@ -316,7 +316,7 @@ class Loop(NamedTuple):
 def begin(
     algorithm: Algorithm, loss_fn: LossFn, meta_params: MetaParams, support: Batch, state: State
 ) -> Loop:
-    """What the inner loop of one task needs, from the meta-parameters."""
+    """Returns the inner loop of one task at the given meta-parameters."""
     params, learned = split_learned(meta_params, algorithm.names)
     start = algorithm.start(params, learned, support, state)
     optimizer = algorithm.optimizer

@@ -1,4 +1,4 @@
-"""What the adapters share, and the adapter for a plain function.
+"""The adapter for a plain function, and the functions that all adapters share.
 
 An adapter turns a model of some library into a pure function of a parameter pytree and a batch,
 which the losses of `jaxmaml.nn` take. There are two forms:

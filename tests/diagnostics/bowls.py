@@ -31,7 +31,7 @@ def counted_loss(params, batch, state):
 
 
 def curved_after(layer, num_inner_steps):
-    """A layer's parameters after so many inner steps on TASK, in closed form."""
+    """A layer's parameters after `num_inner_steps` steps on TASK, in closed form."""
     shrink = (1 - RATE * CURVATURE[layer]) ** num_inner_steps
     return np.array([2.0, 1.0]) + shrink * (np.asarray(PARAMS[layer]["w"]) - np.array([2.0, 1.0]))
 

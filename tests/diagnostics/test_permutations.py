@@ -65,7 +65,7 @@ def by_permutation(problem, permutations, metric_fn, *, params=None, task=None, 
 
 
 @pytest.mark.parametrize("chunk_size", ["auto", None, 1, 4])
-def test_the_metric_of_each_permutation_is_that_of_the_relabelled_task(chunk_size):
+def test_the_metric_of_each_permutation_is_that_of_the_relabeled_task(chunk_size):
     problem = smooth()
     task, permutations = task_at(problem.tasks, 0), diagnostics.label_permutations(3)
     metric_fn = lambda adapted, query: {"loss": problem.loss_fn(adapted, query)}

@@ -1,4 +1,4 @@
-"""What the tests of single learners share."""
+"""Learners and settings that several tests of single learners use."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What learners with an inner loop refuse."""
+"""Learners with an inner loop refuse wrong arguments."""
 
 import jax.numpy as jnp
 import pytest
