@@ -33,6 +33,7 @@ class NonFiniteError(FloatingPointError):
     Attributes:
         step: the outer step that failed, counted from 0.
         what: what was not finite, such as "loss is nan".
+        cause: the first value that was not finite, in words; None if it is not known.
         meta_state: the last good state, before that step.
         metrics: the metrics since the last item that `fit` yielded, up to the failed step.
 
@@ -52,7 +53,8 @@ class NonFiniteError(FloatingPointError):
     def __init__(
         self, step: int, what: str, cause: str | None, meta_state: MetaState, metrics: Metrics
     ):
-        self.step, self.what, self.meta_state, self.metrics = step, what, meta_state, metrics
+        self.step, self.what, self.cause = step, what, cause
+        self.meta_state, self.metrics = meta_state, metrics
         first = f"; the first value that is not finite: {cause}" if cause else ""
         super().__init__(
             f"outer step {step}: {what}{first}. The attribute meta_state of this error holds the "

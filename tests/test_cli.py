@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from experiments.tiny import OPTIONS as TINY
 
-from jaxmaml import cli
-from jaxmaml.experiments import run as runs
+from jaxmaml import cli, fitting
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -117,7 +116,7 @@ def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys)
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.loop, "run", interrupted)
+    monkeypatch.setattr(fitting, "run", interrupted)
     out = tmp_path / "run"
     assert cli.main(["train", "sinusoid-5shot", "--out", str(out), *TINY]) == 130
     assert "interrupted" in capsys.readouterr().err

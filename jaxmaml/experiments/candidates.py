@@ -8,6 +8,7 @@ from jaxmaml.experiments import learners
 from jaxmaml.experiments.learners import LEARNERS, Entry, Recipe
 from jaxmaml.experiments.networks import Model
 from jaxmaml.experiments.presets import Preset
+from jaxmaml.outer import ChunkSize
 from jaxmaml.types import MetaLearner
 
 
@@ -44,7 +45,7 @@ class Candidate(NamedTuple):
     model: Model
     num_test_inner_steps: int
     headline_step: int
-    chunk_size: int | str | None
+    chunk_size: ChunkSize
 
     @property
     def label(self) -> str:
@@ -72,7 +73,12 @@ def build(spec: Spec, preset: Preset, model: Model, num_classes: int) -> Candida
     learners.check(preset, spec.learner, spec.order)
     entry = LEARNERS[spec.learner]
     recipe = Recipe(
-        preset, model, num_classes, spec.inner_lr, spec.order, entry.num_inner_steps(preset)
+        preset,
+        model,
+        num_classes,
+        spec.inner_lr,
+        learners.ADJOINTS[spec.order],
+        entry.num_inner_steps(preset),
     )
     return Candidate(
         spec=spec,
@@ -132,7 +138,7 @@ def comparison(
     if not all(map(math.isfinite, inner_lrs)):
         raise ValueError(f"inner_lrs must be finite; got {tuple(inner_lrs)}")
     runs = {name: learners.resolve(name) for name in names}
-    runs = runs or {order: (learners.DEFAULT, order) for order in learners.ORDERS}
+    runs = runs or {order: (learners.DEFAULT, order) for order in learners.ADJOINTS}
     if not inner_lrs:
         return [Spec(label, order, preset.inner_lr, name) for label, (name, order) in runs.items()]
     return [

@@ -144,7 +144,7 @@ def _watch(comparison: Comparison) -> _Watch | None:
     for candidate in comparison.candidates:
         spec = candidate.spec
         pairs.setdefault((spec.learner, spec.inner_lr), {})[spec.order] = candidate
-    complete = [key for key, pair in pairs.items() if set(pair) == set(learners.ORDERS)]
+    complete = [key for key, pair in pairs.items() if set(pair) == set(learners.ADJOINTS)]
     if not complete:
         return None
     pair = pairs[min(complete, key=lambda key: abs(key[1] - experiment.preset.inner_lr))]
@@ -197,10 +197,8 @@ def _print(
 
     # Lines below the table.
     for run in (run for run in runs if run.candidate.entry.solves_linear_system):
-        residuals = probes.cg_residuals(
-            run.candidate.learner, run.candidate.model.loss_fn, run.meta_state,
-            next(scored_tasks(experiment, "test", 1)), **learners.imaml_options(preset),
-        )  # fmt: skip
+        tasks = next(scored_tasks(experiment, "test", 1))
+        residuals = probes.cg_residuals(run.candidate.learner, run.meta_state, tasks)
         console.print(tables.residual_line(run.label, residuals))
     if len({run.candidate.spec.inner_lr for run in runs}) > 1:
         console.print(tables.best_line(preset, runs))

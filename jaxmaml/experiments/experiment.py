@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 import jaxmaml
-from jaxmaml import parallel
+from jaxmaml import averaging, parallel
 from jaxmaml.data.pools import Pool
 from jaxmaml.experiments import candidates, networks
 from jaxmaml.experiments.candidates import Candidate, Spec
@@ -22,13 +22,12 @@ from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.tasks import (
     Sources,
     Streaming,
-    batches,
     fixed_tasks,
     input_shape,
     make_sources,
     num_classes,
 )
-from jaxmaml.train import averaging
+from jaxmaml.sources import batches
 from jaxmaml.types import Array, MetaState, Task
 
 

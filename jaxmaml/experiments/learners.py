@@ -8,14 +8,16 @@ import jax
 import optax
 
 import jaxmaml
+from jaxmaml.adjoints import Adjoint, Exact, FirstOrder
 from jaxmaml.checks import check_choice
 from jaxmaml.experiments import networks
 from jaxmaml.experiments.networks import Model
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.learners import heads
-from jaxmaml.types import MetaLearner, carries_state
+from jaxmaml.types import Mask, MetaLearner
 
-ORDERS = ("exact", "first")
+ADJOINTS: dict[str, Adjoint] = {"exact": Exact(), "first": FirstOrder()}
+"""The orders of the command line, and the adjoints that they stand for."""
 DEFAULT = "maml"
 """The learner that needs no name: its runs are called by their order."""
 IMAML_PROXIMAL = 2.0
@@ -30,7 +32,7 @@ class Recipe(NamedTuple):
         model: the functions of the network.
         num_classes: classes of the training split, for joint pre-training; 0 for regression.
         inner_lr: the inner learning rate.
-        order: "exact" or "first".
+        adjoint: how the meta-gradient is computed.
         num_inner_steps: inner steps in training.
     """
 
@@ -38,7 +40,7 @@ class Recipe(NamedTuple):
     model: Model
     num_classes: int
     inner_lr: float
-    order: str
+    adjoint: Adjoint
     num_inner_steps: int
 
 
@@ -112,7 +114,7 @@ def resolve(name: str) -> tuple[str, str]:
 
 def check(preset: Preset, learner: str, order: str) -> None:
     """Raises ValueError unless a learner and an order exist and suit each other and the preset."""
-    check_choice("order", order, ORDERS)
+    check_choice("order", order, tuple(ADJOINTS))
     entry = LEARNERS[resolve(learner)[0]]
     if order == "first" and not entry.has_order:
         raise ValueError(f"learner {learner!r} has no order to choose: leave order at 'exact'")
@@ -135,12 +137,7 @@ def needs_class_numbers(preset: Preset, learner: str) -> bool:
     return LEARNERS[learner].needs_class_numbers and not preset.is_regression
 
 
-def imaml_options(preset: Preset) -> dict[str, Any]:
-    """Returns the options of iMAML that `diagnostics.cg_residual` needs too."""
-    return {"proximal": IMAML_PROXIMAL, "mask": _mask(preset)}
-
-
-def _mask(preset: Preset) -> Any:
+def _mask(preset: Preset) -> Mask:
     """Returns the mask of the parameters that the inner loop adapts."""
     adapts_all = preset.adapt_norm or preset.norm == "none"
     return None if adapts_all else lambda path: "norm/" not in path
@@ -150,9 +147,8 @@ def _shared(recipe: Recipe, *, mask: bool = True) -> dict[str, Any]:
     """Returns the options of every learner with an inner loop."""
     model = recipe.model
     options = {
-        "order": recipe.order, "outer_loss_fn": model.query_loss_fn,
-        "test_loss_fn": model.test_loss_fn, "has_state": carries_state(model.loss_fn),
-        "refresh_state": model.refresh_state,
+        "adjoint": recipe.adjoint, "query_loss_fn": model.query_loss_fn,
+        "test_loss_fn": model.test_loss_fn, "refresh_state": model.refresh_state,
     }  # fmt: skip
     return options | ({"mask": _mask(recipe.preset)} if mask else {})
 
@@ -180,10 +176,11 @@ def _problem(recipe: Recipe) -> tuple[Any, optax.GradientTransformation, int]:
 
 def _maml_plus_plus(recipe: Recipe) -> MetaLearner:
     """Anneals the multi-step loss over the first tenth of training, as in the paper."""
-    number = max(1, recipe.preset.num_outer_steps // 10)
+    num_annealed = max(1, recipe.preset.num_outer_steps // 10)
     return jaxmaml.maml_plus_plus(
-        recipe.model.loss_fn, recipe.num_inner_steps,
-        inner_lr=recipe.inner_lr, multi_step_loss=number, **_shared(recipe),
+        recipe.model.loss_fn, recipe.num_inner_steps, inner_lr=recipe.inner_lr,
+        query_weights=jaxmaml.multi_step_weights(recipe.num_inner_steps, num_annealed),
+        **_shared(recipe),
     )  # fmt: skip
 
 
@@ -211,19 +208,19 @@ def _cavia(recipe: Recipe) -> MetaLearner:
 
 def _reptile(recipe: Recipe) -> MetaLearner:
     options = _shared(recipe)
-    for name in ("order", "refresh_state"):
+    for name in ("adjoint", "refresh_state"):
         del options[name]
     return jaxmaml.reptile(*_problem(recipe), **options)
 
 
 def _imaml(recipe: Recipe) -> MetaLearner:
-    return jaxmaml.imaml(*_problem(recipe), **imaml_options(recipe.preset))
+    return jaxmaml.imaml(*_problem(recipe), proximal=IMAML_PROXIMAL, mask=_mask(recipe.preset))
 
 
 def _fine_tuning(recipe: Recipe) -> MetaLearner:
     classes = None
     if not recipe.preset.is_regression:
-        classes = jaxmaml.learners.Classes(_features_fn(recipe), recipe.num_classes)
+        classes = jaxmaml.TrainingClasses(_features_fn(recipe), recipe.num_classes)
     return jaxmaml.fine_tuning(*_problem(recipe), classes=classes, mask=_mask(recipe.preset))
 
 

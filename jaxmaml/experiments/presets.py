@@ -144,7 +144,7 @@ class Preset:
         return "MSE" if self.is_regression else "accuracy"
 
     @property
-    def core_chunk_size(self) -> int | str | None:
+    def core_chunk_size(self) -> int | Literal["auto"] | None:
         """The chunk size as `jaxmaml.meta_grad` takes it: None for all tasks."""
         return None if self.chunk_size == "all" else self.chunk_size
 

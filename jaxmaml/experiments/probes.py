@@ -4,8 +4,7 @@ Every probe takes a learner and tasks, and knows nothing of the experiment.
 """
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,9 @@ import optax
 
 import jaxmaml
 from jaxmaml import diagnostics, metrics
-from jaxmaml.train.averaging import scored_params
-from jaxmaml.types import Array, LossFn, MetaLearner, MetaParams, MetaState, State, Task
+from jaxmaml.averaging import averaged
+from jaxmaml.outer import ChunkSize
+from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, PlainFn, State, Task
 
 
 def nearest_neighbor_on_pixels(tasks: Iterable[Task], num_tasks: int) -> float:
@@ -30,7 +30,7 @@ def nearest_neighbor_on_pixels(tasks: Iterable[Task], num_tasks: int) -> float:
 
 def nearest_neighbor_on_features(
     learner: MetaLearner,
-    features_fn: Callable[..., Array],
+    features_fn: PlainFn,
     meta_state: MetaState,
     tasks: Iterable[Task],
     num_tasks: int,
@@ -44,7 +44,7 @@ def nearest_neighbor_on_features(
         tasks: batches of tasks.
         num_tasks: the number of tasks that count.
     """
-    params = jax.device_get(scored_params(meta_state))
+    params = jax.device_get(averaged(meta_state).params)
     values = (
         _on_features(params, batch, learner=learner, features_fn=features_fn) for batch in tasks
     )
@@ -56,7 +56,7 @@ def flops_per_outer_step(
     optimizer: optax.GradientTransformation,
     meta_state: MetaState,
     tasks: Task,
-    chunk_size: Any = "auto",
+    chunk_size: ChunkSize = "auto",
 ) -> int:
     """Returns the floating-point operations of one outer step, counted from its jaxpr."""
     step = functools.partial(jaxmaml.meta_step, learner, optimizer, chunk_size=chunk_size)
@@ -68,7 +68,7 @@ def gradient_agreement(
     first: MetaLearner,
     meta_state: MetaState,
     tasks: Task,
-    chunk_size: Any = "auto",
+    chunk_size: ChunkSize = "auto",
 ) -> tuple[float, float]:
     """Compares the first-order meta-gradient with the exact one, at the same parameters and tasks.
 
@@ -90,25 +90,21 @@ def gradient_agreement(
     return float(cosine), float(ratio)
 
 
-def cg_residuals(
-    learner: MetaLearner, loss_fn: LossFn, meta_state: MetaState, tasks: Task, **options: Any
-) -> tuple[float, float]:
+def cg_residuals(learner: MetaLearner, meta_state: MetaState, tasks: Task) -> tuple[float, float]:
     """Returns the means over tasks of the two numbers of `diagnostics.cg_residual`.
 
     Args:
-        learner: an iMAML learner.
-        loss_fn: the loss function that it was made with.
-        meta_state: the state of its run.
+        learner: a learner with an implicit meta-gradient.
+        meta_state: the state of its run; its averaged parameters are used if it has them.
         tasks: the tasks to measure on.
-        options: the options that the learner was made with.
     """
 
     @jax.jit
-    def run(params: MetaParams, tasks: Task) -> Any:
-        residual = lambda task: diagnostics.cg_residual(learner, loss_fn, params, task, **options)
+    def run(params: MetaParams, tasks: Task) -> tuple[Array, Array]:
+        residual = lambda task: diagnostics.cg_residual(learner, params, task)
         return jax.tree.map(jnp.mean, jax.lax.map(residual, tasks))
 
-    solved, minimum = run(jax.device_get(scored_params(meta_state)), tasks)
+    solved, minimum = run(jax.device_get(averaged(meta_state).params), tasks)
     return float(solved), float(minimum)
 
 
@@ -116,16 +112,16 @@ def _mean(values: Iterable[Array], num_tasks: int) -> float:
     return float(np.concatenate(list(values))[:num_tasks].mean())
 
 
-_on_pixels = jax.jit(jax.vmap(metrics.nearest_neighbour))
+_on_pixels = jax.jit(jax.vmap(metrics.nearest_neighbor))
 
 
 @functools.partial(jax.jit, static_argnames=("learner", "features_fn"))
 def _on_features(
-    params: MetaParams, tasks: Task, *, learner: MetaLearner, features_fn: Callable[..., Array]
+    params: MetaParams, tasks: Task, *, learner: MetaLearner, features_fn: PlainFn
 ) -> Array:
     def accuracy(task: Task) -> Array:
         start, _ = learner.adapt(params, task.support, num_inner_steps=0)
-        return metrics.nearest_neighbour(task, lambda batch: features_fn(start, batch))
+        return metrics.nearest_neighbor(task, lambda batch: features_fn(start, batch))
 
     return jax.lax.map(accuracy, tasks)
 
@@ -138,7 +134,7 @@ def _agreement(
     *,
     exact: MetaLearner,
     first: MetaLearner,
-    chunk_size: Any,
+    chunk_size: ChunkSize,
 ) -> tuple[Array, Array]:
     options = {"state": state, "chunk_size": chunk_size}
     _, reference, _ = jaxmaml.meta_grad(exact, params, tasks, **options)

@@ -16,12 +16,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jaxmaml import fitting
 from jaxmaml.experiments.candidates import Candidate
 from jaxmaml.experiments.experiment import Experiment, init_state, scored_tasks, step_tasks
 from jaxmaml.experiments.probes import flops_per_outer_step, nearest_neighbor_on_features
 from jaxmaml.experiments.scoring import Score, score
-from jaxmaml.experiments.tasks import Source, batches
-from jaxmaml.train import loop
+from jaxmaml.fitting import NonFiniteError, Program
 from jaxmaml.types import MetaState
 
 Record: TypeAlias = Callable[[list[dict[str, Any]]], None]
@@ -89,7 +89,11 @@ def train_and_test(
     preset, learner = experiment.preset, candidate.learner
     state = init_state(experiment, candidate)
     bar = progress.add_task(f"{candidate.label}: compiling", total=preset.num_outer_steps, rate="")
-    program = _compile(experiment, candidate, state)
+    program = fitting.compile_program(
+        learner, experiment.optimizer, state, experiment.sources["train"],
+        key=experiment.train_key, chunk_size=candidate.chunk_size, mesh=experiment.mesh,
+        num_steps_per_dispatch=fitting.steps_per_dispatch(preset.num_outer_steps),
+    )  # fmt: skip
     progress.update(bar, description=candidate.label)
 
     # Train and validate.
@@ -150,25 +154,32 @@ class _Training:
     done: int = 0
     stopped: str = ""
 
-    def run(self, program: loop.Program) -> None:
+    def run(self, program: Program) -> None:
         """Makes the outer steps, up to the last one or to one that is not finite."""
         num_outer_steps = self.experiment.preset.num_outer_steps
         num_dispatches = -(-num_outer_steps // program.num_steps_per_dispatch)
         self._look(0, num_dispatches)
-        items = _timed(loop.run(program, self.state, num_outer_steps))
-        for index, (seconds, (self.state, metrics)) in enumerate(items, start=1):
-            self._note(metrics, seconds)
-            rate = f"{1 / _median_after_first(self.seconds):.3g} steps/s"
-            self.progress.update(self.bar, completed=self.done, rate=rate)
-            if not self.stopped:
+        items = _timed(fitting.run(program, self.state, num_outer_steps))
+        try:
+            for index, (seconds, (self.state, metrics)) in enumerate(items, start=1):
+                num_steps = self._note(metrics)
+                self.seconds.append(seconds / num_steps)
+                rate = f"{1 / _median_after_first(self.seconds):.3g} steps/s"
+                self.progress.update(self.bar, completed=self.done, rate=rate)
                 self._look(index, num_dispatches)
+        except NonFiniteError as error:
+            self._note(error.metrics)
+            self.state, self.done = error.meta_state, error.step
+            cause = f" (first value that is not finite: {error.cause})" if error.cause else ""
+            self.stopped = f"outer step {error.step}: {error.what}{cause}"
+            self.progress.update(self.bar, completed=self.done)
 
     def final_state(self) -> MetaState:
         """Returns the state to test: the selected one if validation could select one."""
         return self.selected if np.isfinite(self.best) and not self.stopped else self.state
 
-    def _note(self, metrics: dict[str, Any], seconds: float) -> None:
-        """Records the metrics of a dispatch."""
+    def _note(self, metrics: dict[str, Any]) -> int:
+        """Records the metrics of a dispatch, and returns the number of its steps."""
         names = ("loss", "query_loss", "grad_norm")
         columns = zip(*(metrics[name].tolist() for name in names), strict=True)
         rows = [
@@ -180,16 +191,13 @@ class _Training:
             for i, row in enumerate(columns)
         ]
         self.record(rows)
-        self.done = int(metrics.get("stopped_at", self.done + len(rows)))
-        if "stopped_at" in metrics:
-            self.stopped = f"outer step {self.done}: {metrics['stopped_because']}"
-        elif rows:
-            self.seconds.append(seconds / len(rows))
+        self.done += len(rows)
+        return len(rows)
 
     def _look(self, index: int, total: int) -> None:
         """Calls the probe and validates, if either is due after dispatch `index` of `total`."""
         preset = self.experiment.preset
-        if self.probe is not None and _is_due(index, total, loop.MIN_DISPATCHES):
+        if self.probe is not None and _is_due(index, total, fitting.MIN_DISPATCHES):
             self.probe(self.state)
         if preset.num_validations and _is_due(index, total, preset.num_validations):
             self._validate()
@@ -204,23 +212,6 @@ class _Training:
         criterion = _criterion(found, preset.selection_steps)
         if criterion < self.best:
             self.best, self.selected = criterion, self.state
-
-
-def _compile(experiment: Experiment, candidate: Candidate, state: MetaState) -> loop.Program:
-    """Compiles the outer steps, with the sampling inside if the images are on the device."""
-    preset = experiment.preset
-    options: dict[str, Any] = {
-        "chunk_size": candidate.chunk_size,
-        "num_steps_per_dispatch": loop.steps_per_dispatch(preset.num_outer_steps),
-        "mesh": experiment.mesh,
-    }
-    learner = candidate.learner
-    source: Source = experiment.sources["train"]
-    if callable(source):
-        options["key"] = experiment.train_key
-        return loop.compile_steps(learner, experiment.optimizer, state, source, **options)
-    tasks = batches(source, experiment.train_key, int(state.step))
-    return loop.compile_batches(learner, experiment.optimizer, state, tasks, **options)
 
 
 def _on_features(

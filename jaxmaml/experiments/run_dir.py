@@ -21,12 +21,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from jaxmaml import checkpoint
 from jaxmaml.experiments import provenance
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.run import Run
 from jaxmaml.files import atomic_write
-from jaxmaml.train import checkpoint
 from jaxmaml.types import MetaState
 
 Gradient: TypeAlias = dict[str, list[float]]

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxmaml.averaging import averaged
 from jaxmaml.data import datasets, sinusoid
 from jaxmaml.experiments import plots
 from jaxmaml.experiments.experiment import Experiment, scored_tasks
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient, RunDir
-from jaxmaml.train.averaging import scored_params
 from jaxmaml.types import MetaParams, State, Task, as_stateful
 
 
@@ -129,7 +129,8 @@ def _predicted_episode(experiment: Experiment, run: Run) -> Figure:
         )
         return as_stateful(model.apply_fn)(adapted, task.query, info.state)[0]
 
-    logits = predict(scored_params(run.meta_state), run.meta_state.state, task)
+    final = averaged(run.meta_state)
+    logits = predict(final.params, final.state, task)
     predictions = np.asarray(logits.argmax(-1)).reshape(preset.way, preset.test_query)
     return plots.episode(*_images(preset, task), predictions)
 
@@ -145,12 +146,13 @@ def _regression(preset: Preset, run: Run) -> Figure:
     @jax.jit
     def fits(params: MetaParams, state: State) -> Any:
         apply_fn = as_stateful(model.apply_fn)
-        view = lambda adapted, *state: apply_fn(adapted, {"inputs": x}, *(state or ((),)))[0]
+        view = lambda adapted, state: apply_fn(adapted, {"inputs": x}, state)[0]
         return learner.trace(params, support, view, state=state, num_inner_steps=last)
 
     # The model after some of its inner steps.
     curves = {"truth": sinusoid.curve(*shape, x)}
-    after = fits(scored_params(run.meta_state), run.meta_state.state)
+    final = averaged(run.meta_state)
+    after = fits(final.params, final.state)
     for i in sorted({0, min(1, last), last}):
         curves[f"after {i} step{'s' * (i != 1)}" if i else "before"] = after[i]
     return plots.regression(x, curves, support_x, support["targets"])

@@ -1,25 +1,17 @@
 """Scores of a candidate on fixed tasks, which are never all held at once."""
 
-import functools
+import itertools
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
+import jaxmaml
 from jaxmaml import metrics, parallel
+from jaxmaml.averaging import averaged
 from jaxmaml.experiments.candidates import Candidate
-from jaxmaml.train.averaging import scored_params
-from jaxmaml.types import (
-    Array,
-    MetaLearner,
-    MetaParams,
-    MetaState,
-    State,
-    Task,
-    as_stateful,
-    carries_state,
-)
+from jaxmaml.outer import check_tasks
+from jaxmaml.types import MetaState, Task
 
 
 class Score(NamedTuple):
@@ -49,40 +41,13 @@ def score(
         tasks: batches of tasks, see `experiment.scored_tasks`.
         num_tasks: the number of tasks that count.
     """
-    # The tasks may need another mesh than the one of training.
-    params, state = jax.device_get((scored_params(meta_state), meta_state.state))
-    values = [
-        _values(
-            params, state, batch, learner=candidate.learner,
-            metric_fn=candidate.model.metric_fn,
-            num_inner_steps=candidate.num_test_inner_steps, chunk_size=candidate.chunk_size,
-        )
-        for batch in tasks
-    ]  # fmt: skip
-    summary = metrics.mean_and_ci95(np.concatenate(values)[:num_tasks])
-    return Score(*summary, candidate.headline_step)
-
-
-# One program scores a candidate on both splits: its learner and its metric are the same objects.
-@functools.partial(
-    jax.jit, static_argnames=("learner", "metric_fn", "num_inner_steps", "chunk_size")
-)
-def _values(
-    params: MetaParams,
-    state: State,
-    tasks: Task,
-    *,
-    learner: MetaLearner,
-    metric_fn: Any,
-    num_inner_steps: int,
-    chunk_size: Any,
-) -> Array:
-    """Returns the metric of each task after 0..n inner steps, `[num_tasks, n + 1]`."""
-    metric = lambda adapted, query, *state: as_stateful(metric_fn)(adapted, query, state)[0]
-    if carries_state(metric_fn):
-        metric = lambda adapted, query, state: metric_fn(adapted, query, state)[0]
-    return parallel.evaluate(
-        learner, metric, params, tasks,
-        mesh=parallel.task_mesh(len(jax.tree.leaves(tasks)[0])), state=state,
-        num_inner_steps=num_inner_steps, chunk_size=chunk_size,
+    # The number of tasks in a batch decides over how many devices they are spread.
+    tasks = iter(tasks)
+    first = next(tasks)
+    values = jaxmaml.evaluate(
+        candidate.learner, candidate.model.metric_fn, averaged(meta_state),
+        itertools.chain([first], tasks), num_tasks=num_tasks,
+        num_inner_steps=candidate.num_test_inner_steps, chunk_size=candidate.chunk_size,
+        mesh=parallel.task_mesh(check_tasks(first)),
     )  # fmt: skip
+    return Score(*metrics.mean_and_ci95(values), candidate.headline_step)

@@ -1,7 +1,6 @@
 """The tasks of a preset: a source for each of the splits "train", "val" and "test"."""
 
 import functools
-import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -13,10 +12,11 @@ from jaxmaml.data import datasets, pools, sinusoid
 from jaxmaml.data.augmentation import Augment
 from jaxmaml.data.pools import Pool
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.types import Array, Task
+from jaxmaml.sources import batches
+from jaxmaml.types import Task
 
 Source: TypeAlias = Any
-"""A traceable `key -> tasks` (a `jax.tree_util.Partial`), or a stream that is not started."""
+"""The result of a `sampler` of `jaxmaml.data`: a `jax.tree_util.Partial` or an `ImageStream`."""
 Sources: TypeAlias = Mapping[str, Source]
 """The source of each split: "train", "val" and "test"."""
 
@@ -90,15 +90,6 @@ def make_sources(
     }  # fmt: skip
 
 
-def batches(source: Source, key: Array, first_step: int = 0) -> Iterator[Task]:
-    """Yields the tasks of a source for a key at the steps `first_step`, `first_step + 1`, ..."""
-    if hasattr(source, "start"):
-        with source.start(key, first_step) as tasks:
-            yield from tasks
-    else:
-        yield from (_draw(source, key, step) for step in itertools.count(first_step))
-
-
 def fixed_tasks(sources: Sources, split: str, num_tasks: int) -> Iterator[Task]:
     """Yields at least `num_tasks` tasks of "val" or "test", some at a time, always the same ones."""
     num_drawn = 0
@@ -111,14 +102,14 @@ def fixed_tasks(sources: Sources, split: str, num_tasks: int) -> Iterator[Task]:
 
 def input_shape(source: Source) -> tuple[int, ...]:
     """Returns the shape of one example of a source."""
-    if hasattr(source, "start"):
-        return source.input_shape
-    return jax.eval_shape(source, jax.random.key(0)).support["inputs"].shape[2:]
+    if isinstance(source, jax.tree_util.Partial):
+        return jax.eval_shape(source, jax.random.key(0)).support["inputs"].shape[2:]
+    return source.input_shape
 
 
 def num_classes(source: Source) -> int:
     """Returns the number of classes of the images of a source; 0 for regression."""
-    images = source.images if hasattr(source, "start") else source.args[0]
+    images = source.args[0] if isinstance(source, jax.tree_util.Partial) else source.images
     return len(getattr(images, "names", ()))
 
 
@@ -150,8 +141,3 @@ def _episode_options(preset: Preset, split: str) -> dict[str, Any]:
         "rotate": preset.rotate_train if split == "train" else preset.rotate_test,
         "augment": Augment(mean=mean, std=std, **changes),
     }
-
-
-@jax.jit
-def _draw(source: Source, key: Array, step: Any) -> Task:
-    return source(jax.random.fold_in(key, step))

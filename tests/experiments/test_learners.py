@@ -99,7 +99,7 @@ def test_learners_carry_the_statistics_of_a_normalization(learner, norm, images)
 @pytest.mark.parametrize("learner", [name for name, row in LEARNERS.items() if row.has_order])
 def test_the_exact_order_costs_more_than_the_first(learner, images):
     flops = {}
-    for order in learners.ORDERS:
+    for order in learners.ADJOINTS:
         experiment, candidate, state = _built(PRESET, images, learner, order)
         task = jax.tree.map(lambda leaf: leaf[0], step_tasks(experiment, 0))
         gradient = jax.grad(candidate.learner.loss, has_aux=True)

@@ -82,12 +82,18 @@ def test_a_run_that_is_not_finite_stops():
 
 
 def test_images_are_scored_on_features_too(images):
-    _, _, run, _ = _run(presets.override(PRESET, num_val_tasks=2), images=images)
+    _, _, run, _ = _run(presets.override(PRESET, num_validations=1), images=images)
     # The gray values of the classes are far apart: any features tell them apart.
     assert run.on_features == 1.0
     assert run.flops > 0
-    _, _, run, _ = _run(presets.override(PRESET, norm="running"), images=images)
-    assert run.on_features is None
+
+
+def test_a_network_with_statistics_is_not_scored_on_features(images):
+    preset = presets.override(PRESET, norm="running")
+    experiment = build_experiment(preset, seed=0, num_test_tasks=5, images=images)
+    candidate = build_candidate(experiment, Spec("x", "exact", 0.1))
+    start = init_state(experiment, candidate)
+    assert runs._on_features(experiment, candidate, start, 5) is None
 
 
 def _score(*mean):

@@ -12,12 +12,12 @@ from jaxmaml.experiments import presets
 from jaxmaml.experiments.tasks import (
     MAX_TASKS_DRAWN,
     Streaming,
-    batches,
     fixed_tasks,
     input_shape,
     make_sources,
     num_classes,
 )
+from jaxmaml.sources import batches
 
 KEY = jax.random.key(0)
 
