@@ -71,7 +71,7 @@ def evaluate(
     data_dir: options.OwnDataDir = None,
     tasks: options.TaskOptions = _AS_TRAINED,
 ) -> int:
-    """Test the saved runs of a directory, on tasks like those of training or on others."""
+    """Test the saved runs of a directory on their own tasks or on others."""
     from jaxmaml.experiments import reevaluate, tables
     from jaxmaml.experiments.run_dir import RunDir
 

@@ -86,8 +86,8 @@ class Info(NamedTuple):
         [1.0, 0.25]
     """
 
-    query_loss: Array | None = None
-    inner_losses: Array | None = None
+    query_loss: Any = None
+    inner_losses: Any = None
     state: State = ()
 
 

@@ -24,3 +24,10 @@ def assert_equal(found: Any, expected: Any) -> None:
     """Asserts that trees of the same structure are equal, bit for bit, NaN included."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def assert_leaves_close(found: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    """Asserts that every number of a pytree is close, for tests in which small leaves matter."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), found, expected
+    )

@@ -27,6 +27,16 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 4)  # so that sharding is tested everywhere
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves slow tests out, unless `-m`, `-k` or the name of a test chooses what runs."""
+    chosen = config.option.markexpr or config.option.keyword
+    if chosen or any("::" in argument for argument in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Float64 for one test: exactness is judged there, where rounding cannot hide an error."""

@@ -23,7 +23,7 @@ class Problem(NamedTuple):
 def quadratic(dtype: Any = jnp.float32) -> Problem:
     """½ mean ||params - batch||²: one inner step of SGD moves by rate * (mean of batch - params)."""
     keys = jax.random.split(jax.random.key(0), 3)
-    support, query = (jax.random.normal(key, (5, 4, 3), dtype) for key in keys[:2])
+    support, query = (jax.random.normal(key, (4, 4, 3), dtype) for key in keys[:2])
     return Problem(_squared_distance, jax.random.normal(keys[2], (3,), dtype), Task(support, query))
 
 
@@ -48,7 +48,7 @@ def smooth(dtype: Any = jnp.float32) -> Problem:
         return losses.mean()
 
     targets = jnp.asarray(np.tile(np.arange(3), 2), jnp.int32)
-    batch = lambda: {"inputs": draw(5, 6, 4), "targets": jnp.tile(targets, (5, 1))}
+    batch = lambda: {"inputs": draw(4, 6, 4), "targets": jnp.tile(targets, (4, 1))}
     return Problem(loss_fn, params, Task(batch(), batch()), features_fn)
 
 
@@ -62,9 +62,9 @@ def conv4(dtype: Any = jnp.float32) -> Problem:
     )  # fmt: skip
     apply_fn, params = nn.from_nnx(model)
     rng = np.random.default_rng(0)
-    targets = jnp.tile(jnp.asarray(np.repeat(np.arange(3), 2), jnp.int32), (5, 1))
+    targets = jnp.tile(jnp.asarray(np.repeat(np.arange(3), 2), jnp.int32), (4, 1))
     draw = lambda: {
-        "inputs": jnp.asarray(rng.normal(size=(5, 6, 8, 8, 1)), dtype),
+        "inputs": jnp.asarray(rng.normal(size=(4, 6, 8, 8, 1)), dtype),
         "targets": targets,
     }
     return Problem(nn.cross_entropy(apply_fn), params, Task(draw(), draw()))

@@ -1,5 +1,7 @@
 """Adjoints as values: what they refuse, and the implicit one against a dense solve."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,21 +12,22 @@ from problems import quadratic, smooth
 
 import jaxmaml
 
+WRONG: Any = "backward"
 EXACT, FIRST = jaxmaml.Exact(), jaxmaml.FirstOrder()
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: jaxmaml.Exact(mode="backward"), ValueError, "mode must be one of"),
+        (lambda: jaxmaml.Exact(mode=WRONG), ValueError, "mode must be one of"),
         (lambda: jaxmaml.Exact(last=-1), ValueError, "last must be an integer, 0 or more; got -1"),
         (lambda: jaxmaml.Exact(checkpoint_every=0), ValueError, "checkpoint_every must be"),
-        (lambda: jaxmaml.FirstOrder(checkpoint_every=1.5), TypeError, "checkpoint_every must be"),
+        (lambda: jaxmaml.FirstOrder(checkpoint_every=WRONG), TypeError, "checkpoint_every must be"),
         (lambda: jaxmaml.Implicit(num_cg_steps=0), ValueError, "num_cg_steps must be"),
         (lambda: jaxmaml.Implicit(damping=-1.0), ValueError, "damping must be a finite number"),
         (lambda: jaxmaml.Implicit(cg_tol=float("nan")), ValueError, "cg_tol must be"),
         (lambda: jaxmaml.Annealed(FIRST, EXACT, at=-1), ValueError, "at must be an integer, 0"),
-        (lambda: jaxmaml.Annealed("first", EXACT, at=1), TypeError, "before must be an adjoint"),
+        (lambda: jaxmaml.Annealed(WRONG, EXACT, at=1), TypeError, "before must be an adjoint"),
         (
             lambda: jaxmaml.Annealed(FIRST, jaxmaml.Annealed(FIRST, EXACT, 1), 2),
             TypeError,

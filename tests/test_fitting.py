@@ -1,6 +1,6 @@
 """fit: the same training for every source and dispatch, and its error at the first non-finite step."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +29,10 @@ def _batches(number, start=0):
     return [_source(jax.random.fold_in(KEY, step)) for step in range(start, start + number)]
 
 
-def _fit(source, num_outer_steps, **options):
+def _fit(source: Any, num_outer_steps, **options):
     key = KEY if callable(source) else None
-    return jaxmaml.fit(LEARNER, OPTIMIZER, _start(), source, num_outer_steps, key=key, **options)
+    tasks = cast("Any", source)
+    return jaxmaml.fit(LEARNER, OPTIMIZER, _start(), tasks, num_outer_steps, key=key, **options)
 
 
 def _items(source, num_outer_steps, **options):
@@ -133,7 +134,7 @@ def test_a_gradient_that_is_not_finite_raises_under_a_finite_loss():
 def test_errors_come_at_the_call(source, options, message):
     options = {"key": KEY if callable(source) else None} | options
     with pytest.raises(ValueError, match=message):
-        jaxmaml.fit(LEARNER, OPTIMIZER, _start(), source, **options)
+        jaxmaml.fit(LEARNER, OPTIMIZER, _start(), cast("Any", source), **options)
 
 
 def test_a_source_that_ends_early_says_so():

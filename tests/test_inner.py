@@ -167,7 +167,9 @@ def test_errors_come_when_the_learner_is_made(change, error, message):
 
 @pytest.mark.parametrize("adjoint", [jaxmaml.Exact(), jaxmaml.FirstOrder()])
 def test_loss_with_state_must_return_a_pair(adjoint):
-    loss_fn = jaxmaml.with_state(lambda params, batch, state: jnp.sum(params**2))
+    loss_fn = jaxmaml.with_state(
+        lambda params, batch, state: jnp.sum(params**2)  # pyright: ignore[reportArgumentType]
+    )
     with pytest.raises(TypeError, match="pair"):
         jaxmaml.adapt(loss_fn, jnp.array(1.0), jnp.zeros(2), optax.sgd(0.1), 1, adjoint=adjoint)
 

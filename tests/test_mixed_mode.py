@@ -187,4 +187,4 @@ def test_a_loss_that_is_not_a_float_scalar_is_refused(loss, message, mode):
 
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="mode must be one of forward_over_reverse"):
-        mixed_mode.value_and_grad(_loss, mode="backward")
+        mixed_mode.value_and_grad(_loss, mode="backward")  # pyright: ignore[reportArgumentType]

@@ -161,7 +161,7 @@ def test_wrong_chunk_sizes_are_refused(chunk_size):
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [(None, 5), (1, 1), (7, 3), (100, 5)], ids=["unknown", "1", "7", "100"]
+    ("limit", "expected"), [(None, 4), (1, 1), (7, 3), (100, 4)], ids=["unknown", "1", "7", "100"]
 )
 def test_auto_chunk_size_is_what_fits_into_half_the_memory(monkeypatch, limit, expected):
     """`limit` in units of what a task takes."""
@@ -186,7 +186,7 @@ def test_the_estimate_of_the_memory_of_a_task_has_the_right_size(adjoint):
     run = lambda params, tasks: jaxmaml.meta_grad(learner, params, tasks, chunk_size=None)[:2]
     analysis = jax.jit(run).lower(problem.params, problem.tasks).compile().memory_analysis()
     assert analysis is not None
-    estimate = 5 * outer.task_bytes(learner, problem.params, problem.tasks)
+    estimate = 4 * outer.task_bytes(learner, problem.params, problem.tasks)
     assert 0.3 < estimate / analysis.temp_size_in_bytes < 3
 
 
@@ -262,10 +262,13 @@ def test_evaluate_compiles_once_for_a_source():
         return jnp.abs(adapted - query[0])
 
     learner = jaxmaml.maml(LOSS, optax.sgd(0.5), 1)
-    for seed in range(2):
-        jaxmaml.evaluate(learner, metric, START, _source, num_tasks=8, key=jax.random.key(seed))
-        first = first if seed else len(traces)  # noqa: F821
-    assert len(traces) == first
+    score = lambda seed: jaxmaml.evaluate(
+        learner, metric, START, _source, num_tasks=8, key=jax.random.key(seed)
+    )
+    score(0)
+    num_traces = len(traces)
+    score(1)
+    assert len(traces) == num_traces > 0
 
 
 @pytest.mark.parametrize(

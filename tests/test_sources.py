@@ -1,6 +1,7 @@
 """Sources of all three kinds give the same tasks through one iterator."""
 
 import itertools
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,7 +55,7 @@ def test_an_iterable_keeps_its_order():
 
 def test_a_stream_is_closed_with_its_iterator():
     stream = _Stream()
-    tasks = sources.batches(stream, KEY)
+    tasks: Any = sources.batches(stream, KEY)
     next(tasks)
     assert stream.closed == 0
     tasks.close()

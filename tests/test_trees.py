@@ -6,6 +6,7 @@ import pytest
 from comparing import assert_equal
 
 from jaxmaml import trees
+from jaxmaml.types import Task
 
 PARAMS = {"a": np.array(1.0), "b": {"c": np.array(2.0), "d": [np.array(3.0), None]}}
 
@@ -63,3 +64,22 @@ def test_paths_below_and_beside():
 def test_only_floating_point_leaves_are_float():
     tree = {"a": np.float32(1), "b": np.arange(3), "c": jax.random.key(0), "d": True}
     assert trees.is_float(tree) == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("tree", "depth", "expected"),
+    [
+        ({"conv": [{"b": 1, "k": 2}, {"k": 3}], "head": {"k": 4}}, None,
+         {"conv/0": [1, 2], "conv/1": [3], "head": [4]}),
+        ({"conv": [{"b": 1, "k": 2}, {"k": 3}], "head": {"k": 4}}, 1,
+         {"conv": [1, 2, 3], "head": [4]}),
+        ({"conv": [{"b": 1, "k": 2}], "head": 4}, 3, {"conv/0/b": [1], "conv/0/k": [2], "head": [4]}),
+        ({"w1": 1, "w2": 2}, None, {"w1": [1], "w2": [2]}),
+        (Task(support={"x": 1}, query={"x": 2}), None, {"support": [1], "query": [2]}),
+        (1, None, {"": [1]}),
+        (1, 1, {"": [1]}),
+        ((), None, {}),
+    ],
+)  # fmt: skip
+def test_the_layers_of_a_tree(tree, depth, expected):
+    assert trees.by_layer(tree, depth) == expected

@@ -1,5 +1,7 @@
 """The two forms of a function, with state and without."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 import pytest
@@ -17,7 +19,9 @@ def test_the_core_computes_with_one_form():
 
 
 def test_a_function_made_of_another_has_its_form():
-    double = lambda of: in_form_of(of, lambda p, b, s: (2 * as_stateful(of)(p, b, s)[0], s))
+    def double(of) -> Any:
+        return in_form_of(of, lambda p, b, s: (2 * as_stateful(of)(p, b, s)[0], s))
+
     assert double(PLAIN)(1, 2) == 6
     assert not carries_state(double(PLAIN))
     assert double(STATEFUL)(1, 2, 0) == (6, 0)

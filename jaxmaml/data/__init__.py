@@ -1,4 +1,4 @@
-"""Tasks of images on the device or on disk, sinusoids, and the data sets that they are drawn from.
+"""Tasks of images on the device or on disk, sinusoids, and the datasets that they are drawn from.
 
 `stream` loads on first use, as it needs grain.
 """

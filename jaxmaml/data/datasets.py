@@ -1,4 +1,4 @@
-"""Data sets by name: one set of images per split, "train", "val" and "test".
+"""Datasets by name: one set of images per split, "train", "val" and "test".
 
 `images` leaves them on disk, for `stream.sampler`. `load` puts them on the device, for
 `pools.sampler`.
@@ -22,7 +22,7 @@ from jaxmaml.data.stored_images import Images, open_images
 
 
 class Dataset(NamedTuple):
-    """A data set that the package knows by name.
+    """A dataset that the package knows by name.
 
     Attributes:
         tfds: its name in TFDS.
@@ -62,7 +62,7 @@ DATASETS: dict[str, Dataset] = {
         *("mini_imagenet", _TFDS_SPLITS, ("mini_imagenet",)), Format(84), *_IMAGENET
     ),
 }
-"""The data sets by the name that presets and the command line use."""
+"""The datasets by the name that presets and the command line use."""
 
 
 def load(
@@ -71,7 +71,7 @@ def load(
     class_split: str | None = None,
     image_size: int | None = None,
 ) -> dict[str, Pool]:
-    """Returns the pools of a data set, with all images on the device.
+    """Returns the pools of a dataset, with all images on the device.
 
     Args:
         dataset, data_dir, class_split, image_size: see `images`.
@@ -98,7 +98,7 @@ def images(
     *,
     cache: bool = True,
 ) -> dict[str, Images]:
-    """Returns the images of a data set, which stay on disk.
+    """Returns the images of a dataset, which stay on disk.
 
     - Omniglot (Lake et al. 2015) has binary images with ink 255 on 0, resized by nearest neighbor
       as in Finn et al. (2017). The class split "finn" has the sizes of that paper, 1100 / 100 / 423
@@ -109,15 +109,15 @@ def images(
     - Glyphs are synthetic, see `jaxmaml.data.builders.glyphs`.
 
     Args:
-        dataset: one of `DATASETS`; "tfds:NAME", any TFDS data set with an image and a class label;
+        dataset: one of `DATASETS`; "tfds:NAME", any TFDS dataset with an image and a class label;
             or "folder:PATH", a folder with one folder of images per class.
-        data_dir: a TFDS data directory that holds the data set as ArrayRecord. It is only read,
+        data_dir: a TFDS data directory that holds the dataset as ArrayRecord. It is only read,
             except that glyphs are prepared there if they are absent, which takes some seconds.
-            Defaults to TFDS's ($TFDS_DATA_DIR, else ~/tensorflow_datasets), for glyphs to the user's
-            cache directory.
-        class_split: the name of a class split of the data set; defaults to its first. For "tfds:"
+            Defaults to TFDS's ($TFDS_DATA_DIR, else ~/tensorflow_datasets), for glyphs to the
+            user's cache directory.
+        class_split: the name of a class split of the dataset; defaults to its first. For "tfds:"
             and "folder:" the path of a file, see `class_splits.read`.
-        image_size: height and width in pixels. Defaults to the data set's own, or 84 for "tfds:"
+        image_size: height and width in pixels. Defaults to the dataset's own, or 84 for "tfds:"
             and "folder:".
         cache: whether images are decoded once, see `stored_images.open_images`.
 
@@ -126,8 +126,8 @@ def images(
 
     Raises:
         TypeError: `image_size` is not an integer.
-        ValueError: the data set or the class split is unknown, or the directory does not hold the
-            data set.
+        ValueError: the dataset or the class split is unknown, or the directory does not hold the
+            dataset.
 
     Example:
         >>> images("glyphs", image_size=14)["val"].shape
@@ -136,14 +136,14 @@ def images(
     if image_size is not None:
         image_size = check_count("image_size", image_size)
 
-    # A data set of the user.
+    # A dataset of the user.
     records = _own_records(dataset, data_dir)
     if records is not None:
         format = Format(image_size or _OWN_IMAGE_SIZE, "L" if records.num_channels == 1 else "RGB")
         listed = _own_class_split(dataset, class_split)
         return open_images(records, listed, format, cache=cache)
 
-    # A data set that the package knows.
+    # A dataset that the package knows.
     known = _known(dataset)
     listed = _known_class_split(dataset, class_split or known.class_splits[0])
     format = dataclasses.replace(known.format, size=image_size or known.format.size)
@@ -152,16 +152,16 @@ def images(
 
 
 def scaling(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the mean and standard deviation of a data set's pixels, for `Augment`.
+    """Returns the mean and standard deviation of a dataset's pixels, for `Augment`.
 
     Args:
         dataset: see `images`.
 
     Returns:
-        (mean, std), each per channel and in 0..1; 0.5 for a data set of the user.
+        (mean, std), each per channel and in 0..1; 0.5 for a dataset of the user.
 
     Raises:
-        ValueError: the data set is unknown.
+        ValueError: the dataset is unknown.
 
     Example:
         >>> scaling("cifar-fs")[0]
@@ -174,17 +174,17 @@ def scaling(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def class_names(dataset: str, data_dir: Path | None = None) -> tuple[str, ...]:
-    """Returns the names of all classes of a data set.
+    """Returns the names of all classes of a dataset.
 
     Args:
-        dataset: see `images`, or the name of any TFDS data set that is prepared.
+        dataset: see `images`, or the name of any TFDS dataset that is prepared.
         data_dir: see `images`.
 
     Raises:
-        ValueError: the data set is not there.
+        ValueError: the dataset is not there.
 
     Example:
-        >>> _ = load("glyphs")  # prepares the data set, if it is not there
+        >>> _ = load("glyphs")  # prepares the dataset, if it is not there
         >>> len(class_names("glyphs", files.cache_dir() / "tfds"))
         559
     """
@@ -247,7 +247,7 @@ def _own_class_split(dataset: str, path: str | None) -> ClassSplit:
 
 
 def _prepared(known: Dataset, data_dir: str | os.PathLike[str] | None) -> Path:
-    """Returns the directory of a data set. Glyphs are prepared if they are absent."""
+    """Returns the directory of a dataset. Glyphs are prepared if they are absent."""
     if known.tfds != "glyphs":
         return data_directory(data_dir)
     from jaxmaml.data.builders.glyphs import Glyphs
@@ -265,7 +265,7 @@ def _is_complete(builder: Any) -> bool:
 
 
 def _prepare(builder: Any, data_dir: Path) -> None:
-    """Prepares a data set that needs no download. TFDS renames the directory when it is complete."""
+    """Prepares a dataset that needs no download. TFDS renames the directory when it is complete."""
     import tensorflow_datasets as tfds
 
     config = tfds.download.DownloadConfig(try_download_gcs=False)

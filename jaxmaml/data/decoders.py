@@ -9,7 +9,7 @@ import numpy as np
 from jaxmaml.data.records import Records
 
 IMAGES_PER_CHUNK = 1000
-"""Images decoded at a time, which bounds the memory of reading a whole data set."""
+"""Images decoded at a time, which bounds the memory of reading a whole dataset."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The image cache: a data set is decoded once, into a file that is mapped into memory."""
+"""The image cache: a dataset is decoded once, into a file that is mapped into memory."""
 
 import functools
 from pathlib import Path
@@ -70,7 +70,7 @@ class Cache:
 
 
 def cached(records: Records, decoder: Reader, format: Format) -> Cache:
-    """Returns the cache of a data set in the user's cache directory, built if it is not whole.
+    """Returns the cache of a dataset in the user's cache directory, built if it is not whole.
 
     Args:
         records: the encoded images. The cache is another one when their files change.

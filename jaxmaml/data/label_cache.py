@@ -1,4 +1,4 @@
-"""The label cache: the labels of a data set are read once, without decoding images."""
+"""The label cache: the labels of a dataset are read once, without decoding images."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ from jaxmaml import files
 
 
 def label_path(name: str, directory: Path, tfds_splits: Sequence[str], fingerprint: str) -> Path:
-    """Returns the file that keeps the labels of a prepared data set, in the user's cache directory.
+    """Returns the file that keeps the labels of a prepared dataset, in the user's cache directory.
 
     Args:
-        name: the name of the data set in TFDS.
+        name: the name of the dataset in TFDS.
         directory: the directory of its version.
         tfds_splits: the TFDS splits whose records are read, in this order.
         fingerprint: a digest of its files.

@@ -135,7 +135,7 @@ def sampler(
     Example:
         >>> pool = from_arrays(np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 4, list("abcd"))
         >>> sample = sampler(pool, num_tasks=3, way=2, shot=1, query=5)
-        >>> sample(jax.random.key(0)).query["inputs"].shape
+        >>> jax.jit(sample)(jax.random.key(0)).query["inputs"].shape
         (3, 10, 8, 8, 1)
     """
     episode = Episode(

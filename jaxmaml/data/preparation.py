@@ -1,4 +1,4 @@
-"""Preparation of data sets with TFDS's own builders, and a list of those that are prepared."""
+"""Preparation of datasets with TFDS's own builders, and a list of those that are prepared."""
 
 import importlib.util
 import socket
@@ -17,7 +17,7 @@ CONNECT_SECONDS = 5
 
 
 class Prepared(NamedTuple):
-    """A prepared data set.
+    """A prepared dataset.
 
     Attributes:
         name: its name in TFDS.
@@ -40,24 +40,24 @@ class Prepared(NamedTuple):
 
 
 def prepare(dataset: str, data_dir: Path | None = None, archive_dir: Path | None = None) -> Path:
-    """Downloads and prepares a data set as ArrayRecord, unless it is there already.
+    """Downloads and prepares a dataset as ArrayRecord, unless it is there already.
 
     Args:
-        dataset: one of `datasets.DATASETS`, or the name of any TFDS data set.
+        dataset: one of `datasets.DATASETS`, or the name of any TFDS dataset.
         data_dir: the TFDS data directory. Defaults to TFDS's.
         archive_dir: a directory of archives that were downloaded before, or for miniImageNet the
             folder of images.
 
     Returns:
-        The directory that holds the data set.
+        The directory that holds the dataset.
 
     Raises:
-        ValueError: the data set is unknown, TensorFlow or the network is missing, the folder of
+        ValueError: the dataset is unknown, TensorFlow or the network is missing, the folder of
             images is incomplete, or the directory cannot be written.
 
     Example:
         >>> from jaxmaml import files
-        >>> _ = datasets.images("glyphs")  # prepares the data set, if it is not there
+        >>> _ = datasets.images("glyphs")  # prepares the dataset, if it is not there
         >>> prepare("glyphs", files.cache_dir() / "tfds").name
         '1.0.0'
     """
@@ -83,14 +83,14 @@ def prepare(dataset: str, data_dir: Path | None = None, archive_dir: Path | None
 
 
 def listing(data_dir: Path | None = None) -> list[Prepared]:
-    """Returns the data sets that are prepared in a TFDS data directory.
+    """Returns the datasets that are prepared in a TFDS data directory.
 
     Args:
         data_dir: the TFDS data directory. Defaults to TFDS's.
 
     Example:
         >>> from jaxmaml import files
-        >>> _ = datasets.images("glyphs")  # prepares the data set, if it is not there
+        >>> _ = datasets.images("glyphs")  # prepares the dataset, if it is not there
         >>> [found.name for found in listing(files.cache_dir() / "tfds")]
         ['glyphs']
     """
@@ -136,7 +136,7 @@ def _builder(dataset: str, data_dir: Path) -> Any:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError:
         raise ValueError(
-            f"{dataset!r} is not a data set of TFDS, nor one of {', '.join(datasets.DATASETS)}"
+            f"{dataset!r} is not a dataset of TFDS, nor one of {', '.join(datasets.DATASETS)}"
         ) from None
 
 

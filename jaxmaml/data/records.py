@@ -1,4 +1,4 @@
-"""Records: encoded images of a prepared TFDS data set, or of the files in a folder.
+"""Records: encoded images of a prepared TFDS dataset, or of the files in a folder.
 
 Both kinds number their images 0, 1, 2, ..., know their labels, and return the bytes of any image.
 They are pickled to worker processes, which open the files again and run no JAX.
@@ -61,7 +61,7 @@ class Records(Protocol):
 
 
 class TFDSRecords:
-    """The records of a prepared TFDS data set, numbered through its TFDS splits.
+    """The records of a prepared TFDS dataset, numbered through its TFDS splits.
 
     Args:
         dataset: its name in TFDS, or `name/config`.
@@ -70,12 +70,12 @@ class TFDSRecords:
             order of their names.
 
     Raises:
-        ValueError: the data set is not there, is in another format, or has no image or no integer
+        ValueError: the dataset is not there, is in another format, or has no image or no integer
             label.
 
     Example:
         >>> from jaxmaml.data import datasets
-        >>> _ = datasets.images("glyphs")  # prepares the data set, if it is not there
+        >>> _ = datasets.images("glyphs")  # prepares the dataset, if it is not there
         >>> records = TFDSRecords("glyphs", files.cache_dir() / "tfds", ("validation",))
         >>> len(records), records.num_channels
         (1660, 1)
@@ -84,7 +84,7 @@ class TFDSRecords:
     def __init__(self, dataset: str, data_dir: Path, tfds_splits: Sequence[str] | None = None):
         import tensorflow_datasets as tfds
 
-        # What the data set holds.
+        # What the dataset holds.
         self.name = dataset
         self.directory = _newest_version(dataset, data_dir)
         builder: Any = tfds.builder_from_directory(self.directory)
@@ -262,7 +262,7 @@ class FolderRecords:
 
 
 def prepared_versions(dataset: str, data_dir: Path) -> list[Path]:
-    """Returns the directories of a data set's versions in a TFDS data directory, the newest last.
+    """Returns the directories of a dataset's versions in a TFDS data directory, the newest last.
 
     Args:
         dataset: its name in TFDS, or `name/config`.
@@ -284,7 +284,7 @@ def prepared_versions(dataset: str, data_dir: Path) -> list[Path]:
 
 
 def _newest_version(dataset: str, data_dir: Path) -> Path:
-    """Returns the directory of the newest version. TFDS itself would try the network for minutes."""
+    """Returns the directory of the newest version, or raises; TFDS would try the network."""
     problem = "not there"
     for directory in reversed(prepared_versions(dataset, data_dir)):
         info = json.loads((directory / "dataset_info.json").read_text())

@@ -120,7 +120,7 @@ def open_images(
         >>> from jaxmaml import files
         >>> from jaxmaml.data import class_splits, datasets
         >>> from jaxmaml.data.records import TFDSRecords
-        >>> _ = datasets.images("glyphs")  # prepares the data set, if it is not there
+        >>> _ = datasets.images("glyphs")  # prepares the dataset, if it is not there
         >>> records = TFDSRecords("glyphs", files.cache_dir() / "tfds")
         >>> digits = {"train": ["DIGIT ONE", "DIGIT TWO"], "test": ["DIGIT THREE"]}
         >>> open_images(records, digits, Format(28, "L"), cache=False)["train"].sizes.tolist()

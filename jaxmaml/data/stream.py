@@ -4,8 +4,8 @@ The tasks of a step depend on the key and the step only, and equal those that `p
 for the same images. So a stream can be stopped, restored, moved, or exchanged for a pool.
 
 The parent process draws the plans of a block of steps (`episodes.plan_step`) and writes them to a
-temporary directory. Threads or worker processes, which run no JAX, read the plan of a step there and
-the images that it names. The device makes these into tasks.
+temporary directory. Threads or worker processes, which run no JAX, read the plan of a step there
+and the images that it names. The device makes these into tasks.
 """
 
 import dataclasses
@@ -88,8 +88,8 @@ class ImageStream:
 class StreamIterator(Iterator[Task]):
     """An endless iterator over the tasks of a stream. `ImageStream.start` returns one.
 
-    `get_state` and `set_state` move it to any step. Close it, or use it as a context manager, to end
-    its workers at once; otherwise they end when it is garbage-collected.
+    `get_state` and `set_state` move it to any step. Close it, or use it as a context manager, to
+    end its workers at once; otherwise they end when it is garbage-collected.
 
     Args:
         source: the stream.
@@ -152,7 +152,7 @@ class StreamIterator(Iterator[Task]):
         self._batches: Iterator[Any] | None = None  # the first `next` starts it
 
     def close(self) -> None:
-        """Ends the workers and removes the plans. No tasks can be read afterwards."""
+        """Ends the workers and removes the plans. No more images are read."""
         self._batches = iter(())
         self._remove()
 
@@ -239,7 +239,7 @@ def sampler(
     """Returns a source of tasks whose images are read from disk.
 
     The tasks of step i are those that `pools.sampler` gives for `fold_in(key, i)`. Memory does not
-    grow with the data set: the images of a few steps are read ahead, and the tasks of two steps are
+    grow with the dataset: the images of a few steps are read ahead, and the tasks of two steps are
     on the device.
 
     Args:

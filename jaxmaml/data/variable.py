@@ -31,7 +31,8 @@ class VariableEpisode:
 
     Example:
         >>> episode = VariableEpisode(
-        ...     num_tasks=4, min_way=2, max_way=5, max_shot=3, max_query=10, max_support=9, augment=NONE
+        ...     num_tasks=4, min_way=2, max_way=5, max_shot=3, max_query=10, max_support=9,
+        ...     augment=NONE,
         ... )
         >>> episode.max_support
         9
@@ -96,7 +97,8 @@ def sampler(
     Example:
         >>> from jaxmaml.data import pools
         >>> pool = pools.from_arrays(np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 4, "abcd")
-        >>> tasks = sampler(pool, num_tasks=3, max_way=4, max_shot=5)(jax.random.key(0))
+        >>> sample = sampler(pool, num_tasks=3, max_way=4, max_shot=5)
+        >>> tasks = jax.jit(sample)(jax.random.key(0))
         >>> tasks.support["weights"].shape, tasks.query["inputs"].shape
         ((3, 20), (3, 40, 8, 8, 1))
     """
@@ -117,8 +119,8 @@ def _checked(episode: VariableEpisode, pool: Pool) -> VariableEpisode:
     sizes = np.asarray(pool.sizes)
     if not episode.min_way <= episode.max_way <= len(sizes):
         raise ValueError(
-            f"min_way={episode.min_way} must be at most max_way={episode.max_way}, and that at most "
-            f"the {len(sizes)} classes there are"
+            f"min_way={episode.min_way} must be at most max_way={episode.max_way}, and max_way at "
+            f"most the {len(sizes)} classes there are"
         )
     if sizes.min() < 2:
         raise ValueError(

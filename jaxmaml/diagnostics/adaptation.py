@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxmaml.diagnostics.layers import by_layer
+from jaxmaml.trees import by_layer
 from jaxmaml.types import (
     Array,
     Batch,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmaml.diagnostics.layers import by_layer
+from jaxmaml.trees import by_layer
 from jaxmaml.types import Array, MetaLearner, MetaParams, State, Task
 
 

@@ -22,6 +22,7 @@ from jaxmaml.types import (
     Scalar,
     State,
     Task,
+    as_stateful,
 )
 
 
@@ -83,17 +84,17 @@ def fine_tuning(
         {} if classes is None else {"classes": lambda params: _class_head(classes, params)}
     )
 
-    def joint_loss(meta_params: MetaParams, batch: Batch) -> Any:
+    def joint_loss(meta_params: MetaParams, batch: Batch, state: State) -> tuple[Any, State]:
         params, learned = split_learned(meta_params, tuple(init_learned))
         if classes is None:
-            return loss_fn(params, batch)
-        return _class_loss(classes, params, learned["classes"], batch)
+            return as_stateful(loss_fn)(params, batch, state)
+        return _class_loss(classes, params, learned["classes"], batch), state
 
     def loss(
         meta_params: MetaParams, task: Task, *, step: Scalar = 0, state: State = ()
     ) -> tuple[Array, Info]:
         del step
-        value = joint_loss(meta_params, joined(task))
+        value, state = joint_loss(meta_params, joined(task), state)
         check_scalar(value)
         return value, Info(value, jnp.zeros(0, value.dtype), state)
 

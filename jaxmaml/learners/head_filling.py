@@ -22,6 +22,7 @@ from jaxmaml.types import (
     State,
     Task,
     View,
+    as_stateful,
     carries_state,
 )
 
@@ -104,7 +105,7 @@ def _loss(
     state: State = (),
 ) -> tuple[Array, Info]:
     del step
-    query_loss = loss_fn(filled(meta_params, task.support), task.query)
+    query_loss, _ = as_stateful(loss_fn)(filled(meta_params, task.support), task.query, state)
     check_scalar(query_loss)
     return query_loss, Info(query_loss, jnp.zeros(0), state)
 

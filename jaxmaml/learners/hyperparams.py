@@ -85,9 +85,7 @@ def learned_optimizer(
         dtype = jnp.result_type(*jax.tree.leaves(params))
         as_array = lambda x: jnp.asarray(x, jnp.result_type(x) if hasattr(x, "dtype") else dtype)
         first = jax.tree.map(as_array, first)
-        if num_steps is None:
-            return first
-        return jax.tree.map(lambda x: jnp.stack([x] * num_steps), first)
+        return first if num_steps is None else _stacked(first, num_steps)
 
     make = make_optimizer if num_steps is None else lambda h: _at_each_step(make_optimizer, h)
     return LearnedOptimizer(init, make)
@@ -195,15 +193,19 @@ def learned_rates(meta: MetaState | MetaParams) -> dict[str, Array]:
     return dict(zip(trees.leaf_paths(values), jax.tree.leaves(values), strict=True))
 
 
+def _stacked(values: Any, num_steps: int) -> Any:
+    return jax.tree.map(lambda value: jnp.stack([value] * num_steps), values)
+
+
 class _StepState(NamedTuple):
     """The state of an optimizer with values per step.
 
     Attributes:
-        count: inner steps done, int32 `[]`.
+        step: inner steps done, int32 `[]`.
         opt_state: the state of the optimizer that `make_optimizer` returns.
     """
 
-    count: Array
+    step: Array
     opt_state: optax.OptState
 
 
@@ -222,7 +224,7 @@ def _at_each_step(
     def update(
         updates: Params, state: _StepState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, _StepState]:
-        updates, opt_state = at(state.count).update(updates, state.opt_state, params, **extra)
-        return updates, _StepState(state.count + 1, opt_state)
+        updates, opt_state = at(state.step).update(updates, state.opt_state, params, **extra)
+        return updates, _StepState(state.step + 1, opt_state)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Small sets of images, and statistics of the tasks drawn from them, for the tests of this folder."""
+"""Small sets of images, and statistics of the tasks drawn from them, for several test modules."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ CHI_SQUARE_999 = {5: 20.52, 6: 22.46, 9: 27.88, 11: 31.26, 15: 37.70}
 
 
 def pool_of(sizes, side=2) -> Pool:
-    """Returns a pool: the first pixel of an image is its class, the second its number in the class."""
+    """Returns a pool: an image's first pixel is its class, the second its number in the class."""
     labels = np.repeat(np.arange(len(sizes)), sizes)
     images = np.zeros((len(labels), side, side, 1), np.uint8)
     images[:, 0, 0, 0] = labels
@@ -55,7 +55,7 @@ def write_folder(path: Path, sizes=(5, 4, 6, 5), side=9) -> Path:
 
 
 def write_split(path: Path) -> Path:
-    """Writes a split file of the four classes of `write_folder`: two for train, one each for others."""
+    """Writes a split file of the classes of `write_folder`: two for train, one for val and test."""
     names = [f"class{i}" for i in range(4)]
     path.write_text(json.dumps({"train": names[:2], "val": names[2:3], "test": names[3:]}))
     return path

@@ -1,4 +1,4 @@
-"""Data sets by name: Omniglot as the papers use it, data of the user, and what is refused."""
+"""Datasets by name: Omniglot as the papers use it, data of the user, and what is refused."""
 
 import time
 from typing import Any
@@ -73,7 +73,7 @@ def test_omniglot_vinyals_and_image_size(test_data):
     assert "Angelic_0" in {name for pool in read.values() for name in pool.names}
 
 
-def test_unknown_class_splits_and_data_sets_are_refused(tmp_path):
+def test_unknown_class_splits_and_datasets_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match="class_split='random' is unknown; choose one of finn, vinyals"
     ):
@@ -129,7 +129,7 @@ def test_glyphs_are_prepared_once_in_the_users_cache_directory(tmp_path, monkeyp
     assert prepared.stat().st_mtime_ns == written
 
 
-def test_any_data_set_of_tfds_with_a_split_file(copied, tmp_path):
+def test_any_dataset_of_tfds_with_a_split_file(copied, tmp_path):
     path = tmp_path / "split.json"
     names = datasets.class_names("mini_imagenet", copied)
     class_split = class_splits.draw(names, (0.5, 0.25, 0.25), 3)
@@ -149,9 +149,7 @@ def test_any_data_set_of_tfds_with_a_split_file(copied, tmp_path):
         ),
     ],
 )
-def test_a_split_file_that_does_not_suit_the_data_set_is_refused(
-    content, message, copied, tmp_path
-):
+def test_a_split_file_that_does_not_suit_the_dataset_is_refused(content, message, copied, tmp_path):
     path = tmp_path / "split.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -165,7 +163,7 @@ def test_data_of_the_user_needs_a_split_file(copied, tmp_path):
         datasets.images(f"folder:{tmp_path / 'nowhere'}", class_split="x")
 
 
-def test_the_scaling_is_that_of_the_data_set():
+def test_the_scaling_is_that_of_the_dataset():
     assert datasets.scaling("cub") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert datasets.scaling("omniglot") == ((0.0,), (1.0,))
     assert datasets.scaling("folder:x") == datasets.scaling("tfds:x") == ((0.5,), (0.5,))

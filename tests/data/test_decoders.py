@@ -1,6 +1,7 @@
 """Decoders: pixels, sizes and modes, and damaged images."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ class OneImage:
 
 
 def decoded(pixels, format):
-    return Decoder(OneImage(pixels), format).read(np.arange(2))  # pyright: ignore[reportArgumentType]
+    records: Any = OneImage(pixels)
+    return Decoder(records, format).read(np.arange(2))
 
 
 def random_pixels(*shape):

@@ -1,4 +1,4 @@
-"""The image cache: whole or built again, another one for other files, and nothing left by a failure."""
+"""The image cache: whole or built again, another one for other files, nothing left by a failure."""
 
 import os
 import subprocess
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmaml import files
 from jaxmaml.data.image_cache import Cache
 from jaxmaml.data.stored_images import InMemory
 
@@ -63,16 +62,6 @@ def test_a_cache_directory_that_cannot_be_written_is_named(folder, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(ValueError, match="cannot be written"):
         folder.open()
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "deep" / "file"
-    with files.atomic_write(path) as file:
-        file.write(b"one")
-    with pytest.raises(AttributeError), files.atomic_write(path) as file:
-        file.no_such_method()  # pyright: ignore[reportAttributeAccessIssue]
-    assert path.read_bytes() == b"one"
-    assert [found.name for found in path.parent.iterdir()] == ["file"]
 
 
 def test_two_processes_may_build_one_cache_at_once(folder):

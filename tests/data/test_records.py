@@ -1,4 +1,4 @@
-"""Records of TFDS data sets and of folders: numbers, labels, and damage with file and record."""
+"""Records of TFDS datasets and of folders: numbers, labels, and damage with file and record."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_records_are_numbered_through_tfds_splits(prepared):
     assert len(set(encoded)) == 4
 
 
-def test_a_data_set_without_a_label_is_refused(copied):
+def test_a_dataset_without_a_label_is_refused(copied):
     path = copied / "mini_imagenet" / "1.0.0" / "features.json"
     features = json.loads(path.read_text())
     label = features["featuresDict"]["features"].pop("label")

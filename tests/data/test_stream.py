@@ -1,4 +1,4 @@
-"""Streams: the tasks of a pool, from any step, with workers and without, and every kind of failure."""
+"""Streams: the tasks of a pool, from any step, with workers and without; every kind of failure."""
 
 import gc
 import json

@@ -20,11 +20,17 @@ from jaxmaml.experiments.learners import LEARNERS
 CARRY_STATE = [name for name, entry in LEARNERS.items() if entry.takes_state]
 
 
+_EXPERIMENTS = {}
+"""Experiments by preset: building one takes longer than most tests of it."""
+
+
 def _built(preset, images, learner, order="exact", inner_lr=0.1):
     """(experiment, candidate, initial state) of a learner."""
-    experiment = build_experiment(
-        preset, seed=0, num_test_tasks=2, images=images, with_classes=not preset.is_regression
-    )
+    if preset not in _EXPERIMENTS:
+        _EXPERIMENTS[preset] = build_experiment(
+            preset, seed=0, num_test_tasks=2, images=images, with_classes=not preset.is_regression
+        )
+    experiment = _EXPERIMENTS[preset]
     candidate = build_candidate(experiment, Spec("x", order, inner_lr, learner))
     return experiment, candidate, init_state(experiment, candidate)
 
@@ -87,7 +93,8 @@ def test_the_features_of_every_learner_can_be_computed(learner, images):
     ],
 )
 def test_learners_carry_the_statistics_of_a_normalization(learner, norm, images):
-    experiment, candidate, state = _built(presets.override(PRESET, norm=norm), images, learner)
+    preset = presets.override(PRESET, norm=norm)
+    experiment, candidate, state = _built(preset, images, learner)
     task = jax.tree.map(lambda leaf: leaf[0], step_tasks(experiment, 0))
     _, info = jax.jit(candidate.learner.loss)(state.params, task, state=state.state)
     assert jax.tree.structure(info.state) == jax.tree.structure(state.state)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from comparing import assert_leaves_close
 from flax import linen, nnx
 from jax import lax
 
@@ -26,12 +27,6 @@ def jitter(params):
     leaves, treedef = jax.tree.flatten(params)
     moved = [leaf + 0.1 * draw(i, *leaf.shape).astype(leaf.dtype) for i, leaf in enumerate(leaves)]
     return treedef.unflatten(moved)
-
-
-def assert_trees_close(actual, expected, rtol=1e-5, atol=1e-6):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected
-    )
 
 
 def is_finite(tree):
@@ -71,7 +66,7 @@ def assert_adjoints_agree(loss_fn, params, task, **options):
         for mode in ("forward_over_reverse", "reverse")
     )
     assert max(abs(leaf).max() for leaf in jax.tree.leaves(plain)) > 1e-6
-    assert_trees_close(ours, plain, rtol=1e-10, atol=1e-10)
+    assert_leaves_close(ours, plain, rtol=1e-10, atol=1e-10)
     return ours, info
 
 
@@ -118,7 +113,7 @@ def assert_network_is(module, plain_features):
     (grads, ours), (plain_grads, plain) = outputs_and_gradients(params)
     assert ours.dtype == jnp.float64
     np.testing.assert_allclose(ours, plain, rtol=1e-11, atol=1e-11)
-    assert_trees_close(grads, plain_grads, rtol=1e-8, atol=1e-9)
+    assert_leaves_close(grads, plain_grads, rtol=1e-8, atol=1e-9)
 
 
 def paper_conv4(pooled, **options):

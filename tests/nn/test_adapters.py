@@ -12,13 +12,13 @@ import pytest
 from cases import (
     REFUSED,
     WITH_STATE,
-    assert_trees_close,
     classified,
     draw,
     is_finite,
     meta_gradient,
     stacked,
 )
+from comparing import assert_leaves_close
 from flax import linen, nnx
 
 import jaxmaml
@@ -68,7 +68,7 @@ def test_evaluation_mode_normalizes_with_the_state_and_keeps_it(library):
     trained, _ = model.train_fn(model.params, batch, state)
     outputs, kept = jax.jit(model.test_fn)(model.params, batch, state)
     assert not np.allclose(outputs, trained, atol=1e-2)
-    assert_trees_close(kept, state, rtol=0, atol=0)
+    assert_leaves_close(kept, state, rtol=0, atol=0)
     others = batch["inputs"].at[1:].multiply(3)
     changed, _ = model.test_fn(model.params, {"inputs": others}, state)
     np.testing.assert_allclose(changed[0], outputs[0], rtol=1e-5, atol=1e-6)
@@ -103,7 +103,7 @@ def test_state_goes_through_a_scan_of_gradient_steps_under_vmap(library):
 
     adapted, states = jax.jit(jax.vmap(adapt))(tasks)
     looped = [adapt(jax.tree.map(lambda leaf, i=i: leaf[i], tasks)) for i in range(3)]
-    assert_trees_close((adapted, states), stacked(*looped))
+    assert_leaves_close((adapted, states), stacked(*looped))
 
 
 @pytest.mark.parametrize("library", WITH_STATE)
@@ -118,13 +118,13 @@ def test_state_goes_from_the_support_to_the_query_and_through_an_outer_step(libr
     for _ in range(2):
         inner, state = jax.grad(loss_fn, has_aux=True)(params, task.support, state)
         params = jax.tree.map(lambda p, g: p - 0.1 * g, params, inner)
-    assert_trees_close(info.query_loss, query_loss_fn(params, task.query, state)[0])
+    assert_leaves_close(info.query_loss, query_loss_fn(params, task.query, state)[0])
     learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2, query_loss_fn=query_loss_fn)
     meta_state = jaxmaml.init_state(learner, optimizer, model.params, model.state)
     step = jax.jit(lambda state: jaxmaml.meta_step(learner, optimizer, state, stacked(task)))
     meta_state, metrics = step(meta_state)
     assert is_finite((meta_state.params, metrics))
-    assert_trees_close(meta_state.state, state)
+    assert_leaves_close(meta_state.state, state)
 
 
 @pytest.mark.parametrize("library", WITH_STATE)
@@ -197,11 +197,11 @@ def test_weights_go_to_models_that_take_them():
     module, batch = nn.MLP(3, 2, norm="transductive", rngs=nnx.Rngs(0)), {"inputs": draw(0, 8, 3)}
     weights = jnp.arange(8.0)
     apply_fn, params = nn.from_nnx(module)
-    assert_trees_close(
+    assert_leaves_close(
         apply_fn(params, batch | {"weights": weights}), module(batch["inputs"], weights)
     )
     ignoring, params = nn.from_nnx(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
-    assert_trees_close(ignoring(params, batch | {"weights": weights}), ignoring(params, batch))
+    assert_leaves_close(ignoring(params, batch | {"weights": weights}), ignoring(params, batch))
     taking = nn.from_function(lambda params, inputs, weights=None: weights)
     assert taking(None, batch | {"weights": 3}) == 3
     assert taking(None, batch) is None

@@ -7,13 +7,13 @@ import pytest
 from cases import (
     NormedEquinox,
     assert_adjoints_agree,
-    assert_trees_close,
     classified,
     draw,
     is_finite,
     meta_gradient,
     stacked,
 )
+from comparing import assert_leaves_close
 from flax import nnx
 
 import jaxmaml
@@ -36,10 +36,10 @@ def test_outputs_and_meta_gradient_are_those_of_the_plain_function(x64):
     apply_fn, params, plain = mlp()
     task = classified(4)
     expected = plain(params, task.query["inputs"])
-    assert_trees_close(apply_fn(params, task.query), expected, rtol=1e-12)
+    assert_leaves_close(apply_fn(params, task.query), expected, rtol=1e-12)
     ours, _ = assert_adjoints_agree(nn.cross_entropy(apply_fn), params, task)
     theirs, _ = meta_gradient(nn.cross_entropy(nn.from_function(plain)), params, task)
-    assert_trees_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert_leaves_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_paths_masks_and_outer_optimizers_work(x64):
@@ -68,7 +68,7 @@ def test_adapted_parameters_make_a_module_again():
     moved = jax.tree.map(lambda leaf: leaf + 1, params)
     batch = {"inputs": draw(0, 5, 4).astype(jnp.float32)}
     combined = jax.vmap(eqx.combine(moved, module))(batch["inputs"])
-    assert_trees_close(apply_fn(moved, batch), combined)
+    assert_leaves_close(apply_fn(moved, batch), combined)
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -82,7 +82,7 @@ def test_modes_do_not_depend_on_that_of_the_module(inference):
     again, _ = model.train_fn(model.params, batch, model.state)
     np.testing.assert_array_equal(outputs, again)
     normed = (batch["inputs"] - batch["inputs"].mean(0)) / batch["inputs"].std(0)
-    assert_trees_close(outputs, jax.vmap(module.linear)(normed), rtol=1e-3, atol=1e-3)
+    assert_leaves_close(outputs, jax.vmap(module.linear)(normed), rtol=1e-3, atol=1e-3)
     scored, _ = model.test_fn(model.params, {"inputs": batch["inputs"] + 1}, new_state)
     assert not np.allclose(scored, outputs, atol=1e-3)
     moved = jax.tree.map(lambda a, b: abs(a - b).max(), new_state, initial)
@@ -107,7 +107,7 @@ def test_a_stateful_module_may_have_one_mode_and_a_call_of_its_own():
     batch = {"images": draw(0, 5, 4).astype(jnp.float32)}
     for fn in (model.train_fn, model.test_fn):
         outputs, state = fn(model.params, batch, model.state)
-        assert_trees_close(outputs, jax.vmap(module.linear)(batch["images"]))
+        assert_leaves_close(outputs, jax.vmap(module.linear)(batch["images"]))
         assert state.get(module.index) == 1
     assert initial.get(module.index) == 0
 

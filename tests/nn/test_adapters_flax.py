@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import assert_adjoints_agree, assert_trees_close, classified, draw, is_plain
+from cases import assert_adjoints_agree, classified, draw, is_plain
+from comparing import assert_leaves_close
 from flax import linen, nnx
 
 import jaxmaml
@@ -91,8 +92,8 @@ def test_nnx_state_is_that_of_the_module():
     assert set(model.state) == {"norm"}
     outputs, new_state = jax.jit(model.train_fn)(model.params, {"inputs": inputs}, model.state)
     np.testing.assert_array_equal(module.norm.mean[...], 0)
-    assert_trees_close(outputs, module(inputs))
-    assert_trees_close(
+    assert_leaves_close(outputs, module(inputs))
+    assert_leaves_close(
         new_state, {"norm": {"mean": module.norm.mean[...], "var": module.norm.var[...]}}
     )
     assert abs(new_state["norm"]["mean"]).max() > 1e-4
@@ -107,10 +108,10 @@ def test_nnx_modes_do_not_depend_on_that_of_the_module_and_leave_it(set_mode):
     assert module.norm.use_running_average == module.dropout.deterministic == before
     unchanged = (module.dense(inputs) - 0) / np.sqrt(1 + 1e-5)
     outputs, new_state = model.test_fn(model.params, {"inputs": inputs}, model.state)
-    assert_trees_close(outputs, unchanged)
-    assert_trees_close(new_state, model.state)
+    assert_leaves_close(outputs, unchanged)
+    assert_leaves_close(new_state, model.state)
     outputs, _ = model.train_fn(model.params, {"inputs": inputs}, model.state)
-    assert_trees_close(outputs.mean(0), np.zeros(4))
+    assert_leaves_close(outputs.mean(0), np.zeros(4))
 
 
 def test_nnx_without_state_keeps_the_mode_of_the_module():
@@ -118,7 +119,7 @@ def test_nnx_without_state_keeps_the_mode_of_the_module():
     dropping, params = nn.from_nnx(module)
     module.eval()
     evaluating, _ = nn.from_nnx(module)
-    assert_trees_close(evaluating(params, batch), module.dense(batch["inputs"]))
+    assert_leaves_close(evaluating(params, batch), module.dense(batch["inputs"]))
     assert 0.4 < (dropping(params, batch) == 0).mean() < 0.6
 
 
@@ -154,7 +155,7 @@ def test_nnx_dropout_key_from_the_batch():
     loss_fn = nn.mean_squared_error(apply_fn)
     batch = {"inputs": inputs, "targets": draw(1, 8, 50), "key": keys[0]}
     grads = jax.grad(loss_fn)(params, batch | {"weights": jnp.ones(8)})
-    assert_trees_close(grads, jax.grad(loss_fn)(params, batch))
+    assert_leaves_close(grads, jax.grad(loss_fn)(params, batch))
 
 
 def test_nnx_intermediates_are_no_state():
@@ -178,8 +179,8 @@ def test_linen_state_is_that_of_the_module():
     assert set(model.state) == {"batch_stats"}
     outputs, new_state = jax.jit(model.train_fn)(model.params, {"inputs": inputs}, model.state)
     expected, updates = module.apply(variables, inputs, mutable=["batch_stats"])
-    assert_trees_close(outputs, expected)
-    assert_trees_close(new_state, updates)
+    assert_leaves_close(outputs, expected)
+    assert_leaves_close(new_state, updates)
     assert "batch_stats" in variables
 
 
@@ -206,7 +207,7 @@ def test_linen_calls_and_weights():
     plain = run(default.train_fn)
     np.testing.assert_array_equal(run(default.test_fn), plain)
     for fn, factor in ((both.train_fn, 2), (both.test_fn, 3), (one.train_fn, 2), (one.test_fn, 2)):
-        assert_trees_close(plain, run(fn) / factor * batch["weights"][:, None])
+        assert_leaves_close(plain, run(fn) / factor * batch["weights"][:, None])
 
 
 def test_linen_without_state():
@@ -214,7 +215,7 @@ def test_linen_without_state():
     apply_fn, params = nn.from_linen(module, module.init(jax.random.key(0), jnp.ones((1, 3))))
     inputs = draw(0, 8, 3)
     expected = inputs @ params["kernel"] + params["bias"]
-    assert_trees_close(apply_fn(params, {"inputs": inputs}), expected)
+    assert_leaves_close(apply_fn(params, {"inputs": inputs}), expected)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import optax
 import pytest
 from cases import (
     assert_adjoints_agree,
-    assert_trees_close,
     classified,
     draw,
     in_evaluation,
@@ -15,6 +14,7 @@ from cases import (
     meta_gradient,
     stacked,
 )
+from comparing import assert_leaves_close
 
 import jaxmaml
 from jaxmaml import nn, trees
@@ -36,10 +36,10 @@ def test_outputs_and_meta_gradient_are_those_of_the_plain_function(x64):
     apply_fn, params, plain = mlp()
     task = classified(4)
     expected = plain(params, task.query["inputs"])
-    assert_trees_close(apply_fn(params, task.query), expected, rtol=1e-12)
+    assert_leaves_close(apply_fn(params, task.query), expected, rtol=1e-12)
     ours, _ = assert_adjoints_agree(nn.cross_entropy(apply_fn), params, task)
     theirs, _ = meta_gradient(nn.cross_entropy(nn.from_function(plain)), params, task)
-    assert_trees_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert_leaves_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_paths_masks_and_outer_optimizers_work(x64):
@@ -76,11 +76,11 @@ def test_state_key_and_calls():
     batch = {"inputs": inputs, "key": jax.random.key(1)}
     outputs, new_state = jax.jit(model.train_fn)(model.params, batch, model.state)
     expected, expected_state = transformed.apply(*initial, batch["key"], inputs, True)
-    assert_trees_close((outputs, new_state), (expected, expected_state))
+    assert_leaves_close((outputs, new_state), (expected, expected_state))
     assert 0.4 < (outputs == 0).mean() < 0.6
     assert jax.tree.structure(new_state) == jax.tree.structure(model.state)
     scored, _ = model.test_fn(model.params, {"inputs": inputs}, new_state)
-    assert_trees_close(
+    assert_leaves_close(
         scored, transformed.apply(initial[0], expected_state, None, inputs, False)[0]
     )
     loss_fn, query_loss_fn = map(nn.cross_entropy, (model.train_fn, model.test_fn))
@@ -95,7 +95,7 @@ def test_without_state_key_and_call():
     twice = lambda apply, batch: apply(batch["inputs"]) + apply(batch["inputs"])
     apply_fn, params = nn.from_haiku(transformed, {}, twice)
     batch = {"inputs": jnp.ones((20, 4)), "key": jax.random.key(0)}
-    assert_trees_close(
+    assert_leaves_close(
         apply_fn(params, batch), 2 * transformed.apply({}, batch["key"], batch["inputs"])
     )
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import assert_adjoints_agree, assert_trees_close, classified, draw, jitter, stacked
+from cases import assert_adjoints_agree, classified, draw, jitter, stacked
+from comparing import assert_leaves_close
 from flax import nnx
 
 import jaxmaml
@@ -164,7 +165,7 @@ def test_meta_gradient_through_state_is_that_of_a_loop_by_hand(x64, policy, refr
         state=state,
         refresh_state=refresh,
     )
-    assert_trees_close(grads, by_hand(params), rtol=1e-10, atol=1e-12)
+    assert_leaves_close(grads, by_hand(params), rtol=1e-10, atol=1e-12)
     assert jax.tree.map(jnp.result_type, info.state) == jax.tree.map(jnp.result_type, state)
 
 

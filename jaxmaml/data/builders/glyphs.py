@@ -1,8 +1,8 @@
-"""`glyphs`: a TFDS data set of printed characters that needs no download.
+"""`glyphs`: a TFDS dataset of printed characters that needs no download.
 
 It is synthetic: each image is a character in one of the fonts that matplotlib ships, changed by a
-random affine map. It replaces Omniglot where there is no network. Accuracies on it cannot be compared
-with published ones. Importing this module registers the builder with TFDS:
+random affine map. It replaces Omniglot where there is no network. Accuracies on it cannot be
+compared with published ones. Importing this module registers the builder with TFDS:
 
     import jaxmaml.data.builders.glyphs
     builder = tfds.builder("glyphs", data_dir=..., file_format="array_record")

@@ -1,4 +1,4 @@
-"""`mini_imagenet`: a TFDS data set made of a folder of images that the user supplies.
+"""`mini_imagenet`: a TFDS dataset made of a folder of images that the user supplies.
 
 Importing this module registers the builder with TFDS. The folder holds one folder for each of the
 hundred synsets (n01532829, ...). The TFDS splits are the class split of Ravi & Larochelle (2017).

@@ -1,4 +1,4 @@
-"""The glyphs data set, prepared from scratch: its classes, its images and its features."""
+"""The glyphs dataset, prepared from scratch: its classes, its images and its features."""
 
 import subprocess
 import sys
@@ -116,7 +116,7 @@ def test_drawings_cycle_over_the_faces_and_differ():
 
 
 def test_the_class_split_is_the_one_that_select_draws():
-    # Another FreeType may move a pair across the threshold, so the list is committed.
+    # Another FreeType may move a pair across the threshold, so the class split is committed.
     drawn = {name for names in builder.select().values() for name in names}
     listed = {name for names in class_splits.published("glyphs").values() for name in names}
     assert len(drawn ^ listed) <= 0.02 * len(listed)

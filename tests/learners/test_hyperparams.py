@@ -1,5 +1,7 @@
 """Learned inner optimizers: any learner takes one, and rates exist for what is adapted only."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from problems import smooth
 
 import jaxmaml
 
+WRONG: Any = "tensor"
 RATES = jaxmaml.learned_sgd(0.1, granularity="layer", num_steps=2)
 
 
@@ -76,7 +79,7 @@ def test_hyperparameters_may_depend_on_the_parameters_and_keep_their_type():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jaxmaml.learned_sgd(0.1, granularity="tensor"), "granularity must be one of"),
+        (lambda: jaxmaml.learned_sgd(0.1, granularity=WRONG), "granularity must be one of"),
         (lambda: jaxmaml.learned_sgd(0.1, num_steps=0), "num_steps must be an integer, 1 or more"),
         (
             lambda: jaxmaml.meta_sgd(smooth().loss_fn, 0, per_step=True),

@@ -1,0 +1,25 @@
+"""Joint training over all classes, then fine-tuning."""
+
+import numpy as np
+import pytest
+from learner_cases import SGD, meta_gradient, one_task
+from problems import smooth
+
+import jaxmaml
+
+
+def test_fine_tuning_learns_all_training_classes_and_adapts_the_episodes_head():
+    problem = smooth()
+    params, task = one_task(problem)
+    classes = jaxmaml.TrainingClasses(problem.features_fn, num_classes=7)
+    learner = jaxmaml.fine_tuning(problem.loss_fn, SGD, 2, classes=classes)
+    meta_params = learner.init(params)
+    numbered = jaxmaml.Task(*({**batch, "classes": batch["targets"] + 4} for batch in task))
+    loss, _ = learner.loss(meta_params, numbered)
+    np.testing.assert_allclose(loss, np.log(7), rtol=1e-6)  # its head starts with zeros
+    grads = meta_gradient(learner, meta_params, numbered)
+    seen = np.abs(grads.learned["classes"]["kernel"]).sum(0) > 0
+    assert seen.all()
+    assert not np.any(grads.params["head"]["kernel"])
+    with pytest.raises(ValueError, match="classes"):
+        learner.loss(meta_params, task)
