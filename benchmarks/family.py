@@ -19,7 +19,7 @@ import runs
 
 from jaxmaml.experiments import learners, presets
 from jaxmaml.experiments.candidates import Spec
-from jaxmaml.experiments.experiment import build_candidate, build_experiment
+from jaxmaml.experiments.experiment import build_candidate
 from jaxmaml.experiments.presets import Preset
 
 COLUMNS = [
@@ -74,15 +74,12 @@ def _run(
 ) -> dict[str, Any]:
     """Returns the row of one run, and appends it."""
     learner, order = learners.resolve(name)
-    num_test_tasks = runs.num_test_tasks(options)
-    experiment = build_experiment(
-        preset, seed=seed, num_test_tasks=num_test_tasks, data_dir=options.data_dir,
-        images=runs.images(options), with_classes=learners.needs_class_numbers(preset, learner),
-    )  # fmt: skip
+    with_classes = learners.needs_class_numbers(preset, learner)
+    experiment = runs.build(preset, seed, options, with_classes=with_classes)
     candidate = build_candidate(experiment, Spec(name, order, rate, learner))
     row = {
         "table": "run", "preset": preset.name, "learner": name, "inner_lr": rate, "seed": seed,
-        **runs.row(runs.train(experiment, candidate, num_test_tasks)),
+        **runs.row(runs.train(experiment, candidate, options)),
     }  # fmt: skip
     common.emit([row], options.out, quick=options.quick)
     return row

@@ -124,7 +124,8 @@ def measure_preset(preset: presets.Preset) -> dict[str, Any]:
         "preset": preset.name, "inner steps": preset.num_inner_steps, "tasks": preset.num_tasks,
         "chunk size": preset.chunk_size,
     }  # fmt: skip
-    for label, size in (("", preset.core_chunk_size), (", all tasks", None)):
+    sizes: dict[str, ChunkSize] = {"": preset.core_chunk_size, ", all tasks": None}
+    for label, size in sizes.items():
         for order in ("first", "exact"):
             learner = build_candidate(experiment, Spec(order, order, preset.inner_lr)).learner
             row[f"{order}{label}"] = temp_bytes(learner, params, tasks, size) / common.MIB

@@ -23,12 +23,7 @@ import jaxmaml
 from jaxmaml import diagnostics
 from jaxmaml.experiments import learners, presets
 from jaxmaml.experiments.candidates import Spec
-from jaxmaml.experiments.experiment import (
-    Experiment,
-    build_candidate,
-    build_experiment,
-    step_tasks,
-)
+from jaxmaml.experiments.experiment import Experiment, build_candidate, step_tasks
 from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, Task
 
 GRIDS = {"sinusoid": (0.003, 0.01, 0.03), "glyphs": (0.1, 0.4, 1.0), "omniglot": (0.4, 1.0, 2.0)}
@@ -60,11 +55,7 @@ def _measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
     if options.quick:
         changes = {"num_filters": 4, "hidden_sizes": (4,), "num_val_tasks": 5}
         preset = presets.override(preset, num_outer_steps=12, **changes)
-    num_test_tasks = runs.num_test_tasks(options)
-    experiment = build_experiment(
-        preset, seed=options.seed, num_test_tasks=num_test_tasks, data_dir=options.data_dir,
-        images=runs.images(options),
-    )  # fmt: skip
+    experiment = runs.build(preset, options.seed, options)
     watch = _Watch(experiment)
 
     # One run per rate and order.
@@ -73,7 +64,7 @@ def _measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
             candidate = build_candidate(experiment, Spec(f"{order}@{rate:g}", order, rate))
             is_watched = order == "exact" and rate == preset.inner_lr
             probe = watch if is_watched else None
-            found = runs.row(runs.train(experiment, candidate, num_test_tasks, probe=probe))
+            found = runs.row(runs.train(experiment, candidate, options, probe=probe))
             yield {
                 "table": "run", "preset": preset.name, "order": order, "inner_lr": rate,
                 "seed": options.seed, **found,

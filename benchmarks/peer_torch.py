@@ -177,12 +177,16 @@ def _accumulate(
     tasks = model.tasks()
 
     def run() -> None:
-        for leaf in params.values():
-            leaf.grad = None
+        _forget_grads(params)
         for support, query in tasks:
             (query_loss(support, query) / len(tasks)).backward()
 
     return run
+
+
+def _forget_grads(params: Tensors) -> None:
+    for leaf in params.values():
+        leaf.grad = None
 
 
 def _add(params: Tensors, grads: Any) -> None:
@@ -220,8 +224,7 @@ def _loop(model: Model, gradient: Callable[[Tensors, Data, Data], Tensors]) -> P
     tasks = model.tasks()
 
     def run() -> None:
-        for leaf in params.values():
-            leaf.grad = None
+        _forget_grads(params)
         for support, query in tasks:
             _add(params, gradient(params, support, query).values())
         for leaf in params.values():

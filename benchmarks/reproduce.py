@@ -18,7 +18,7 @@ import runs
 
 from jaxmaml.experiments import presets
 from jaxmaml.experiments.candidates import Spec
-from jaxmaml.experiments.experiment import build_candidate, build_experiment
+from jaxmaml.experiments.experiment import build_candidate
 
 COLUMNS = ["preset", "order", "expected", "headline", "num_outer_steps", "seconds"]
 
@@ -41,21 +41,18 @@ def main() -> None:
 def run(preset: presets.Preset, options: argparse.Namespace) -> dict[str, Any]:
     """Returns the row of a preset that is trained and tested."""
     # Train and test.
-    num_test_tasks = runs.num_test_tasks(options)
-    experiment = build_experiment(
-        preset, seed=options.seed, num_test_tasks=num_test_tasks, data_dir=options.data_dir,
-        images=runs.images(options),
-    )  # fmt: skip
+    experiment = runs.build(preset, options.seed, options)
     spec = Spec(options.order, options.order, preset.inner_lr)
     candidate = build_candidate(experiment, spec)
-    done = runs.train(experiment, candidate, num_test_tasks, record=_print_loss)
+    done = runs.train(experiment, candidate, options, record=_print_loss)
 
     # The row.
     return {
         "preset": preset.name, "order": options.order, "seed": options.seed,
         "expected": preset.expected, "num_outer_steps": done.num_outer_steps,
         "seconds": done.num_outer_steps * done.seconds_per_outer_step,
-        "stopped": bool(done.stopped), "num_test_tasks": num_test_tasks, **runs.scores(done),
+        "stopped": bool(done.stopped), "num_test_tasks": runs.num_test_tasks(options),
+        **runs.scores(done),
         "headline": float(done.test.mean[done.test.headline]),
         "matmul_precision": options.matmul_precision,
     }  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmaml.data import pools
 from jaxmaml.experiments.candidates import Candidate
-from jaxmaml.experiments.experiment import Experiment
+from jaxmaml.experiments.experiment import Experiment, build_experiment
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.run import Probe, Record, Run, new_progress, train_and_test
 from jaxmaml.experiments.tasks import SPLITS
@@ -36,9 +36,22 @@ def num_test_tasks(options: argparse.Namespace) -> int:
     return QUICK_TEST_TASKS if options.quick else options.num_test_tasks
 
 
-def images(options: argparse.Namespace) -> dict[str, pools.Pool] | None:
-    """Returns the images of --data; None if they come from --data-dir."""
-    return None if options.data is None else load_images(options.data)
+def build(
+    preset: Preset, seed: int, options: argparse.Namespace, *, with_classes: bool = False
+) -> Experiment:
+    """Returns the experiment of a preset, with the images that the command line names.
+
+    Args:
+        preset: the settings.
+        seed: the seed of the initial parameters and of the training episodes.
+        options: a command line with the options of `add_options`.
+        with_classes: see `build_experiment`.
+    """
+    images = None if options.data is None else load_images(options.data)
+    return build_experiment(
+        preset, seed=seed, num_test_tasks=num_test_tasks(options), data_dir=options.data_dir,
+        images=images, with_classes=with_classes,
+    )  # fmt: skip
 
 
 def export(preset: Preset, data_dir: Path | None, path: Path) -> None:
@@ -70,7 +83,7 @@ def load_images(path: Path) -> dict[str, pools.Pool]:
 def train(
     experiment: Experiment,
     candidate: Candidate,
-    num_test_tasks: int,
+    options: argparse.Namespace,
     *,
     record: Record = lambda rows: None,
     probe: Probe | None = None,
@@ -80,23 +93,23 @@ def train(
     Args:
         experiment: what all runs share.
         candidate: what is trained.
-        num_test_tasks: tasks of the test.
+        options: a command line with the options of `add_options`.
         record: receives the metrics of every dispatch and validation.
         probe: called with the state about a dozen times along the run.
     """
     with new_progress() as progress:
         return train_and_test(
             experiment, candidate,
-            num_test_tasks=num_test_tasks, record=record, progress=progress, probe=probe,
+            num_test_tasks=num_test_tasks(options), record=record, progress=progress,
+            probe=probe,
         )  # fmt: skip
 
 
 def row(run: Run) -> dict[str, Any]:
-    """Returns what every table of runs holds of a run.
+    """Returns the scores of a run at the quoted step and after every step, and its costs.
 
-    Returns:
-        The scores at the quoted step and after every step, and the costs. "validation" is the last
-        score on validation tasks, or None without validation or if training stopped early.
+    "validation" is the last score on validation tasks, or None without validation or if training
+    stopped early.
     """
     at = run.test.headline
     validation = float(run.curve[-1][1].mean[at]) if run.curve and not run.stopped else None

@@ -110,11 +110,12 @@ def _variants(preset: Preset) -> list[tuple[Mesh, ChunkSize]]:
     """Returns (devices, chunk size): one device, and all devices with ever larger chunks."""
     one = parallel.task_mesh(preset.num_tasks, jax.devices()[:1])
     every = parallel.task_mesh(preset.num_tasks)
-    chunk_sizes: list[ChunkSize] = ["auto", None]
+    variants: list[tuple[Mesh, ChunkSize]] = [(every, "auto")]
+    if every.size > 1:
+        variants = [(one, "auto"), *variants]
     if preset.num_tasks // every.size > 4:
-        chunk_sizes = ["auto", 4, None]
-    variants = [(every, chunk_size) for chunk_size in chunk_sizes]
-    return [(one, "auto"), *variants] if every.size > 1 else variants
+        variants.append((every, 4))
+    return [*variants, (every, None)]
 
 
 def _step_rows(
