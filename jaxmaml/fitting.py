@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxmaml import diagnostics, outer, parallel, sources
+from jaxmaml import batching, diagnostics, outer, parallel, sources
+from jaxmaml.batching import ChunkSize
 from jaxmaml.checks import check_count
-from jaxmaml.outer import ChunkSize
 from jaxmaml.sources import Source
 from jaxmaml.types import Array, MetaLearner, MetaState, Scalar, Task
 
@@ -342,7 +342,7 @@ def _next_batch(batches: Iterator[Any], num_drawn: int) -> Task:
         raise ValueError(
             f"source ended after {num_drawn} batches of tasks; every outer step needs one"
         )
-    outer.check_tasks(tasks)
+    batching.check_tasks(tasks)
     return tasks
 
 
@@ -365,7 +365,7 @@ def _diagnose(
     params, state = jax.device_get((meta_state.params, meta_state.state))
     step = int(meta_state.step)
     tasks = next(sources.batches(source, key, step))
-    for i in range(outer.check_tasks(tasks)):
+    for i in range(batching.check_tasks(tasks)):
         task = jax.tree.map(lambda leaf: leaf[i], tasks)  # noqa: B023
         place = diagnostics.first_nonfinite(learner, params, task, step=step, state=state)
         if place is not None:

@@ -1,17 +1,16 @@
-"""The outer loop across tasks: the only place that batches them."""
+"""The outer loop across tasks: meta-gradients, outer steps and evaluation."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmaml import sources, trees
+from jaxmaml import sources
+from jaxmaml.batching import ChunkSize, check_divides, check_tasks, chunk_size_of, mean_over_tasks
 from jaxmaml.checks import check_count
 from jaxmaml.sources import Source
 from jaxmaml.types import (
@@ -27,9 +26,6 @@ from jaxmaml.types import (
     Task,
     as_stateful,
 )
-
-ChunkSize: TypeAlias = int | Literal["auto"] | None
-"""How many tasks are computed at once: a number, "auto" to decide by the device, or None for all."""
 
 
 def init_state(
@@ -101,7 +97,7 @@ def meta_grad(
         >>> float(loss), float(grad), info.query_loss.shape
         (0.125, -0.25, (3,))
     """
-    means, info = _mean_over_tasks(
+    means, info = mean_over_tasks(
         learner, meta_params, tasks, step, state, weights, chunk_size, axis_name
     )
     return means.loss, means.grads, info
@@ -144,7 +140,7 @@ def meta_step(
         (0.25, 1, 0.25)
     """
     params, opt_state, step, state = meta_state
-    means, info = _mean_over_tasks(
+    means, info = mean_over_tasks(
         learner, params, tasks, step, state, weights, chunk_size, axis_name
     )
     optimizer = optax.with_extra_args_support(optimizer)
@@ -232,53 +228,6 @@ def evaluate(
     return _scores_of_source(compiled_score, tasks, key, num_tasks)
 
 
-def check_tasks(tasks: Task) -> int:
-    """Returns the number of tasks.
-
-    Raises:
-        TypeError: `tasks` is not a `Task`.
-        ValueError: its leaves do not share one leading task axis.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxmaml
-        >>> check_tasks(jaxmaml.Task(jnp.zeros((3, 5)), jnp.zeros((3, 15))))
-        3
-    """
-    if not isinstance(tasks, Task):
-        raise TypeError(f"tasks must be a Task(support, query); got {type(tasks).__name__}")
-    leaves = zip(trees.leaf_paths(tasks), jax.tree.leaves(tasks), strict=True)
-    sizes = {path: (jnp.shape(leaf) or (None,))[0] for path, leaf in leaves}
-    distinct = set(sizes.values())
-    num_tasks = distinct.pop() if len(distinct) == 1 else None
-    if num_tasks:
-        return num_tasks
-    found = ", ".join(f"{path}: {size}" for path, size in sizes.items())
-    raise ValueError(
-        f"tasks must have one leading task axis of the same, positive size; got {found}"
-    )
-
-
-def task_bytes(
-    learner: MetaLearner, meta_params: MetaParams, tasks: Task, state: State = ()
-) -> int:
-    """Returns an estimate of the memory that one task of a chunk takes, in bytes.
-
-    It is what the backward pass of the meta-loss stores of the forward pass, times two for the
-    arrays that it works on.
-
-    Args:
-        learner, meta_params, tasks, state: see `meta_grad`; shapes are enough.
-    """
-
-    def residuals(meta_params: MetaParams, task: Task, state: State) -> Any:
-        loss = lambda meta_params: learner.loss(meta_params, task, state=state)[0]
-        return jax.vjp(loss, meta_params)[1]
-
-    task = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks)
-    stored = jax.tree.leaves(jax.eval_shape(residuals, meta_params, task, state))
-    return 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in stored)
-
-
 def _place(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, spec))
 
@@ -318,7 +267,7 @@ def _scores(
     metric = as_stateful(metric_fn)
 
     def on_a_device(params: MetaParams, state: State, tasks: Task) -> Any:
-        size = _chunk_size(chunk_size, learner, params, tasks, state)
+        size = chunk_size_of(chunk_size, learner, params, tasks, state)
 
         def score(task: Task) -> Any:
             view = lambda adapted, state: metric(adapted, task.query, state)[0]
@@ -346,208 +295,3 @@ _compiled_scores = jax.jit(
     _scores,
     static_argnames=("learner", "metric_fn", "num_inner_steps", "chunk_size", "mesh"),
 )
-
-
-def check_divides(num_tasks: int, mesh: Mesh) -> None:
-    """Raises ValueError unless a mesh divides a number of tasks evenly."""
-    if num_tasks % mesh.size:
-        raise ValueError(
-            f"the number of tasks must be a multiple of the mesh's {mesh.size} devices; "
-            f"got {num_tasks}"
-        )
-
-
-def _chunk_size(
-    chunk_size: ChunkSize, learner: MetaLearner, meta_params: MetaParams, tasks: Task, state: State
-) -> int:
-    """How many tasks are computed at once, 1..num_tasks.
-
-    "auto" is 1 on a CPU, where small working sets are faster and smaller, and elsewhere the number
-    that fits into half of the memory of the device.
-    """
-    num_tasks = check_tasks(tasks)
-    if chunk_size is None:
-        return num_tasks
-    if chunk_size != "auto":
-        return min(check_count("chunk_size", chunk_size), num_tasks)
-    if jax.default_backend() == "cpu":
-        return 1
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", np.inf)
-    fitting = limit / 2 / task_bytes(learner, meta_params, tasks, state)
-    return int(min(num_tasks, max(1, fitting)))
-
-
-def _check_weights(weights: Any, num_tasks: int) -> Array:
-    """The weights, in float32 at least."""
-    weights = jnp.asarray(weights)
-    if weights.shape != (num_tasks,):
-        raise ValueError(f"weights must be [num_tasks] = [{num_tasks}]; got {list(weights.shape)}")
-    # In NumPy: under jit, JAX would trace the check even if the caller's weights are known.
-    known = None if isinstance(weights, Tracer) else np.asarray(weights)
-    if known is not None and not (known.min() >= 0 < known.max()):
-        raise ValueError("weights must be finite, not negative and not all zero")
-    return weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
-
-
-class _Means(NamedTuple):
-    """Means over tasks, in the types of the meta-parameters and the losses."""
-
-    loss: Array
-    query_loss: Array
-    grads: MetaParams
-
-
-class _Sums(NamedTuple):
-    """Weighted sums over tasks, in float32 at least. `state` has the floating-point leaves only."""
-
-    weight: Array
-    loss: Array
-    query_loss: Array
-    grads: MetaParams
-    state: State
-
-
-def _mean_over_tasks(
-    learner: MetaLearner,
-    params: MetaParams,
-    tasks: Task,
-    step: Scalar,
-    state: State,
-    weights: Any,
-    chunk_size: ChunkSize,
-    axis_name: str | None,
-) -> tuple[_Means, Info]:
-    """Sums over chunks and devices, then one division."""
-    # A task of weight zero is replaced by one that counts: whatever it holds is never computed on.
-    num_tasks = check_tasks(tasks)
-    size = _chunk_size(chunk_size, learner, params, tasks, state)
-    if weights is None:
-        weights = jnp.ones(num_tasks)
-    else:
-        weights = _check_weights(weights, num_tasks)
-        tasks = _take(tasks, jnp.where(weights > 0, jnp.arange(num_tasks), jnp.argmax(weights > 0)))
-
-    # What the devices share is marked as one copy each: otherwise JAX would sum each gradient of it
-    # over the devices by itself.
-    if axis_name is not None:
-        params, state, step = _varying((params, state, step), axis_name)
-    chunk_sums = functools.partial(_chunk_sums, learner, params, step, state)
-    sums, info = _sum_over_chunks(chunk_sums, tasks, weights, size, axis_name)
-    if axis_name is not None:
-        sums = jax.lax.psum(sums, axis_name)
-
-    # Means in the types that the caller knows.
-    means = jax.tree.map(lambda total: total / sums.weight, sums)
-    cast = lambda mean, like: mean.astype(like.dtype)
-    grads = jax.tree.map(cast, means.grads, params)
-    loss, query_loss = (cast(mean, info.query_loss) for mean in (means.loss, means.query_loss))
-    carried = trees.combine(_in_types_of(state, means.state), info.state)
-    return _Means(loss, query_loss, grads), info._replace(state=carried)
-
-
-def _chunk_sums(
-    learner: MetaLearner,
-    params: MetaParams,
-    step: Scalar,
-    state: State,
-    tasks: Task,
-    weights: Array,
-) -> tuple[_Sums, Info]:
-    """The sums of one chunk, and its Info, whose state has the leaves that cannot be summed."""
-
-    def weighted_loss(params: MetaParams) -> tuple[Array, Info]:
-        task_loss = lambda task: learner.loss(params, task, step=step, state=state)
-        losses, info = _vmap(task_loss, weights.size)(tasks)
-        return jnp.sum(weights * losses), info
-
-    (loss, info), grads = jax.value_and_grad(weighted_loss, has_aux=True)(params)
-
-    # Counters and keys of the state are those of the first task; the rest is summed.
-    floats, others = trees.partition(info.state, trees.is_float(info.state))
-    first_of_others = jax.tree.map(lambda leaf: leaf[0], others)
-    total = lambda leaf: jnp.tensordot(weights, leaf.astype(weights.dtype), axes=1)
-    sums = _Sums(
-        weight=jnp.sum(weights),
-        loss=loss,
-        query_loss=total(info.query_loss),
-        grads=_in_float32(grads),
-        state=jax.tree.map(total, floats),
-    )
-
-    # A chunk without weight has stand-ins, which on a device of its own may hold anything.
-    sums = jax.tree.map(lambda leaf: jnp.where(jnp.any(weights > 0), leaf, 0), sums)
-    return sums, info._replace(state=first_of_others)
-
-
-def _sum_over_chunks(
-    chunk_sums: Callable[[Task, Array], tuple[_Sums, Info]],
-    tasks: Task,
-    weights: Array,
-    size: int,
-    axis_name: str | None,
-) -> tuple[_Sums, Info]:
-    """The sums over all tasks, `size` of them at a time."""
-    num_tasks = weights.size
-    if size == num_tasks:
-        return chunk_sums(tasks, weights)
-
-    # Chunks of equal size; the last one is filled up with tasks of weight zero.
-    num_chunks = -(-num_tasks // size)
-    if num_chunks * size > num_tasks:
-        index = jnp.arange(num_chunks * size)
-        tasks = _take(tasks, jnp.minimum(index, num_tasks - 1))
-        weights = jnp.pad(weights, (0, num_chunks * size - num_tasks))
-    split = lambda leaf: leaf.reshape(num_chunks, size, *leaf.shape[1:])
-    chunks = jax.tree.map(split, (tasks, weights))
-
-    # A scan that adds them up.
-    def add(total: _Sums, chunk: tuple[Task, Array]) -> tuple[_Sums, Info]:
-        sums, info = chunk_sums(*chunk)
-        return jax.tree.map(jnp.add, total, sums), info
-
-    shapes, _ = jax.eval_shape(chunk_sums, *jax.tree.map(lambda leaf: leaf[0], chunks))
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    if axis_name is not None:
-        zeros = _varying(zeros, axis_name)
-    sums, infos = jax.lax.scan(add, zeros, chunks)
-
-    # What is reported per task, in the order of the tasks.
-    state = jax.tree.map(lambda leaf: leaf[-1], infos.state)
-    join = lambda leaf: leaf.reshape(num_chunks * size, *leaf.shape[2:])[:num_tasks]
-    return sums, jax.tree.map(join, infos._replace(state=()))._replace(state=state)
-
-
-def _vmap(function: Callable[[Task], Any], size: int) -> Callable[[Task], Any]:
-    """`jax.vmap` without an axis of length one, which XLA would carry through every operation."""
-    if size > 1:
-        return jax.vmap(function)
-
-    def single(tasks: Task) -> Any:
-        out = function(jax.tree.map(lambda leaf: leaf[0], tasks))
-        return jax.tree.map(lambda leaf: leaf[None], out)
-
-    return single
-
-
-def _in_types_of(state: State, means: State) -> State:
-    """The mean of the floating-point state, in the types of the state that was carried in."""
-    floats = trees.partition(state, trees.is_float(state))[0]
-    if jax.tree.structure(floats) != jax.tree.structure(means):
-        raise ValueError(
-            "the loss function returned a state of another structure than the one it was given: "
-            "pass the model's initial state to init_state or meta_grad, and return a state like it"
-        )
-    return jax.tree.map(lambda mean, like: mean.astype(jnp.result_type(like)), means, floats)
-
-
-def _in_float32(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
-
-
-def _take(tasks: Task, index: Array) -> Task:
-    return jax.tree.map(lambda leaf: leaf[index], tasks)
-
-
-def _varying(tree: Any, axis_name: str) -> Any:
-    """Marks what all devices of the mesh axis share as one copy each."""
-    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), tree)

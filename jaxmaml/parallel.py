@@ -13,9 +13,9 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxmaml import outer
+from jaxmaml import batching, outer
+from jaxmaml.batching import ChunkSize
 from jaxmaml.checks import check_count
-from jaxmaml.outer import ChunkSize
 from jaxmaml.types import Array, MetaLearner, MetaState, Task
 
 TASKS = "tasks"
@@ -80,7 +80,7 @@ def spread(tasks: Any, mesh: Mesh) -> Any:
         >>> parallel.spread(tasks, parallel.task_mesh(4)).support.shape
         (4, 5)
     """
-    outer.check_divides(outer.check_tasks(tasks), mesh)
+    batching.check_divides(batching.check_tasks(tasks), mesh)
     return jax.device_put(tasks, NamedSharding(mesh, PartitionSpec(TASKS)))
 
 
@@ -120,7 +120,7 @@ def meta_step(
         >>> float(meta_state.params)
         0.25
     """
-    outer.check_divides(outer.check_tasks(tasks), mesh)
+    batching.check_divides(batching.check_tasks(tasks), mesh)
 
     def on_a_device(
         meta_state: MetaState, tasks: Task, weights: Any

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and a fingerprint changes with any of them."""
+"""Files appear whole or not at all, with the permissions that the user's files have."""
 
 import os
 import stat
@@ -8,17 +8,31 @@ import pytest
 from jaxmaml import files
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "deep" / "file"
+def test_a_file_appears_when_its_block_ends(tmp_path):
+    path = tmp_path / "new" / "x.bin"
     with files.atomic_write(path) as file:
-        file.write(b"one")
-    with pytest.raises(AttributeError), files.atomic_write(path) as file:
-        file.no_such_method()  # pyright: ignore[reportAttributeAccessIssue]
-    assert path.read_bytes() == b"one"
-    assert [found.name for found in path.parent.iterdir()] == ["file"]
+        file.write(b"abc")
+        assert not path.exists()
+    assert path.read_bytes() == b"abc"
+    assert os.listdir(path.parent) == ["x.bin"]
 
 
-def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
+def test_an_interruption_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+
+    def interrupted():
+        with files.atomic_write(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_a_file_has_the_permissions_of_the_umask(tmp_path):
     (tmp_path / "plain").touch()
     with files.atomic_write(tmp_path / "atomic") as file:
         file.write(b"")
@@ -26,13 +40,15 @@ def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
     assert len(modes) == 1
 
 
-def test_a_path_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("not a directory")
-    with (
-        pytest.raises(ValueError, match=r"file/inner cannot be written"),
-        files.atomic_write(tmp_path / "file" / "inner"),
-    ):
-        pass
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+
+    def write():
+        with files.atomic_write(tmp_path / "file" / "x"):
+            pass
+
+    with pytest.raises(ValueError, match="file/x cannot be written"):
+        write()
 
 
 def test_a_fingerprint_changes_with_name_size_and_time(tmp_path):

@@ -1,5 +1,6 @@
 """fit: the same training for every source and dispatch, and its error at the first non-finite step."""
 
+import inspect
 from typing import Any, cast
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 import jaxmaml
+from jaxmaml import fitting
 
 LOSS = lambda params, batch: jnp.mean((params - batch) ** 2)
 LEARNER = jaxmaml.maml(LOSS, optax.sgd(0.1), 1)
@@ -65,10 +67,19 @@ def test_resuming_continues_the_same_run():
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
-def test_a_partial_is_an_argument_of_the_program():
+def test_the_arrays_of_a_partial_are_an_argument_of_the_program():
     offset = jnp.full((500, 500), 3.0)
-    source = jax.tree_util.Partial(lambda offset, key: _source(key), offset)
-    assert _items(source, 5)[-1][1]["loss"].shape == (5,)
+
+    def shifted(offset, key):
+        return jax.tree.map(lambda leaf: leaf + offset[0, 0], _source(key))
+
+    def argument_bytes(source):
+        program = fitting.compile_program(LEARNER, OPTIMIZER, _start(), source, key=KEY)
+        compiled = inspect.getclosurevars(program.run).nonlocals["compiled"]
+        return compiled.memory_analysis().argument_size_in_bytes
+
+    assert argument_bytes(jax.tree_util.Partial(shifted, offset)) > offset.nbytes
+    assert argument_bytes(lambda key: shifted(offset, key)) < offset.nbytes
 
 
 @pytest.mark.parametrize("what", ["function", "iterable"])

@@ -15,7 +15,7 @@ HEAVY = ("flax", "tensorflow_datasets", "tensorflow", "grain", "orbax", "matplot
 
 CORE = (
     *("types", "checks", "files", "trees", "scores", "mixed_mode", "adjoints", "schedules"),
-    *("sources", "inner", "learners", "outer", "metrics", "diagnostics", "parallel"),
+    *("sources", "inner", "learners", "batching", "outer", "metrics", "diagnostics", "parallel"),
 )
 """The layers of the core: each imports those before it."""
 BELOW: dict[str, set[str]] = {layer: set(CORE[:rank]) for rank, layer in enumerate(CORE)}

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import conv4, smooth
+from problems import smooth
 
 import jaxmaml
-from jaxmaml import outer
 
 LOSS = lambda params, batch: jnp.mean((params - batch) ** 2) / 2
 LEARNER = jaxmaml.maml(LOSS, optax.sgd(0.5), 1)
@@ -34,27 +33,6 @@ def test_weights_are_a_weighted_mean_and_zero_hides_anything(chunk_size, jit):
     np.testing.assert_allclose(loss, (3 * 1 / 8 + 9 / 8) / 4, rtol=1e-6)
     np.testing.assert_allclose(grad, -(3 * 1 + 3) / 4 / 4, rtol=1e-6)
     assert np.isfinite(info.query_loss).all()
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ([0.0, 0.0], "all zero"),
-        ([1.0, -1.0], "not negative"),
-        ([1.0, np.nan], "finite"),
-        ([1.0], r"\[num_tasks\] = \[2\]"),
-    ],
-)
-def test_wrong_weights_are_refused(weights, message):
-    with pytest.raises(ValueError, match=message):
-        jaxmaml.meta_grad(LEARNER, jnp.array(0.0), _tasks(1.0, 2.0), weights=jnp.array(weights))
-
-
-def test_all_zero_weights_under_jit_give_nan():
-    run = jax.jit(
-        lambda w: jaxmaml.meta_grad(LEARNER, jnp.array(0.0), _tasks(1.0, 2.0), weights=w)[:2]
-    )
-    assert np.isnan(run(jnp.zeros(2))).all()
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 2])
@@ -152,42 +130,6 @@ def test_wrong_tasks_are_refused(tasks, error, message):
     if isinstance(tasks, jaxmaml.Task):
         with pytest.raises(error, match=message):
             jaxmaml.evaluate(LEARNER, LOSS, START, tasks)
-
-
-@pytest.mark.parametrize("chunk_size", [0, -1, 1.5, "all", True])
-def test_wrong_chunk_sizes_are_refused(chunk_size):
-    with pytest.raises((ValueError, TypeError), match="chunk_size must be an integer, 1 or more"):
-        jaxmaml.meta_grad(LEARNER, jnp.array(0.0), _tasks(1.0, 2.0), chunk_size=chunk_size)
-
-
-@pytest.mark.parametrize(
-    ("limit", "expected"), [(None, 4), (1, 1), (7, 3), (100, 4)], ids=["unknown", "1", "7", "100"]
-)
-def test_auto_chunk_size_is_what_fits_into_half_the_memory(monkeypatch, limit, expected):
-    """`limit` in units of what a task takes."""
-    problem = smooth()
-    learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), 2)
-    task_bytes = outer.task_bytes(learner, problem.params, problem.tasks)
-
-    class Device:
-        def memory_stats(self):
-            return None if limit is None else {"bytes_limit": limit * task_bytes}
-
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    size = outer._chunk_size("auto", learner, problem.params, problem.tasks, ())
-    assert size == expected
-
-
-@pytest.mark.parametrize("adjoint", [jaxmaml.Exact(), jaxmaml.FirstOrder()])
-def test_the_estimate_of_the_memory_of_a_task_has_the_right_size(adjoint):
-    problem = conv4()
-    learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), 3, adjoint=adjoint)
-    run = lambda params, tasks: jaxmaml.meta_grad(learner, params, tasks, chunk_size=None)[:2]
-    analysis = jax.jit(run).lower(problem.params, problem.tasks).compile().memory_analysis()
-    assert analysis is not None
-    estimate = 4 * outer.task_bytes(learner, problem.params, problem.tasks)
-    assert 0.3 < estimate / analysis.temp_size_in_bytes < 3
 
 
 @pytest.mark.parametrize(

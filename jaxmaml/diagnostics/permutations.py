@@ -16,8 +16,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmaml import outer
+from jaxmaml.batching import ChunkSize
 from jaxmaml.checks import check_count
-from jaxmaml.outer import ChunkSize
 from jaxmaml.types import (
     Array,
     Batch,

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jaxmaml.batching import ChunkSize
 from jaxmaml.experiments import learners
 from jaxmaml.experiments.learners import LEARNERS, Entry, Recipe
 from jaxmaml.experiments.networks import Model
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.outer import ChunkSize
 from jaxmaml.types import MetaLearner
 
 

@@ -14,7 +14,7 @@ import optax
 import jaxmaml
 from jaxmaml import diagnostics, metrics
 from jaxmaml.averaging import averaged
-from jaxmaml.outer import ChunkSize
+from jaxmaml.batching import ChunkSize
 from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, PlainFn, State, Task
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxmaml.learners.hyperparams import Optimizer
-from jaxmaml.learners.inner_loop import masked_inner_loop
+from jaxmaml.learners.masked import masked_inner_loop
 from jaxmaml.trees import under_path
 from jaxmaml.types import LossFn, MetaLearner
 

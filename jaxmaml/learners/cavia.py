@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jaxmaml import trees
 from jaxmaml.learners.hyperparams import Optimizer
-from jaxmaml.learners.inner_loop import Start, masked_inner_loop
+from jaxmaml.learners.inner_loop import Start
+from jaxmaml.learners.masked import masked_inner_loop
 from jaxmaml.types import Batch, LossFn, MetaLearner, Params, State
 
 

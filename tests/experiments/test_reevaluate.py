@@ -75,7 +75,7 @@ def test_a_missing_checkpoint_is_named(compared, tmp_path):
         reevaluate.restore(tmp_path, num_test_tasks=5)
 
 
-def test_compare_takes_any_learners_and_evaluate_any_tasks(tmp_path, capsys):
+def test_compare_takes_any_learners_and_evaluate_any_tasks(small_datasets, tmp_path, capsys):
     """One test, because workers share no run, and several learners take long to compile."""
     out = tmp_path / "run"
     names = "maml,protonet,fine_tuning"
@@ -95,7 +95,7 @@ def test_compare_takes_any_learners_and_evaluate_any_tasks(tmp_path, capsys):
     assert cli.main([*command, "--way", "5"]) == 2
     assert "only learners without a fixed head" in capsys.readouterr().err
     assert cli.main([*command, "--image-size", "14"]) == 2
-    assert "trained on inputs of 28x28x1" in capsys.readouterr().err
+    assert "trained on inputs of 4x4x1" in capsys.readouterr().err
 
 
 def test_the_restored_state_is_that_of_the_run(compared):
