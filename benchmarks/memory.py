@@ -18,11 +18,11 @@ import optax
 import jaxmaml
 from jaxmaml import Exact, FirstOrder
 from jaxmaml.adjoints import Adjoint
+from jaxmaml.batching import ChunkSize
 from jaxmaml.data import datasets, pools
 from jaxmaml.experiments import presets
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.experiment import build_candidate, build_experiment
-from jaxmaml.outer import ChunkSize
 from jaxmaml.types import MetaLearner, Params, Task
 
 SIDES: dict[str, Adjoint] = {

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxmaml.train.presets import Preset
 
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.nn.norm import NORM_EPS

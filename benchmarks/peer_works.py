@@ -16,10 +16,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxmaml
 from jaxmaml import diagnostics, fitting, parallel
+from jaxmaml.batching import ChunkSize
 from jaxmaml.data import pools, sinusoid
 from jaxmaml.experiments import candidates, networks, presets
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.outer import ChunkSize
 from jaxmaml.types import Array, LossFn, MetaLearner, MetaParams, MetaState, Task
 
 IMAGE_SHAPE = (28, 28, 1)

@@ -26,8 +26,8 @@ from jax.sharding import Mesh
 
 import jaxmaml
 from jaxmaml import parallel
+from jaxmaml.batching import ChunkSize
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.outer import ChunkSize
 from jaxmaml.types import MetaState, Task
 
 ORDERS = ("exact", "first")
