@@ -64,7 +64,7 @@ LONG_SIZES = (Size(2, 256, 1024, 4, 4), Size(2, 256, 1024, 4, 8), Size(2, 256, 1
 and tangents, twice what first order holds, which matters unless the query is larger."""
 LARGE_SIZES = (Size(6, 512, 512, 4, 4), Size(12, 768, 1024, 1, 1))
 TIMED_SIZE = Size(2, 256, 256, 1, 1)
-QUICK_SIZE = Size(2, 64, 32, 1, 2, vocabulary=50)
+QUICK_SIZE = Size(1, 64, 32, 1, 2, vocabulary=50)
 
 
 def main() -> None:
