@@ -99,8 +99,11 @@ def _kind(text: str) -> str:
 
 def _events(run: Callable[[], Any]) -> list[tuple[str, float]]:
     """Returns (name, seconds) of everything that XLA runs in a call, after two calls to warm up."""
+    # Warm up.
     run()
     run()
+
+    # Trace one call, and read the trace.
     options = jax.profiler.ProfileOptions()
     options.host_tracer_level, options.python_tracer_level = 3, 0
     with tempfile.TemporaryDirectory() as directory:

@@ -42,7 +42,7 @@ TABLES = ("sampling", "training", "memory")
 FEEDS = {"pool": None, "stream, cached": Streaming(), "stream, decoded": Streaming(cache=False)}
 """How training reads its images."""
 NUM_WARM_UP = 4
-"""Steps before sampling is timed: they start workers and compile."""
+"""Steps before sampling is timed."""
 COPIES = 10
 """How many times the dataset is repeated for the memory table."""
 NUM_STREAMED = 600
@@ -119,6 +119,7 @@ def _rate_row(
     tasks: Iterable[Task],
     num_steps: int,
 ) -> dict[str, Any]:
+    # Workers start and programs compile before the clock does.
     for batch in itertools.islice(tasks, NUM_WARM_UP):
         jax.block_until_ready(batch)
     start = time.perf_counter()

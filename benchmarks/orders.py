@@ -90,19 +90,22 @@ class _Watch:
     def __init__(self, experiment: Experiment):
         rate, chunk_size = experiment.preset.inner_lr, experiment.preset.core_chunk_size
 
-        def gradient(learner: MetaLearner, params: MetaParams, tasks: Task) -> MetaParams:
-            return jaxmaml.meta_grad(learner, params, tasks, chunk_size=chunk_size)[1]
-
+        # Both learners.
         exact, first = (
             build_candidate(experiment, Spec(order, order, rate)).learner
             for order in ("exact", "first")
         )
+
+        # Their agreement, in one program.
+        def gradient(learner: MetaLearner, params: MetaParams, tasks: Task) -> MetaParams:
+            return jaxmaml.meta_grad(learner, params, tasks, chunk_size=chunk_size)[1]
 
         def agreements(params: MetaParams, tasks: Task) -> dict[str, tuple[Array, Array]]:
             grads, reference = gradient(first, params, tasks), gradient(exact, params, tasks)
             by_layer = diagnostics.agreement_by_layer(grads, reference)
             return {"": diagnostics.agreement(grads, reference), **by_layer}
 
+        # What accumulates along the run.
         self._agreements, self._experiment = jax.jit(agreements), experiment
         self.steps: list[int] = []
         self.found: dict[str, dict[str, list[float]]] = {}

@@ -116,6 +116,7 @@ def torchopt(model: Model) -> Peer:
     optimizer = library.sgd(lr=model.inner_lr)
 
     def query_loss(support: Data, query: Data) -> torch.Tensor:
+        # The optimizer sees only the parameters that are adapted.
         adapted = dict(params)
         inner = tuple(params[name] for name in model.adapted)
         state = optimizer.init(inner)

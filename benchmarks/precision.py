@@ -61,8 +61,11 @@ def main() -> None:
     tasks = common.image_tasks(num_tasks, 5, 1, 5)
     rows = []
     for steps in (1, 5):
+        # The reference.
         with jax.enable_x64(True):
             exact = meta_gradient(jnp.float64, POLICIES[0], tasks, filters, steps)
+
+        # Every policy against it.
         for policy in POLICIES:
             found = meta_gradient(jnp.float32, policy, tasks, filters, steps)
             norms = np.linalg.norm(found), np.linalg.norm(exact)

@@ -91,6 +91,7 @@ def main() -> None:
 
 def init_params(size: Size, key: Array) -> Params:
     """Returns embeddings `[vocabulary, width]` (also the output), positions and a list of blocks."""
+    # One key per matrix: two embeddings, and four in each block.
     keys = iter(jax.random.split(key, 2 + 4 * size.layers))
     draw = lambda *shape: 0.02 * jax.random.normal(next(keys), shape)
     d = size.width
