@@ -2,14 +2,16 @@
 
     python benchmarks/breakdown.py --work conv-1q --out breakdown.jsonl
 
-One CPU device, so that nothing runs beside anything else. The profiler itself costs about a microsecond
-an operation: small operations look larger than they are. `gflop` counts the matrix products only.
+It uses one CPU device, so that operations run one at a time. The profiler itself costs about a
+microsecond per operation: small operations look larger than they are. GFLOP/s are given for matrix
+products only.
 """
 
 import collections
 import math
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,19 @@ import peer_works
 from jaxmaml import parallel
 
 KINDS = {
-    "matrix products": r" dot\(",  # the operation, and not an operand that is called after it
+    "matrix products": r" dot\(",  # the operation, not an operand that is named after it
     "patches (im2col)": r" concatenate\(|^pad_slice",
     "patches' derivative (col2im)": r"^(slice_select|slice_add|add_slice)",
     "reductions": r" reduce\(",
     "transposes and copies": r" (transpose|copy)\(",
     "random numbers": r" shift-right-logical\(",
 }
-"""What an operation is, by the first pattern that its text has; the rest is element-wise."""
+"""An operation is of the first kind whose pattern its text matches; the rest is element-wise."""
 
 
 def main() -> None:
-    """Profiles the works asked for."""
-    parser = common.parser((__doc__ or "").splitlines()[0])
+    """Profiles the chosen works."""
+    parser = common.parser(__doc__)
     parser.add_argument("--work", nargs="+", choices=peer_works.PRESETS, default=["conv-1q"])
     parser.add_argument("--order", choices=["exact", "first"], default="exact")
     args = parser.parse_args()
@@ -44,12 +46,16 @@ def main() -> None:
 
 
 def _profile(work: str, order: str, limit: float, *, quick: bool) -> list[dict[str, Any]]:
+    """Returns a row per kind of operation."""
+    # Compile one outer step.
     preset = peer_works.PRESETS[work]
     problem = peer_works.build(peer_works.shrink(preset) if quick else preset, order)
     mesh = parallel.task_mesh(problem.preset.num_tasks, jax.devices()[:1])
     placed = peer_works.place(problem, mesh)
     gradient = peer_works.gradient(problem, mesh, problem.chunk_size)
     program = jax.jit(gradient).lower(*placed).compile()
+
+    # Add up the time of each kind.
     kind_of = _kinds(program.as_text() or "")
     seconds: dict[str, float] = collections.defaultdict(float)
     counts = collections.Counter[str]()
@@ -57,6 +63,8 @@ def _profile(work: str, order: str, limit: float, *, quick: bool) -> list[dict[s
         if name in kind_of:
             seconds[kind_of[name]] += took
             counts[kind_of[name]] += 1
+
+    # One row per kind, the longest first.
     total = sum(seconds.values())
     gflop = peer_works.gflop(problem)
     return [
@@ -71,7 +79,7 @@ def _profile(work: str, order: str, limit: float, *, quick: bool) -> list[dict[s
 
 
 def _kinds(hlo: str) -> dict[str, str]:
-    """Name of each operation of the program -> its kind, looking into what it calls."""
+    """Returns {name of an operation: its kind}; a fusion has the kind of what it calls."""
     bodies = dict(re.findall(r"^%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", hlo, re.M | re.S))
     kinds = {}
     for name, text in re.findall(r"^\s+(?:ROOT )?%([\w.\-]+) = ([^\n]*)", hlo, re.M):
@@ -79,7 +87,7 @@ def _kinds(hlo: str) -> dict[str, str]:
         called = re.search(r"calls=%([\w.\-]+)", text)
         inside = bodies.get(called.group(1), "") if called else ""
         body = re.sub(r"metadata=\{[^}]*\}|stack_frame_id=\d+", "", inside)
-        # Control flow holds other operations, which are counted for themselves.
+        # Control flow contains other operations, which are counted themselves.
         if not re.search(r"\b(while|call|conditional|tuple|get-tuple-element)\(", text):
             kinds[name] = _kind(f"{name} {text} {body}")
     return kinds
@@ -89,10 +97,13 @@ def _kind(text: str) -> str:
     return next((kind for kind, found in KINDS.items() if re.search(found, text)), "element-wise")
 
 
-def _events(run: Any) -> list[tuple[str, float]]:
-    """(name, seconds) of all that XLA ran in a call, after two calls that warm up."""
+def _events(run: Callable[[], Any]) -> list[tuple[str, float]]:
+    """Returns (name, seconds) of everything that XLA runs in a call, after two calls to warm up."""
+    # Warm up.
     run()
     run()
+
+    # Trace one call, and read the trace.
     options = jax.profiler.ProfileOptions()
     options.host_tracer_level, options.python_tracer_level = 3, 0
     with tempfile.TemporaryDirectory() as directory:

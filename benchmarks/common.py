@@ -1,7 +1,7 @@
-"""What every benchmark shares: work to do, timing side by side, and rows that say where they come from.
+"""Options, timing, memory, tables, rows and works that several benchmarks share.
 
-Nothing here needs more than jax, flax, optax and NumPy, so that the scripts run on a machine that has
-no tensorflow-datasets, tyro or network.
+This module needs only jax, flax, optax and NumPy, so that the benchmarks run on a machine without
+tensorflow-datasets, tyro or a network.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,30 @@ import numpy as np
 from flax import nnx
 
 from jaxmaml import nn
-from jaxmaml.types import Task
+from jaxmaml.types import LossFn, Params, Task
 
 ROOT = Path(__file__).parents[1]
+MIB = 2**20
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
-    made = argparse.ArgumentParser(description=description)
-    made.add_argument("--out", type=Path, help="file that rows are appended to, one JSON line each")
+class Compiled(NamedTuple):
+    """A compiled program.
+
+    Attributes:
+        run: makes one call and blocks until its result is there.
+        temp_bytes: XLA's temporary memory.
+    """
+
+    run: Callable[[], Any]
+    temp_bytes: int
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser with the options of every benchmark, described by a script's docstring."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--out", type=Path, help="file to append rows to, one JSON object per line")
     made.add_argument(
         "--quick", action="store_true", help="small sizes: a check, not a measurement"
     )
@@ -38,23 +53,28 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def use_all_cores() -> None:
-    """One CPU device a core, over which `jaxmaml.parallel` spreads tasks; before anything runs."""
+    """Makes one CPU device per core, over which tasks are spread. Call it before anything runs."""
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def environment() -> dict[str, Any]:
-    """Where a row was measured."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    """Returns where a row was measured: commit, versions, device and command."""
     versions = {name: _version(name) for name in ("jax", "jaxlib", "flax", "optax", "torch")}
     return {
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(ROOT),
         "versions": {name: found for name, found in versions.items() if found},
         "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
         "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def commit(checkout: Path) -> str | None:
+    """Returns the commit of a checkout, with "-dirty" if files were changed; None without git."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=checkout, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return found.stdout.strip() or None
 
 
 def _version(name: str) -> str | None:
@@ -64,17 +84,24 @@ def _version(name: str) -> str | None:
         return None
 
 
-def emit(rows: list[dict[str, Any]], out: Path | None) -> None:
-    """Appends rows, each with its environment, to `out`."""
+def emit(rows: Iterable[dict[str, Any]], out: Path | None, **labels: Any) -> None:
+    """Appends rows to a file.
+
+    Args:
+        rows: one dictionary per row.
+        out: the file; None writes nothing.
+        labels: what every row starts with, such as the name of its table. Each row ends with its
+            environment.
+    """
     if out is None:
         return
     with out.open("a") as file:
         for row in rows:
-            file.write(json.dumps({**row, **environment()}) + "\n")
+            file.write(json.dumps({**labels, **row, **environment()}) + "\n")
 
 
 def print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
-    """Rows as a Markdown table, ready for README.md."""
+    """Prints some columns of rows as a Markdown table, as README.md has them."""
     texts = [[_text(row.get(column)) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
     lines = [columns, ["-" * width for width in widths], *texts]
@@ -90,12 +117,15 @@ def _text(value: Any) -> str:
 
 
 def alternate(
-    sides: dict[str, Callable[[], Any]], num_rounds: int, *, pause: float = 0.0
+    sides: Mapping[str, Callable[[], Any]], num_rounds: int, *, pause: float = 0.0
 ) -> dict[str, list[float]]:
-    """Seconds of each side in each round, the sides in turn A B A B, after one round unmeasured.
+    """Returns the seconds of each side in each round. The sides take turns: A B A B.
 
-    A side blocks until its result is there. Threads of another library may go on spinning for
-    work after that: `pause` seconds before each turn let them fall asleep.
+    Args:
+        sides: calls that block until their result is there. Each runs once before the first round.
+        num_rounds: turns of each side.
+        pause: seconds to wait before each turn. The threads of another library may spin for a while
+            after their work; the pause lets them fall asleep.
     """
     for run in sides.values():
         run()
@@ -103,30 +133,59 @@ def alternate(
     for _ in range(num_rounds):
         for name, run in sides.items():
             time.sleep(pause)
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(seconds_of(run))
     return seconds
 
 
-def median_ratio(seconds: dict[str, list[float]], numerator: str, denominator: str) -> float:
-    """Median over rounds of the ratio of two sides' times in the same round."""
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Returns the time of one call that blocks until its result is there."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def median_ratio(seconds: Mapping[str, list[float]], numerator: str, denominator: str) -> float:
+    """Returns the median over rounds of the ratio of two sides' times in the same round."""
+    return statistics.median(ratios(seconds, numerator, denominator))
+
+
+def ratios(seconds: Mapping[str, list[float]], numerator: str, denominator: str) -> list[float]:
+    """Returns the ratio of two sides' times in each round."""
     pairs = zip(seconds[numerator], seconds[denominator], strict=True)
-    return statistics.median(a / b for a, b in pairs)
+    return [a / b for a, b in pairs]
 
 
-def compiled(function: Callable[..., Any], *args: Any) -> tuple[Callable[[], Any], int]:
-    """(a call that blocks until done, XLA's temporary memory in bytes)."""
+def compiled(function: Callable[..., Any], *args: Any) -> Compiled:
+    """Compiles a function for some arguments; shapes will do if it is not run."""
     program = jax.jit(function).lower(*args).compile()
     analysis = program.memory_analysis()
     assert analysis is not None
-    return lambda: jax.block_until_ready(program(*args)), analysis.temp_size_in_bytes
+    return Compiled(lambda: jax.block_until_ready(program(*args)), analysis.temp_size_in_bytes)
+
+
+def num_bytes(tree: Any) -> int:
+    """Returns the size of a pytree of arrays or shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def growth_per_step(
+    before: Mapping[str, int], after: Mapping[str, int], num_steps: int, unit: int
+) -> dict[str, float]:
+    """Returns by how much the memory of each side grows per inner step.
+
+    Args:
+        before: bytes of each side with some number of inner steps.
+        after: bytes of each side with `num_steps` more inner steps; sides may be missing.
+        num_steps: the number of added steps.
+        unit: bytes of one unit of the result.
+    """
+    return {name: (after[name] - before[name]) / num_steps / unit for name in after}
 
 
 def matmul_rate(size: int = 2048) -> float:
-    """FLOP/s of a large float32 matrix product here: the limit that figures are held against."""
+    """Returns the FLOP/s of a large float32 matrix product: the limit on this machine."""
     a = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.float32)
-    run, _ = compiled(jnp.dot, a, a)
+    run = compiled(jnp.dot, a, a).run
     return 2 * size**3 / min(alternate({"dot": run}, 10)["dot"])
 
 
@@ -136,22 +195,22 @@ def conv4(
     pooled: bool = False,
     image_shape: tuple[int, int, int] = (28, 28, 1),
     **options: Any,
-) -> tuple[Any, Any]:
-    """(loss_fn, params) of Conv4."""
+) -> tuple[LossFn, Params]:
+    """Returns (loss_fn, params) of Conv4."""
     module = nn.Conv4(way, pooled=pooled, image_shape=image_shape, rngs=nnx.Rngs(0), **options)
-    apply_fn, params, _ = nn.from_nnx(module)
+    apply_fn, params = nn.from_nnx(module)
     return nn.cross_entropy(apply_fn), params
 
 
 def image_tasks(
     num_tasks: int, way: int, shot: int, query: int, image_shape: tuple[int, ...] = (28, 28, 1)
 ) -> Task:
-    """Random images: the cost of a step does not depend on what they show."""
+    """Returns tasks of random images: the cost of a step does not depend on what they show."""
     rng = np.random.default_rng(0)
 
-    def batch(num: int) -> dict[str, Any]:
-        inputs = rng.normal(size=(num_tasks, way * num, *image_shape))
-        targets = np.tile(np.repeat(np.arange(way), num), (num_tasks, 1))
+    def batch(num_per_class: int) -> dict[str, Any]:
+        inputs = rng.normal(size=(num_tasks, way * num_per_class, *image_shape))
+        targets = np.tile(np.repeat(np.arange(way), num_per_class), (num_tasks, 1))
         return {
             "inputs": jnp.asarray(inputs, jnp.float32),
             "targets": jnp.asarray(targets, jnp.int32),

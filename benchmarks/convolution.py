@@ -1,15 +1,16 @@
-"""Forms of a convolution with weights of each task's own, at the shapes of Conv4.
-
-GFLOP/s of value and gradient with respect to images and kernel (three products) against the machine's
-rate for a large float32 matrix product. "own" has one kernel a task under vmap, or under a scan over
-tasks as chunk_size=1 makes it; "shared" has one kernel for all, as in the first inner step.
+"""Forms of a convolution in which each task has its own weights, at the shapes of Conv4.
 
     python benchmarks/convolution.py
+
+The tables have GFLOP/s of the value and the gradients with respect to images and kernel (three
+products), beside the machine's rate for a large float32 matrix product. "own" has one kernel per task,
+under vmap or under a scan over tasks, as with chunk_size=1; "shared" has one kernel for all tasks, as
+in the first inner step.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import common
 import jax
@@ -19,18 +20,19 @@ from jax import lax
 
 from jaxmaml import nn
 
+WEIGHTINGS = ("own, vmap", "own, scan", "shared")
 NUM_TASKS = 8
 NUM_EXAMPLES = {28: 25, 84: 5}
-"""Images of a task by the side of the network's input: 5-way 5-shot, and 1-shot where they are large."""
+"""Images of a task, by the side of an image: 5-way 5-shot, or 1-shot for large images."""
 
 
 def patches(inputs: Any, kernel: Any, stride: int) -> Any:
-    """What `nn.conv` does: patches times a matrix."""
+    """Computes patches times a matrix, as `nn.conv` does."""
     return nn.conv(inputs, kernel, stride=stride)
 
 
 def shifted(inputs: Any, kernel: Any, stride: int) -> Any:
-    """A sum of nine products, one for each place of the kernel."""
+    """Sums nine products, one for each position of the kernel."""
     height, width, channels, num_filters = kernel.shape
     pads = lax.padtype_to_pads(inputs.shape[1:3], (height, width), (stride, stride), "SAME")
     padded = jnp.pad(inputs, [(0, 0), *pads, (0, 0)])
@@ -46,7 +48,7 @@ def shifted(inputs: Any, kernel: Any, stride: int) -> Any:
 
 
 def lax_conv(inputs: Any, kernel: Any, stride: int) -> Any:
-    """XLA's convolution, which vmap over kernels turns into a grouped one."""
+    """Calls XLA's convolution, which vmap over kernels turns into a grouped one."""
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         inputs, kernel, (stride, stride), "SAME", dimension_numbers=numbers
@@ -60,81 +62,113 @@ FORMS: dict[str, Callable[..., Any]] = {
 }
 
 
-def shapes(quick: bool) -> list[tuple[str, int, int, int, int]]:
-    """(network, side, channels, filters, stride) of the layers of Conv4."""
-    networks = [("28x28 stride 2", 28, 2), ("28x28 pooled", 28, 1), ("84x84 pooled", 84, 1)]
+class Layer(NamedTuple):
+    """A convolution of a network.
+
+    Attributes:
+        network: the name of the network.
+        image_side: height and width of an image, the input of the network.
+        side: height and width of the layer's input.
+        channels: channels of the layer's input.
+        filters: channels of its output.
+        stride: its stride.
+    """
+
+    network: str
+    image_side: int
+    side: int
+    channels: int
+    filters: int
+    stride: int
+
+
+def layers(quick: bool) -> list[Layer]:
+    """Returns the first three layers of each variant of Conv4, whose last two are alike."""
     if quick:
-        return [("28x28 stride 2", 7, 8, 8, 2)]
+        return [Layer("28x28 stride 2", 28, 7, 8, 8, 2)]
+    networks = [("28x28 stride 2", 28, 2), ("28x28 pooled", 28, 1), ("84x84 pooled", 84, 1)]
     found = []
     for filters in (32, 64):
-        for name, side, stride in networks:
-            for layer in range(3):
-                size = -(-side // 2**layer) if stride == 2 else side // 2**layer
-                channels = filters if layer else 3 if side == 84 else 1
-                found.append((name, size, channels, filters, stride))
+        for name, image_side, stride in networks:
+            for depth in range(3):
+                # A stride of 2 rounds up, pooling rounds down.
+                side = -(-image_side // 2**depth) if stride == 2 else image_side // 2**depth
+                channels = filters if depth else 3 if image_side == 84 else 1
+                found.append(Layer(name, image_side, side, channels, filters, stride))
     return found
 
 
 def cases(form: Callable[..., Any], stride: int) -> dict[str, Callable[..., Any]]:
-    """Value and gradient for images `[tasks, examples, ...]`, kernels `[tasks, ...]` and cotangents."""
+    """Returns {weighting: function of images, kernels and cotangents}: the value and the gradients.
 
-    def both(inputs, kernel, cotangent):
+    Args:
+        form: a form of the convolution.
+        stride: its stride.
+
+    Returns:
+        Functions of images `[num_tasks, num_examples, ...]`, kernels `[num_tasks, ...]` and
+        cotangents `[num_tasks, num_examples, ...]`.
+    """
+
+    def both(inputs: Any, kernel: Any, cotangent: Any) -> Any:
         outputs, pull = jax.vjp(lambda x, w: form(x, w, stride), inputs, kernel)
         return outputs, pull(cotangent)
 
     scanned = lambda *args: lax.map(lambda task: both(*task), args)
     shared = lambda x, w, c: both(x.reshape(-1, *x.shape[2:]), w[0], c.reshape(-1, *c.shape[2:]))
-    return {"own, vmap": jax.vmap(both), "own, scan": scanned, "shared": shared}
+    return dict(zip(WEIGHTINGS, (jax.vmap(both), scanned, shared), strict=True))
 
 
-def measure(
-    shape: tuple[str, int, int, int, int], rounds: int, rate: float
-) -> list[dict[str, Any]]:
-    """One row a weighting: every form's GFLOP/s and the best of them."""
-    name, side, channels, filters, stride = shape
+def measure(layer: Layer, rounds: int, rate: float) -> list[dict[str, Any]]:
+    """Returns a row per weighting: the GFLOP/s of every form, and the best form.
+
+    Args:
+        layer: the convolution.
+        rounds: turns of each form.
+        rate: FLOP/s of a large matrix product.
+    """
+    # Inputs.
     rng = np.random.default_rng(0)
     draw = lambda *size: jnp.asarray(rng.normal(size=size), jnp.float32)
-    out = -(-side // stride)
-    num_examples = NUM_EXAMPLES[84 if name.startswith("84") else 28]
-    inputs = draw(NUM_TASKS, num_examples, side, side, channels)
-    kernels = draw(NUM_TASKS, 3, 3, channels, filters)
-    cotangents = draw(NUM_TASKS, num_examples, out, out, filters)
-    flops = 3 * 2 * NUM_TASKS * num_examples * out**2 * 9 * channels * filters
+    num_examples, out = NUM_EXAMPLES[layer.image_side], -(-layer.side // layer.stride)
+    inputs = draw(NUM_TASKS, num_examples, layer.side, layer.side, layer.channels)
+    kernels = draw(NUM_TASKS, 3, 3, layer.channels, layer.filters)
+    cotangents = draw(NUM_TASKS, num_examples, out, out, layer.filters)
+    flops = 3 * 2 * NUM_TASKS * num_examples * out**2 * 9 * layer.channels * layer.filters
+
+    # Every form, in turn.
     rows = []
-    for weighting in cases(patches, stride):
-        sides = {
-            form: common.compiled(cases(function, stride)[weighting], inputs, kernels, cotangents)[
-                0
-            ]
-            for form, function in FORMS.items()
-            if not _is_hopeless(form, weighting)
-        }
+    for weighting in WEIGHTINGS:
+        sides = {}
+        for name, form in FORMS.items():
+            if not _is_hopeless(name, weighting):
+                case = cases(form, layer.stride)[weighting]
+                sides[name] = common.compiled(case, inputs, kernels, cotangents).run
         seconds = common.alternate(sides, rounds)
         gflops = {form: flops / float(np.median(took)) / 1e9 for form, took in seconds.items()}
         best = max(gflops, key=gflops.__getitem__)
-        rows.append(
-            {
-                "network": name, "side": side, "channels": channels, "filters": filters,
-                "weights": weighting, **gflops, "best": best, "of limit": gflops[best] * 1e9 / rate,
-            }
-        )  # fmt: skip
+        rows.append({
+            "network": layer.network, "side": layer.side, "channels": layer.channels,
+            "filters": layer.filters, "weights": weighting, **gflops, "best": best,
+            "of limit": gflops[best] * 1e9 / rate,
+        })  # fmt: skip
     return rows
 
 
 def _is_hopeless(form: str, weighting: str) -> bool:
-    """On CPU a grouped convolution takes minutes, and says nothing new."""
+    """Returns whether a form is left out: a grouped convolution takes minutes on a CPU."""
     return jax.default_backend() == "cpu" and form == "lax.conv" and weighting != "shared"
 
 
 def main() -> None:
     """Measures, prints and appends the rows."""
-    options = common.parser(__doc__ or "").parse_args()
+    options = common.parser(__doc__).parse_args()
     rate = common.matmul_rate(256 if options.quick else 2048)
-    print(f"matrix product of size 2048: {rate / 1e9:.0f} GFLOP/s")
+    print(f"a large float32 matrix product runs at {rate / 1e9:.0f} GFLOP/s here")
     rows = []
-    for shape in shapes(options.quick):
-        found = measure(shape, 2 if options.quick else 7, rate)
-        common.emit(found, options.out)  # at once: the large shapes take minutes
+    for layer in layers(options.quick):
+        found = measure(layer, 2 if options.quick else 7, rate)
+        common.emit(found, options.out)  # at once: large layers take minutes
         rows += found
     columns = ["network", "side", "channels", "filters", "weights", *FORMS, "best", "of limit"]
     common.print_table(rows, columns)

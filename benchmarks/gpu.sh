@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Every table on one GPU, on a machine with no network: jax, flax, optax and (for the peers) torch are
-# all that is needed.
+# Every table on one GPU, on a machine without a network. Needs jax, flax, optax and, for the peers,
+# torch.
 #
 #   benchmarks/gpu.sh OUT_DIR [OMNIGLOT.npz]
 #
-# OMNIGLOT.npz is what `python benchmarks/reproduce.py export omniglot-5w1s --data-dir DIR --data FILE`
-# writes where tensorflow-datasets is installed. Float32 products are exact, TF32 ("default") and, in
-# the network, bfloat16, each in rows of its own.
+# `python benchmarks/reproduce.py export omniglot-5w1s --data-dir DIR --data OMNIGLOT.npz` writes the
+# file on a machine with tensorflow-datasets. There are separate rows for exact float32 products, for
+# TF32 ("default") and for a network that computes in bfloat16.
 set -euo pipefail
 out=${1:?usage: benchmarks/gpu.sh OUT_DIR [OMNIGLOT.npz]}
 data=${2:-}
@@ -24,7 +24,7 @@ import jax
 
 found = jax.default_backend()
 if found != sys.argv[1]:
-    sys.exit(f"error: JAX finds a {found}, not a {sys.argv[1]}; install the extra that has its plugin")
+    sys.exit(f"error: JAX finds a {found}, not a {sys.argv[1]}: install the extra with its plugin")
 print(jax.devices())
 PYTHON
 

@@ -1,9 +1,9 @@
-"""XLA's temporary memory of the meta-gradient, which no noise of the machine changes.
-
-The first tables take Conv4 (max-pooling, 64 filters, 28x28) on 5-way 5-shot tasks with 15 query images
-a class, SGD inside, one task at a time on one device. The last takes every preset.
+"""XLA's temporary memory of the meta-gradient, which does not depend on the noise of the machine.
 
     python benchmarks/memory.py
+
+The first tables take Conv4 (max-pooling, 64 filters, 28x28) on 5-way 5-shot tasks with 15 query images
+per class, SGD inside, one task at a time on one device. The last table takes every preset.
 """
 
 import argparse
@@ -14,62 +14,92 @@ import common
 import jax
 import numpy as np
 import optax
-from jaxmaml.train import experiment, presets
 
 import jaxmaml
-from jaxmaml.data import pools, sources
-from jaxmaml.types import Params, Task
+from jaxmaml import Exact, FirstOrder
+from jaxmaml.adjoints import Adjoint
+from jaxmaml.batching import ChunkSize
+from jaxmaml.data import datasets, pools
+from jaxmaml.experiments import presets
+from jaxmaml.experiments.candidates import Spec
+from jaxmaml.experiments.experiment import build_candidate, build_experiment
+from jaxmaml.types import MetaLearner, Params, Task
 
-MIB = 2**20
-SIDES: dict[str, dict[str, Any]] = {
-    "first order": {"order": "first"},
-    "exact": {"adjoint": "forward_over_reverse"},
-    "checkpoint": {"adjoint": "checkpoint"},
-    "reverse": {"adjoint": "reverse"},
+SIDES: dict[str, Adjoint] = {
+    "first order": FirstOrder(),
+    "exact": Exact(),
+    "checkpoint": Exact(mode="checkpoint"),
+    "reverse": Exact(mode="reverse"),
 }
 NUM_INNER_STEPS = (1, 2, 5, 10, 20, 50)
 MOST_REVERSE_STEPS = 20
-"""Plain reverse over reverse takes gigabytes beyond."""
+"""With more inner steps, plain reverse over reverse takes gigabytes."""
 JUDGED_STEPS = 20
 NOTEWORTHY = 1.5
+"""A preset whose exact gradient takes more than this times first order's memory states a reason."""
 SMALL_QUERY = "query no larger than support, whose values and tangents an exact step holds at once"
 SMALL_NETWORK = (
     "parameters outweigh activations: each task holds its own, a cotangent and a product"
 )
 
 
-def temp_bytes(learner: Any, params: Params, tasks: Task, chunk_size: Any) -> int:
-    """Temporary bytes of the compiled meta-gradient; shapes will do."""
+def main() -> None:
+    """Measures, prints and appends the rows of the chosen tables, which takes minutes."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--table", nargs="+", choices=["steps", "presets"], default=None)
+    options = parser.parse_args()
+    tables = options.table or ["steps", "presets"]
+    if "steps" in tables:
+        _steps_table(options)
+    if "presets" in tables:
+        _presets_table(options)
 
-    def run(params, tasks):
+
+def temp_bytes(learner: MetaLearner, params: Params, tasks: Task, chunk_size: ChunkSize) -> int:
+    """Returns the temporary bytes of the compiled meta-gradient; shapes will do."""
+
+    def run(params: Params, tasks: Task) -> Any:
         return jaxmaml.meta_grad(learner, params, tasks, chunk_size=chunk_size)[:2]
 
-    return common.compiled(run, params, tasks)[1]
+    return common.compiled(run, params, tasks).temp_bytes
 
 
 def measure_steps(num_inner_steps: tuple[int, ...], **network: Any) -> list[dict[str, Any]]:
-    """One row a number of inner steps: MiB of every side, and the growth of ours."""
+    """Returns a row per number of inner steps: the MiB of every side, and the growth of ours.
+
+    Args:
+        num_inner_steps: numbers of inner steps, in increasing order.
+        network: options of Conv4.
+    """
+    # The bytes of every side.
     loss_fn, params = common.conv4(5, pooled=True, **network)
     tasks = common.image_tasks(2, 5, 5, 15)
-    unit = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    unit = common.num_bytes(params)
     rows = []
     for number in num_inner_steps:
         found = {}
-        for name, options in SIDES.items():
+        for name, adjoint in SIDES.items():
             if name == "reverse" and number > MOST_REVERSE_STEPS:
                 continue
-            learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), number, **options)
+            learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), number, adjoint=adjoint)
             found[name] = temp_bytes(learner, params, tasks, 1)
         rows.append({"inner steps": number, "params_bytes": unit, "temp_bytes": found})
+
+    # The growth per inner step, in parameters.
     for before, after in itertools.pairwise(rows):
-        added = after["inner steps"] - before["inner steps"]
-        grown = after["temp_bytes"]["exact"] - before["temp_bytes"]["exact"]
-        after["growth"] = grown / added / unit
-    return [row | {name: b / MIB for name, b in row["temp_bytes"].items()} for row in rows]
+        num_added = after["inner steps"] - before["inner steps"]
+        growth = common.growth_per_step(before["temp_bytes"], after["temp_bytes"], num_added, unit)
+        after["growth"] = growth["exact"]
+    return [row | {name: b / common.MIB for name, b in row["temp_bytes"].items()} for row in rows]
 
 
 def verdicts(rows: list[dict[str, Any]], judged: int) -> list[dict[str, Any]]:
-    """The figures that must be reached."""
+    """Returns a row per figure that must be reached.
+
+    Args:
+        rows: those of `measure_steps`.
+        judged: the number of inner steps that is judged.
+    """
     found = next(row["temp_bytes"] for row in rows if row["inner steps"] == judged)
     growth = max(row["growth"] for row in rows if "growth" in row)
     steps = f"{judged} inner steps"
@@ -85,49 +115,43 @@ def verdicts(rows: list[dict[str, Any]], judged: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _blank_classes(preset: presets.Preset) -> dict[str, pools.Pool]:
-    """As many blank images as a task needs, in place of the data set."""
+def measure_preset(preset: presets.Preset) -> dict[str, Any]:
+    """Returns a row: MiB of first order and exact, at the preset's chunk size and with all tasks."""
+    experiment = build_experiment(preset, seed=0, num_test_tasks=1, images=_blank_images(preset))
+    tasks = jax.eval_shape(experiment.sources["train"], experiment.train_key)
+    params = experiment.network.params
+    row: dict[str, Any] = {
+        "preset": preset.name, "inner steps": preset.num_inner_steps, "tasks": preset.num_tasks,
+        "chunk size": preset.chunk_size,
+    }  # fmt: skip
+    sizes: dict[str, ChunkSize] = {"": preset.core_chunk_size, ", all tasks": None}
+    for label, size in sizes.items():
+        for order in ("first", "exact"):
+            learner = build_candidate(experiment, Spec(order, order, preset.inner_lr)).learner
+            row[f"{order}{label}"] = temp_bytes(learner, params, tasks, size) / common.MIB
+        row[f"exact / first{label}"] = row[f"exact{label}"] / row[f"first{label}"]
+    above = max(row["exact / first"], row["exact / first, all tasks"]) > NOTEWORTHY
+    return {**row, "reason": _reason(row, params) if above else None}
+
+
+def _blank_images(preset: presets.Preset) -> dict[str, pools.Pool]:
+    """Returns as many blank images as a task needs, in place of the dataset."""
     per_class = preset.shot + max(preset.query, preset.test_query)
     labels = np.repeat(np.arange(preset.way), per_class)
-    shape = (28, 28, 1) if preset.is_regression else sources.DATASETS[preset.dataset].format.shape
+    shape = (28, 28, 1) if preset.is_regression else datasets.DATASETS[preset.dataset].format.shape
     images = np.zeros((len(labels), *shape), np.uint8)
     pool = pools.from_arrays(images, labels, [str(i) for i in range(preset.way)])
     return dict.fromkeys(("train", "val", "test"), pool)
 
 
-def measure_preset(preset: presets.Preset) -> dict[str, Any]:
-    """MiB of first order and exact, at the preset's chunk size and with all tasks at once."""
-    built = experiment.build(preset, seed=0, num_test_tasks=1, classes=_blank_classes(preset))
-    tasks = jax.eval_shape(built.sources["train"], built.train_key)
-    row: dict[str, Any] = {
-        "preset": preset.name, "inner steps": preset.num_inner_steps, "tasks": preset.num_tasks,
-        "chunk size": preset.chunk_size,
-    }  # fmt: skip
-    for label, size in (("", experiment.chunk_size(preset)), (", all tasks", None)):
-        for order in ("first", "exact"):
-            learner = experiment.learner(built, experiment.Spec(order, order, preset.inner_lr))
-            row[f"{order}{label}"] = temp_bytes(learner, built.params, tasks, size) / MIB
-        row[f"exact / first{label}"] = row[f"exact{label}"] / row[f"first{label}"]
-    above = max(row["exact / first"], row["exact / first, all tasks"]) > NOTEWORTHY
-    return {**row, "reason": _reason(row, built.params) if above else None}
-
-
 def _reason(row: dict[str, Any], params: Params) -> str:
-    """First order holds the parameters of each task once; that shows where activations are small."""
-    per_task = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) * row["tasks"] / MIB
+    """Returns why exact takes much more memory than first order.
+
+    With all tasks at once, first order holds the parameters of each task once. They are a large
+    share of its memory if activations are small.
+    """
+    per_task = common.num_bytes(params) * row["tasks"] / common.MIB
     return SMALL_NETWORK if per_task > row["first, all tasks"] / 2 else SMALL_QUERY
-
-
-def main() -> None:
-    """Measures, prints and appends the rows, each as soon as it is there: it takes minutes."""
-    parser = common.parser((__doc__ or "").splitlines()[0])
-    parser.add_argument("--table", nargs="+", choices=["steps", "presets"], default=None)
-    options = parser.parse_args()
-    tables = options.table or ["steps", "presets"]
-    if "steps" in tables:
-        _steps_table(options)
-    if "presets" in tables:
-        _presets_table(options)
 
 
 def _steps_table(options: argparse.Namespace) -> None:
@@ -135,7 +159,7 @@ def _steps_table(options: argparse.Namespace) -> None:
     rows = measure_steps(numbers, num_filters=8 if options.quick else 64)
     judged = verdicts(rows, numbers[-1] if options.quick else JUDGED_STEPS)
     for table, found in (("steps", rows), ("must", judged)):
-        common.emit([{"benchmark": "memory", "table": table, **row} for row in found], options.out)
+        common.emit(found, options.out, benchmark="memory", table=table)
     print("Conv4 pooled, 5w5s, 15 query, one task at a time: MiB\n")
     common.print_table(rows, ["inner steps", *SIDES, "growth"])
     print()
@@ -147,7 +171,7 @@ def _presets_table(options: argparse.Namespace) -> None:
     rows = []
     for name in names:
         rows.append(measure_preset(presets.get(name)))
-        common.emit([{"benchmark": "memory", "table": "presets", **rows[-1]}], options.out)
+        common.emit([rows[-1]], options.out, benchmark="memory", table="presets")
         print(f"{name} done", flush=True)
     print("\nPresets: MiB\n")
     columns = [name for name in rows[0] if name != "reason"]

@@ -2,29 +2,32 @@
 
     python benchmarks/orders.py glyphs-5w1s sinusoid-5shot --out orders.jsonl --plots DIR
 
-For each preset both orders are trained at every rate of its grid from the same start on the same
-episodes. One row a run: test score after every inner step, time, memory. One row a preset: the cosine
-of the first-order and the exact meta-gradient, and the ratio of their norms, layer by layer along the
-exact run at the preset's rate; with `--plots` also a picture. Without tensorflow-datasets, `--data`
-names the .npz that `reproduce.py export` writes.
+Both orders are trained on each preset at every rate of its grid, from the same start and on the same
+episodes. There is one row per run: test score after every inner step, time, memory. There is one row
+per preset: the cosine of the first-order and the exact meta-gradient and the ratio of their norms,
+layer by layer, along the exact run at the preset's rate; `--plots` draws them too. Without
+tensorflow-datasets, `--data` names the .npz that `reproduce.py export` wrote.
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import common
 import jax
 import numpy as np
-import reproduce
-from jaxmaml.train import experiment, family, presets
-from jaxmaml.train.experiment import Experiment, Spec
+import runs
 
 import jaxmaml
 from jaxmaml import diagnostics
+from jaxmaml.experiments import learners, presets
+from jaxmaml.experiments.candidates import Spec
+from jaxmaml.experiments.experiment import Experiment, build_candidate, step_tasks
+from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, Task
 
 GRIDS = {"sinusoid": (0.003, 0.01, 0.03), "glyphs": (0.1, 0.4, 1.0), "omniglot": (0.4, 1.0, 2.0)}
-"""Inner rates by data set; the preset's own is among them."""
+"""Inner rates by dataset, beside the preset's own."""
 COLUMNS = [
     *("preset", "order", "inner_lr", "headline", "ci95", "validation", "ms_per_outer_step", "mib"),
 ]
@@ -37,7 +40,7 @@ def main() -> None:
     rows, layers = [], []
     for name in options.presets:
         for row in _measure(name, options):
-            common.emit([{"quick": options.quick, **row}], options.out)
+            common.emit([row], options.out, quick=options.quick)
             (rows if row["table"] == "run" else layers).append(row)
     common.print_table(rows, COLUMNS)
     for row in layers:
@@ -45,37 +48,31 @@ def main() -> None:
         common.print_table(_by_layer(row), ["layer", "outer step", "cosine", "norm ratio"])
 
 
-def _measure(name: str, options: argparse.Namespace) -> Any:
-    """The rows of one preset."""
+def _measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yields the rows of one preset."""
+    # What all runs share.
     preset = presets.override(presets.get(name), num_outer_steps=options.num_outer_steps)
     if options.quick:
         changes = {"num_filters": 4, "hidden_sizes": (4,), "num_val_tasks": 5}
         preset = presets.override(preset, num_outer_steps=12, **changes)
-    classes = None if options.data is None else reproduce.load(options.data)
-    num_test_tasks = 20 if options.quick else options.num_test_tasks
-    built = experiment.build(
-        preset, seed=options.seed, num_test_tasks=num_test_tasks, data_dir=options.data_dir,
-        classes=classes,
-    )  # fmt: skip
-    watch = _Watch(built, preset.inner_lr)
+    experiment = runs.build(preset, options.seed, options)
+    watch = _Watch(experiment)
+
+    # One run per rate and order.
     for rate in sorted({*GRIDS[preset.dataset], preset.inner_lr}):
-        for order in family.ORDERS:
-            spec = Spec(f"{order}@{rate:g}", order, rate)
+        for order in learners.ADJOINTS:
+            candidate = build_candidate(experiment, Spec(f"{order}@{rate:g}", order, rate))
             is_watched = order == "exact" and rate == preset.inner_lr
-            found = reproduce.train(built, spec, num_test_tasks, watch if is_watched else None)
+            probe = watch if is_watched else None
+            found = runs.row(runs.train(experiment, candidate, options, probe=probe))
             yield {
                 "table": "run", "preset": preset.name, "order": order, "inner_lr": rate,
                 "seed": options.seed, **found,
             }  # fmt: skip
-    if options.plots is not None:
-        from jaxmaml.train import plots  # needs matplotlib, which nothing else here does
 
-        options.plots.mkdir(parents=True, exist_ok=True)
-        # Scales and offsets of the normalisation go with their layer, and would hide it.
-        layers = {layer: found for layer, found in watch.found.items() if "norm" not in layer}
-        whole = layers.pop("")
-        figure = plots.gradient_agreement(watch.steps, **whole, layers=layers)
-        plots.save(figure, options.plots / f"{name}-agreement.png")
+    # Both meta-gradients along the watched run.
+    if options.plots is not None:
+        _plot(watch, options.plots / f"{name}-agreement.png")
     yield {
         "table": "layers", "preset": name, "inner_lr": preset.inner_lr, "step": watch.steps,
         "layers": watch.found,
@@ -83,35 +80,60 @@ def _measure(name: str, options: argparse.Namespace) -> Any:
 
 
 class _Watch:
-    """Both meta-gradients along a run: the probe of `training.run`."""
+    """The probe of a run: it compares both meta-gradients at the preset's rate, layer by layer.
 
-    def __init__(self, built: Experiment, rate: float):
-        of = lambda order: experiment.learner(built, Spec(order, order, rate))
-        exact, first = of("exact"), of("first")
-        chunk_size = experiment.chunk_size(built.preset)
+    Attributes:
+        steps: the outer steps at which it was called.
+        found: {layer: {"cosine": [...], "norm_ratio": [...]}}; "" is the whole gradient.
+    """
 
-        def agreements(params, tasks):
-            gradient = lambda made: jaxmaml.meta_grad(made, params, tasks, chunk_size=chunk_size)[1]
-            grads, reference = gradient(first), gradient(exact)
-            found = diagnostics.agreement_by_layer(grads, reference)
-            return {"": diagnostics.agreement(grads, reference), **found}
+    def __init__(self, experiment: Experiment):
+        rate, chunk_size = experiment.preset.inner_lr, experiment.preset.core_chunk_size
 
-        self._agreements, self._built = jax.jit(agreements), built
+        # Both learners.
+        exact, first = (
+            build_candidate(experiment, Spec(order, order, rate)).learner
+            for order in ("exact", "first")
+        )
+
+        # Their agreement, in one program.
+        def gradient(learner: MetaLearner, params: MetaParams, tasks: Task) -> MetaParams:
+            return jaxmaml.meta_grad(learner, params, tasks, chunk_size=chunk_size)[1]
+
+        def agreements(params: MetaParams, tasks: Task) -> dict[str, tuple[Array, Array]]:
+            grads, reference = gradient(first, params, tasks), gradient(exact, params, tasks)
+            by_layer = diagnostics.agreement_by_layer(grads, reference)
+            return {"": diagnostics.agreement(grads, reference), **by_layer}
+
+        # What accumulates along the run.
+        self._agreements, self._experiment = jax.jit(agreements), experiment
         self.steps: list[int] = []
         self.found: dict[str, dict[str, list[float]]] = {}
 
-    def __call__(self, state: Any) -> None:
-        step = int(state.step)
-        tasks = experiment.step_tasks(self._built, step)
-        for layer, pair in self._agreements(jax.device_get(state.params), tasks).items():
+    def __call__(self, meta_state: MetaState) -> None:
+        """Appends the agreement at a state, on the tasks of its next step."""
+        step = int(meta_state.step)
+        tasks = step_tasks(self._experiment, step)
+        for layer, pair in self._agreements(jax.device_get(meta_state.params), tasks).items():
             lists = self.found.setdefault(layer, {"cosine": [], "norm_ratio": []})
             for values, number in zip(lists.values(), pair, strict=True):
                 values.append(float(number))
         self.steps.append(step)
 
 
+def _plot(watch: _Watch, path: Path) -> None:
+    """Draws the agreement of the whole gradient and of the layers with weights."""
+    from jaxmaml.experiments import plots  # needs matplotlib, which nothing else here does
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Scales and offsets of the normalization agree as their layer does, and would hide it.
+    layers = {layer: found for layer, found in watch.found.items() if "norm" not in layer}
+    whole = layers.pop("")
+    plots.save(plots.gradient_agreement(watch.steps, **whole, layers=layers), path)
+
+
 def _by_layer(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """A few of the outer steps, for the terminal."""
+    """Returns the rows of a few outer steps, for the terminal."""
     chosen = np.unique(np.linspace(0, len(row["step"]) - 1, 3).round().astype(int))
     return [
         {
@@ -124,15 +146,12 @@ def _by_layer(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _options() -> argparse.Namespace:
-    parser = common.parser((__doc__ or "").splitlines()[0])
+    parser = common.parser(__doc__)
     names = [name for name, preset in presets.PRESETS.items() if preset.dataset in GRIDS]
     parser.add_argument("presets", nargs="+", choices=names)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-outer-steps", type=int, help="the presets' unless told")
-    parser.add_argument("--num-test-tasks", type=int, default=600)
-    parser.add_argument("--data-dir", type=Path, help="prepared TFDS directory")
-    parser.add_argument("--data", type=Path, help=".npz of the images, in place of --data-dir")
-    parser.add_argument("--plots", type=Path, help="folder for a picture of each preset")
+    parser.add_argument("--plots", type=Path, help="directory for a plot of each preset")
+    runs.add_options(parser)
     return parser.parse_args()
 
 

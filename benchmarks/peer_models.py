@@ -1,7 +1,7 @@
-"""jaxmaml's networks in PyTorch, from jaxmaml's weights, and gradients back in jaxmaml's layout.
+"""jaxmaml's networks in PyTorch, with jaxmaml's weights, and the comparison of gradients.
 
-Parameters are a flat dict whose names are jaxmaml's paths with "_" for "/": conv_0_kernel,
-norm_0_offset, head_bias.
+Parameters are a flat dictionary. Their names are jaxmaml's paths with "_" instead of "/":
+conv_0_kernel, norm_0_offset, head_bias.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,29 +11,29 @@ import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxmaml.train.presets import Preset
 
+from jaxmaml.experiments.presets import Preset
 from jaxmaml.nn.norm import NORM_EPS
 from jaxmaml.types import MetaParams, Task
 
 Tensors = dict[str, torch.Tensor]
 Data = tuple[torch.Tensor, torch.Tensor]
-"""(inputs, targets), with a leading task axis where it is of all tasks."""
+"""(inputs, targets), of one task, or of all tasks with a leading task axis."""
 
 
 class Model(NamedTuple):
-    """All that a peer needs to know of a work.
+    """A work as a peer needs it.
 
     Attributes:
         apply: `(params, inputs) -> outputs`.
         score: `(outputs, targets) -> mean loss`.
         params: the initial parameters, without gradient tracking.
-        adapted: the names of those that the inner loop adapts.
+        adapted: the names of the parameters that the inner loop adapts.
         support: inputs and targets, `[num_tasks, way*shot, ...]`.
         query: inputs and targets, `[num_tasks, way*query, ...]`.
-        inner_lr: of the inner SGD.
-        num_inner_steps: of the inner SGD.
-        exact: whether the meta-gradient is exact, not first order.
+        inner_lr: the rate of the inner SGD.
+        num_inner_steps: the steps of the inner SGD.
+        exact: whether the meta-gradient is exact; otherwise it is first order.
     """
 
     apply: Callable[[Tensors, torch.Tensor], torch.Tensor]
@@ -47,11 +47,11 @@ class Model(NamedTuple):
     exact: bool
 
     def loss(self, params: Tensors, batch: Data) -> torch.Tensor:
-        """The mean loss of one task's batch."""
+        """Returns the mean loss of one task's batch."""
         return self.score(self.apply(params, batch[0]), batch[1])
 
     def tasks(self) -> list[tuple[Data, Data]]:
-        """(support, query) of each task."""
+        """Returns (support, query) of each task."""
         return list(
             zip(zip(*self.support, strict=True), zip(*self.query, strict=True), strict=True)
         )
@@ -60,15 +60,15 @@ class Model(NamedTuple):
 def convert(
     preset: Preset, order: str, params: MetaParams, tasks: Task, *, pool: str = "max_pool2d"
 ) -> Model:
-    """The same work for PyTorch.
+    """Returns a work for PyTorch.
 
     Args:
         preset: the work.
         order: "exact" or "first".
-        params: jaxmaml's.
-        tasks: jaxmaml's.
-        pool: "max_pool2d", PyTorch's own; or "maximum", comparisons of strided slices, whose second
-            derivative is faster.
+        params: the parameters, in jaxmaml's layout.
+        tasks: the tasks, in jaxmaml's layout.
+        pool: "max_pool2d", PyTorch's own pooling, or "maximum", the maximum of strided slices, whose
+            second derivative is faster.
     """
     tensors = {name: _to_torch(name, leaf, preset) for name, leaf in _flat(params).items()}
     adapted = tuple(name for name in tensors if preset.adapt_norm or not name.startswith("norm"))
@@ -80,10 +80,16 @@ def convert(
 
 
 def relative_error(gradient: Tensors, reference: MetaParams, preset: Preset) -> float:
-    """||gradient - reference|| / ||reference|| over the tree, without leaves of zero gradient."""
+    """Returns ||gradient - reference|| / ||reference||, without leaves of zero gradient.
+
+    Args:
+        gradient: a meta-gradient of a peer.
+        reference: jaxmaml's meta-gradient, in its own layout.
+        preset: the work.
+    """
     expected = {name: _to_torch(name, leaf, preset) for name, leaf in _flat(reference).items()}
     total = sum(float(leaf.norm() ** 2) for leaf in expected.values())
-    # Such as a bias before normalisation: all that is there is rounding.
+    # The gradient of a bias before a normalization, for example, is rounding only.
     names = [name for name, leaf in expected.items() if leaf.norm() ** 2 > 1e-12 * total]
     error = sum(float((gradient[name] - expected[name]).norm() ** 2) for name in names)
     return (error / total) ** 0.5
@@ -101,10 +107,11 @@ def _is_strided(preset: Preset) -> bool:
 
 
 def _to_torch(name: str, leaf: np.ndarray, preset: Preset) -> torch.Tensor:
+    """Returns a parameter in PyTorch's layout."""
     if name.startswith("conv") and leaf.ndim == 4:
-        # JAX's "SAME" pads an even side by 0 before and 1 after, PyTorch by 1 and 1, of which
-        # stride 2 never reads the last. Turned by 180 degrees, images and kernels, the two agree
-        # without a copy into a padded image.
+        # JAX's "SAME" pads an even side by 0 before and 1 after it. PyTorch pads by 1 and 1, and
+        # stride 2 never reads the last one. The two agree without a copy into a padded image if
+        # images and kernels are rotated by 180 degrees.
         leaf = leaf[::-1, ::-1] if _is_strided(preset) else leaf
         leaf = leaf.transpose(3, 2, 0, 1)
     elif name == "head_kernel" and preset.model == "conv":
@@ -118,6 +125,7 @@ def _to_torch(name: str, leaf: np.ndarray, preset: Preset) -> torch.Tensor:
 
 
 def _data(batch: Mapping[str, Any], preset: Preset) -> Data:
+    """Returns (inputs, targets) of all tasks in PyTorch's layout."""
     inputs, targets = np.array(batch["inputs"]), np.array(batch["targets"])
     if preset.model == "conv":
         inputs = inputs[:, :, ::-1, ::-1] if _is_strided(preset) else inputs
@@ -129,6 +137,7 @@ def _data(batch: Mapping[str, Any], preset: Preset) -> Data:
 
 
 def _apply(preset: Preset, pool: str) -> Callable[[Tensors, torch.Tensor], torch.Tensor]:
+    """Returns `(params, inputs) -> outputs` of a preset's network."""
     if preset.model == "mlp":
         return lambda params, inputs: _mlp(params, inputs, len(preset.hidden_sizes))
     pools = {"max_pool2d": lambda x: F.max_pool2d(x, 2), "maximum": _pool_by_maximum}
@@ -136,7 +145,11 @@ def _apply(preset: Preset, pool: str) -> Callable[[Tensors, torch.Tensor], torch
     return lambda params, inputs: _conv4(params, inputs, chosen)
 
 
-def _conv4(params: Tensors, features: torch.Tensor, pool: Any) -> torch.Tensor:
+def _conv4(
+    params: Tensors,
+    features: torch.Tensor,
+    pool: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> torch.Tensor:
     for i in range(4):
         stride = 1 if pool else 2
         features = F.conv2d(features, params[f"conv_{i}_kernel"], stride=stride, padding=1)
@@ -156,13 +169,13 @@ def _mlp(params: Tensors, features: torch.Tensor, num_hidden: int) -> torch.Tens
 
 def _norm(params: Tensors, features: torch.Tensor, layer: int) -> torch.Tensor:
     offset = params[f"norm_{layer}_offset"]
-    # Not None where there is none: PyTorch's second derivative of the offset fails on that.
+    # Ones in place of no scale: PyTorch's second derivative of the offset fails on None.
     scale = params.get(f"norm_{layer}_scale", torch.ones_like(offset))
     return F.batch_norm(features, None, None, scale, offset, training=True, eps=NORM_EPS)
 
 
 def _pool_by_maximum(features: torch.Tensor) -> torch.Tensor:
-    rows, columns = features.shape[-2] // 2 * 2, features.shape[-1] // 2 * 2
-    rows_of = [features[..., i:rows:2, :columns] for i in (0, 1)]
-    tall = torch.maximum(*rows_of)
-    return torch.maximum(tall[..., 0::2], tall[..., 1::2])
+    height, width = features.shape[-2] // 2 * 2, features.shape[-1] // 2 * 2
+    even_rows, odd_rows = (features[..., i:height:2, :width] for i in (0, 1))
+    rows = torch.maximum(even_rows, odd_rows)
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2])

@@ -1,7 +1,7 @@
-"""MAML's meta-gradient in PyTorch and in the libraries on top of it, each as its authors advise.
+"""MAML's meta-gradient in PyTorch and in libraries on top of it, each used as its authors advise.
 
-A peer is built from a `Model` and gives its leaf tensors and a function that leaves the mean
-meta-gradient in their `.grad`. An exception in building or running one is the caller's to report.
+A peer is built from a `Model`. It has leaf tensors, and a function that leaves the mean meta-gradient
+in their `.grad`. Building or running a peer may raise any exception, which the caller reports.
 """
 
 import importlib
@@ -16,7 +16,7 @@ class Peer(NamedTuple):
     """A side of the comparison.
 
     Attributes:
-        params: leaf tensors, what an outer optimiser updates.
+        params: leaf tensors, which an outer optimizer updates.
         run: fills `.grad` of every leaf with the mean meta-gradient.
     """
 
@@ -25,7 +25,7 @@ class Peer(NamedTuple):
 
 
 class Net(torch.nn.Module):
-    """The model as a module, which some libraries ask for."""
+    """The model as a module, which some libraries require."""
 
     def __init__(self, model: Model):
         super().__init__()
@@ -35,12 +35,12 @@ class Net(torch.nn.Module):
             self.register_parameter(name, torch.nn.Parameter(leaf))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Outputs of one task's batch."""
+        """Returns the outputs of one task's batch."""
         return self.apply_fn({name: getattr(self, name) for name in self.names}, inputs)
 
 
 def autograd(model: Model) -> Peer:
-    """torch.autograd.grad(create_graph=True), one task after the other."""
+    """Returns the peer of torch.autograd.grad(create_graph=True), one task after the other."""
     params = _leaves(model)
 
     def query_loss(support: Data, query: Data) -> torch.Tensor:
@@ -58,27 +58,28 @@ def autograd(model: Model) -> Peer:
 
 
 def func_loop(model: Model) -> Peer:
-    """torch.func.grad, one task after the other."""
+    """Returns the peer of torch.func.grad, one task after the other."""
     return _loop(model, _task_gradient(model))
 
 
 def func_vmap(model: Model) -> Peer:
-    """torch.func.grad under torch.func.vmap over tasks."""
+    """Returns the peer of torch.func.grad under torch.func.vmap over tasks."""
     return _vmap(model, lambda function: function)
 
 
 def compile_loop(model: Model) -> Peer:
-    """torch.compile of one task's torch.func.grad, one task after the other."""
+    """Returns the peer of torch.compile of a task's torch.func.grad, one task after the other."""
     return _loop(model, torch.compile(_task_gradient(model)))
 
 
 def compile_vmap(model: Model) -> Peer:
-    """torch.compile of torch.func.grad under torch.func.vmap over tasks."""
+    """Returns the peer of torch.compile of torch.func.grad under torch.func.vmap over tasks."""
     return _vmap(model, torch.compile)
 
 
 def higher(model: Model) -> Peer:
-    """The library higher: a patched module and a differentiable SGD."""
+    """Returns the peer of the library higher: a patched module and a differentiable SGD."""
+    # A module and its optimizer; a rate of zero leaves fixed parameters alone.
     library: Any = importlib.import_module("higher")
     net = Net(model)
     params: Tensors = dict(net.named_parameters())
@@ -88,6 +89,7 @@ def higher(model: Model) -> Peer:
         *([{"params": fixed, "lr": 0.0}] if fixed else []),
     ]
     optimizer = torch.optim.SGD(groups, lr=model.inner_lr)
+    # One task after the other.
     tasks = model.tasks()
 
     def run() -> None:
@@ -108,12 +110,13 @@ def higher(model: Model) -> Peer:
 
 
 def torchopt(model: Model) -> Peer:
-    """The library torchopt: its differentiable functional SGD."""
+    """Returns the peer of the library torchopt: its differentiable functional SGD."""
     library: Any = importlib.import_module("torchopt")
     params = _leaves(model)
     optimizer = library.sgd(lr=model.inner_lr)
 
     def query_loss(support: Data, query: Data) -> torch.Tensor:
+        # The optimizer sees only the parameters that are adapted.
         adapted = dict(params)
         inner = tuple(params[name] for name in model.adapted)
         state = optimizer.init(inner)
@@ -128,7 +131,7 @@ def torchopt(model: Model) -> Peer:
 
 
 def learn2learn(model: Model) -> Peer:
-    """The library learn2learn: what its MAML.clone and MAML.adapt do, sparing fixed parameters."""
+    """Returns the peer of learn2learn: MAML.clone and MAML.adapt, without the fixed parameters."""
     library: Any = importlib.import_module("learn2learn")
     net = Net(model)
 
@@ -156,7 +159,7 @@ PEERS: dict[str, Callable[[Model], Peer]] = {
     "torchopt": torchopt,
     "learn2learn": learn2learn,
 }
-"""Every peer, by the name it has in the table."""
+"""Every peer, by its name in the table."""
 
 
 def _leaves(model: Model) -> Tensors:
@@ -171,16 +174,20 @@ def _grads(model: Model, loss: torch.Tensor, params: Tensors) -> tuple[torch.Ten
 def _accumulate(
     model: Model, params: Tensors, query_loss: Callable[[Data, Data], torch.Tensor]
 ) -> Callable[[], None]:
-    """One backward pass a task, so that one task's graph is alive at a time."""
+    """Returns a `run` with one backward pass per task, so that one graph is alive at a time."""
     tasks = model.tasks()
 
     def run() -> None:
-        for leaf in params.values():
-            leaf.grad = None
+        _forget_grads(params)
         for support, query in tasks:
             (query_loss(support, query) / len(tasks)).backward()
 
     return run
+
+
+def _forget_grads(params: Tensors) -> None:
+    for leaf in params.values():
+        leaf.grad = None
 
 
 def _add(params: Tensors, grads: Any) -> None:
@@ -189,12 +196,12 @@ def _add(params: Tensors, grads: Any) -> None:
 
 
 def _task_gradient(model: Model) -> Callable[[Tensors, Data, Data], Tensors]:
-    """(params, support, query) -> one task's meta-gradient."""
+    """Returns `(params, support, query) -> ` the meta-gradient of one task."""
 
     def adapt(params: Tensors, support: Data) -> Tensors:
         for _ in range(model.num_inner_steps):
             inner = {name: params[name] for name in model.adapted}
-            # Bound here: torch.func traces this function within this iteration.
+            # `fixed` binds the parameters of this iteration, in which torch.func traces the loss.
             grads = torch.func.grad(lambda x, fixed=params: model.loss({**fixed, **x}, support))(
                 inner
             )
@@ -212,13 +219,13 @@ def _task_gradient(model: Model) -> Callable[[Tensors, Data, Data], Tensors]:
 
 
 def _loop(model: Model, gradient: Callable[[Tensors, Data, Data], Tensors]) -> Peer:
-    # Not requires_grad: autograd would record what torch.func differentiates.
+    """Returns the peer that adds up the gradients of one task after the other."""
+    # Without requires_grad: autograd would record what torch.func differentiates.
     params = {name: leaf.clone() for name, leaf in model.params.items()}
     tasks = model.tasks()
 
     def run() -> None:
-        for leaf in params.values():
-            leaf.grad = None
+        _forget_grads(params)
         for support, query in tasks:
             _add(params, gradient(params, support, query).values())
         for leaf in params.values():
@@ -228,6 +235,7 @@ def _loop(model: Model, gradient: Callable[[Tensors, Data, Data], Tensors]) -> P
 
 
 def _vmap(model: Model, transform: Callable[[Any], Any]) -> Peer:
+    """Returns the peer that computes all tasks at once, in a function that is transformed."""
     params = {name: leaf.clone() for name, leaf in model.params.items()}
     task_gradient = _task_gradient(model)
 

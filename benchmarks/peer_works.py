@@ -1,6 +1,7 @@
-"""The works that benchmarks time, on jaxmaml's side: a preset, its network and its tasks.
+"""The works that benchmarks time, as jaxmaml computes them: a preset, its network and its tasks.
 
 Pixels and labels are random, because the cost of a step does not depend on what they show.
+`speed.py --against` builds these works with the code of two commits: keep the names of this module.
 """
 
 import dataclasses
@@ -11,13 +12,15 @@ import common
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxmaml.train import experiment, family, network, presets
-from jaxmaml.train.presets import Preset
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxmaml import diagnostics, outer, parallel
+import jaxmaml
+from jaxmaml import diagnostics, fitting, parallel
+from jaxmaml.batching import ChunkSize
 from jaxmaml.data import pools, sinusoid
-from jaxmaml.types import LossFn, MetaLearner, MetaParams, Task
+from jaxmaml.experiments import candidates, networks, presets
+from jaxmaml.experiments.presets import Preset
+from jaxmaml.types import Array, LossFn, MetaLearner, MetaParams, MetaState, Task
 
 IMAGE_SHAPE = (28, 28, 1)
 CONV = presets.get("glyphs-5w1s")
@@ -33,7 +36,7 @@ PRESETS: dict[str, Preset] = {
     "mlp": presets.get("omniglot-mlp-5w1s"),
     "sinusoid": presets.get("sinusoid-5shot"),
 }
-"""What is computed, without the order of the meta-gradient."""
+"""The settings of each work; the order of the meta-gradient is chosen apart."""
 
 
 class Problem(NamedTuple):
@@ -41,10 +44,10 @@ class Problem(NamedTuple):
 
     Attributes:
         preset: its settings.
-        learner: MAML of the order asked for.
-        loss_fn: what is adapted on and scored.
+        learner: MAML of the given order.
+        loss_fn: the mean loss that is adapted to and scored.
         params: the initial parameters.
-        tasks: one outer step's tasks, leaves `[num_tasks, ...]`.
+        tasks: the tasks of one outer step, leaves `[num_tasks, ...]`.
     """
 
     preset: Preset
@@ -55,27 +58,33 @@ class Problem(NamedTuple):
 
     @property
     def chunk_size(self) -> Any:
-        """What the preset asks for."""
-        return experiment.chunk_size(self.preset)
+        """The chunk size of the preset."""
+        return self.preset.core_chunk_size
 
 
 def shrink(preset: Preset) -> Preset:
-    """The same work at a size that takes a moment: a check of the code, not a measurement."""
+    """Returns the same work at a size that takes a moment: a check of the code, not a measurement."""
     sizes = {"hidden_sizes": (16,) * len(preset.hidden_sizes)} if preset.model == "mlp" else {}
     query = min(preset.query, 3)
     return presets.override(preset, num_tasks=2, num_filters=8, query=query, **sizes)
 
 
 def build(preset: Preset, order: str) -> Problem:
-    """Network, parameters and tasks of a preset; always the same ones."""
+    """Returns the network, parameters and tasks of a preset, always the same ones.
+
+    Args:
+        preset: the settings.
+        order: "exact" or "first".
+    """
     shape = (1,) if preset.is_regression else IMAGE_SHAPE
-    model, params, _ = network.build(preset, shape, jax.random.key(0))
-    learner = family.make(family.Parts(preset, model, 0), "maml", order, preset.inner_lr)
+    model, params, _ = networks.build(preset, shape, jax.random.key(0))
+    spec = candidates.Spec(order, order, preset.inner_lr)
+    learner = candidates.build(spec, preset, model, num_classes=0).learner
     return Problem(preset, learner, model.loss_fn, params, _tasks(preset))
 
 
-def source(preset: Preset) -> Callable[[jax.Array], Task]:
-    """A jittable `key -> tasks`, as training draws them."""
+def source(preset: Preset) -> Callable[[Array], Task]:
+    """Returns a traceable `key -> tasks`, as training draws them."""
     if preset.is_regression:
         return sinusoid.sampler(num_tasks=preset.num_tasks, shot=preset.shot, query=preset.query)
     num_classes, num_images = 4 * preset.way, 20
@@ -88,11 +97,13 @@ def source(preset: Preset) -> Callable[[jax.Array], Task]:
     )  # fmt: skip
 
 
-def gradient(problem: Problem, mesh: Mesh, chunk_size: Any) -> Callable[[MetaParams, Task], Any]:
-    """`(params, tasks) -> meta-gradient` with the tasks spread over the devices of a mesh."""
+def gradient(
+    problem: Problem, mesh: Mesh, chunk_size: ChunkSize
+) -> Callable[[MetaParams, Task], MetaParams]:
+    """Returns `(params, tasks) -> meta-gradient`, with the tasks spread over a mesh."""
 
-    def on_a_device(params, tasks):
-        return outer.meta_grad(
+    def on_a_device(params: MetaParams, tasks: Task) -> MetaParams:
+        return jaxmaml.meta_grad(
             problem.learner, params, tasks, chunk_size=chunk_size, axis_name=parallel.TASKS
         )[1]
 
@@ -101,36 +112,57 @@ def gradient(problem: Problem, mesh: Mesh, chunk_size: Any) -> Callable[[MetaPar
 
 
 def place(problem: Problem, mesh: Mesh) -> tuple[MetaParams, Task]:
-    """(params, tasks) where `gradient` reads them, so that a timed call moves nothing."""
-    spread = NamedSharding(mesh, PartitionSpec(parallel.TASKS))
-    return parallel.replicate(problem.params, mesh), jax.device_put(problem.tasks, spread)
+    """Returns (params, tasks) where `gradient` reads them, so that a timed call moves nothing."""
+    return parallel.replicate(problem.params, mesh), parallel.spread(problem.tasks, mesh)
+
+
+def optimizer(preset: Preset) -> optax.GradientTransformation:
+    """Returns the outer optimizer."""
+    return optax.adam(preset.outer_lr)
+
+
+def init_state(problem: Problem, mesh: Mesh) -> MetaState:
+    """Returns the state before the first outer step, on every device of a mesh."""
+    adam = optimizer(problem.preset)
+    return parallel.replicate(jaxmaml.init_state(problem.learner, adam, problem.params), mesh)
+
+
+def training_loop(problem: Problem, mesh: Mesh, num_steps: int) -> Callable[[], Any]:
+    """Returns a call that trains for `num_steps` outer steps, sampling included, and blocks."""
+    meta_state = init_state(problem, mesh)
+    program = fitting.compile_program(
+        problem.learner, optimizer(problem.preset), meta_state, source(problem.preset),
+        key=jax.random.key(0), chunk_size=problem.chunk_size, num_steps_per_dispatch=num_steps,
+        mesh=mesh,
+    )  # fmt: skip
+    return lambda: jax.block_until_ready(program.run(meta_state, num_steps))
 
 
 def in_float64(problem: Problem) -> tuple[tuple[MetaParams, Task], MetaParams]:
-    """((params, tasks), their meta-gradient) in float64, as NumPy arrays."""
+    """Returns ((params, tasks), their meta-gradient) in float64, as NumPy arrays."""
 
-    def widen(leaf):
+    def widen(leaf: Any) -> np.ndarray:
         is_float = np.issubdtype(leaf.dtype, np.floating)
         return np.asarray(leaf, np.float64 if is_float else None)
 
     inputs = jax.tree.map(widen, (problem.params, problem.tasks))
-    step = lambda params, tasks: outer.meta_grad(problem.learner, params, tasks, chunk_size=1)[1]
+    step = lambda params, tasks: jaxmaml.meta_grad(problem.learner, params, tasks, chunk_size=1)[1]
     with jax.enable_x64(True):
         return inputs, jax.tree.map(np.asarray, jax.jit(step)(*inputs))
 
 
 def gflop(problem: Problem) -> float:
-    """GFLOP of one outer step as jaxmaml computes it, recomputation included."""
-    step = lambda params, tasks: outer.meta_grad(problem.learner, params, tasks)[1]
+    """Returns the GFLOP of one outer step as jaxmaml computes it, recomputation included."""
+    step = lambda params, tasks: jaxmaml.meta_grad(problem.learner, params, tasks)[1]
     return diagnostics.count_flops(step, problem.params, problem.tasks) / 1e9
 
 
 def ideal_gflop(problem: Problem, order: str) -> float:
-    """GFLOP of one outer step of an implementation that computes nothing twice.
+    """Returns the GFLOP of one outer step of an implementation that computes nothing twice.
 
-    A backward pass costs two forward passes, and so does the tangent of a forward and a backward
-    pass beside these. With T inner steps on S support and Q query examples, F each, that makes
-    3F(TS + Q) for first order and 6F·T·S more for exact.
+    A backward pass costs two forward passes. The tangents of a forward and a backward pass cost as
+    much as these two passes. With T inner steps on S support examples, Q query examples and the cost
+    F of a forward pass of one example, first order costs 3F(TS + Q), and exact 6F·T·S more.
     """
     preset = problem.preset
     query = jax.tree.map(lambda leaf: leaf[0, :1], problem.tasks.query)
@@ -141,18 +173,13 @@ def ideal_gflop(problem: Problem, order: str) -> float:
     return preset.num_tasks * forward * passes / 1e9
 
 
-def optimizer(preset: Preset) -> optax.GradientTransformation:
-    """The outer optimiser."""
-    return optax.adam(preset.outer_lr)
+def options(preset: Preset) -> dict[str, Any]:
+    """Returns the size of a work, as its rows state it."""
+    names = ("way", "shot", "query", "num_tasks", "num_inner_steps", "num_filters")
+    return {name: value for name, value in dataclasses.asdict(preset).items() if name in names}
 
 
 def _tasks(preset: Preset) -> Task:
     if preset.is_regression:
         return source(preset)(jax.random.key(0))
     return common.image_tasks(preset.num_tasks, preset.way, preset.shot, preset.query, IMAGE_SHAPE)
-
-
-def options(preset: Preset) -> dict[str, Any]:
-    """What a row says about a work's size."""
-    names = ("way", "shot", "query", "num_tasks", "num_inner_steps", "num_filters")
-    return {name: value for name, value in dataclasses.asdict(preset).items() if name in names}

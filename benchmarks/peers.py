@@ -2,19 +2,19 @@
 
     python benchmarks/peers.py --out peers.jsonl
 
-Both sides start from the same weights and tasks, and are timed only after they gave the same
-meta-gradient: checked in float64, where rounding hides nothing, and timed in float32. `ratio` is the
-peer's time over ours: the median over rounds that alternate A B A B. jaxmaml spreads its tasks over
-all cores; each peer runs with the better of one thread and all. For the sinusoid our side samples
-its tasks and makes the outer step too, a hundred steps and more a dispatch; the peers make the
-meta-gradient and the outer Adam step on tasks sampled before. A peer that cannot run, or computes
-something else, is a row that says why.
+Both sides start from the same weights and tasks. They are timed only if they give the same
+meta-gradient: it is checked in float64, where rounding hides nothing, and timed in float32. `ratio`
+is the peer's time over ours, the median over rounds that alternate A B A B. jaxmaml spreads its tasks
+over all cores; each peer runs with the better of one thread and all threads. For the sinusoid, our
+side also samples its tasks and makes the outer step, hundreds of steps per dispatch; the peers compute
+the meta-gradient and make the outer Adam step on fixed tasks. A peer that cannot run, or computes
+something else, has a row with the reason.
 
-PyTorch for CPU: take the "CPU" build that PyTorch's own installation page gives the index of
-(an option of pip; the default build on Linux brings CUDA along), then
-`pip install -e '.[peers]'`, which leaves it in place. torch.compile needs a C++ compiler.
-learn2learn 0.2.0 comes as source only, with C files too old for Python 3.11: unpack it, run `cython`
-(below 3) on `learn2learn/data/*.pyx`, install that, and `torchvision` of the same PyTorch build.
+Installation: first install the CPU build of PyTorch from the index that PyTorch's installation page
+names (the default build on Linux includes CUDA), then run `pip install -e '.[peers]'`, which keeps it.
+torch.compile needs a C++ compiler. learn2learn 0.2.0 is distributed as source only, with C files too
+old for Python 3.11: unpack it, run `cython` (below 3) on `learn2learn/data/*.pyx`, install the result,
+and install `torchvision` of the same PyTorch build.
 """
 
 import contextlib
@@ -22,22 +22,20 @@ import math
 import os
 import signal
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import common
-import jax
 import peer_models
 import peer_torch
 import peer_works
 import torch
-from jaxmaml.train import loop
-from jaxmaml.train.presets import Preset
+from jax.sharding import Mesh
 
-import jaxmaml
 from jaxmaml import parallel
+from jaxmaml.experiments.presets import Preset
+from jaxmaml.types import MetaParams
 
 WORKS = {
     "conv-15q-exact": ("conv-15q", "exact"),
@@ -47,22 +45,22 @@ WORKS = {
     "mlp-exact": ("mlp", "exact"),
     "sinusoid-exact": ("sinusoid", "exact"),
 }
-"""(what is computed, order) of each work."""
+"""(name in `peer_works.PRESETS`, order) of each work."""
 
 TOLERANCE = 1e-9
 """Largest relative error of a float64 meta-gradient that counts as rounding."""
 
-SECONDS_A_TURN = 0.1
-"""A side repeats its step until a turn takes so long: shorter ones measure the clock."""
+SECONDS_PER_TURN = 0.1
+"""A side repeats its step for at least this time per turn: shorter turns measure the clock."""
 
 SECONDS_TO_BUILD = 120
-"""A peer that is not ready by then is not timed."""
+"""A peer that is not ready after this time is not timed."""
 
-SECONDS_A_PEER = 40
-"""A slow peer gets fewer rounds, at least three."""
+SECONDS_PER_PEER = 40
+"""A slow peer gets fewer rounds, to stay within this time, but at least three."""
 
 SECONDS_BETWEEN_TURNS = 0.3
-"""OpenMP's threads, PyTorch's among them, spin for up to 0.2 s after their work."""
+"""The threads of OpenMP, which PyTorch uses, spin for up to 0.2 s after their work."""
 
 COLUMNS = [
     *("work", "peer", "ratio", "seconds", "our_seconds", "gflop", "gflop_per_s"),
@@ -72,20 +70,23 @@ POOLED_BY_MAXIMUM = " (pool by torch.maximum)"
 
 
 class Side(NamedTuple):
-    """`run` makes `num_steps` outer steps and blocks until they are done."""
+    """One side of a comparison.
+
+    Attributes:
+        run: makes `num_steps` outer steps and blocks until they are done.
+        num_steps: the outer steps of one call.
+    """
 
     run: Callable[[], Any]
     num_steps: int
 
 
 def main() -> None:
-    """Times the works and peers asked for."""
-    parser = common.parser((__doc__ or "").splitlines()[0])
+    """Times the chosen works and peers."""
+    parser = common.parser(__doc__)
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--peer", nargs="+", choices=peer_torch.PEERS, default=None)
-    parser.add_argument(
-        "--rounds", type=int, default=None, help="unless told 11, or 3 with --quick"
-    )
+    parser.add_argument("--rounds", type=int, help="defaults to 11, or 3 with --quick")
     args = parser.parse_args()
     common.use_all_cores()
     rounds = args.rounds or (3 if args.quick else 11)
@@ -103,7 +104,15 @@ def main() -> None:
 
 
 def rows_of(work: str, peers: list[str], rounds: int, *, quick: bool) -> Iterator[dict[str, Any]]:
-    """One row a peer, as soon as it is measured."""
+    """Yields a row per peer, as soon as it is measured.
+
+    Args:
+        work: a name of `WORKS`.
+        peers: names of `peer_torch.PEERS`.
+        rounds: turns of each side.
+        quick: whether the work is shrunk.
+    """
+    # Our side.
     name, order = WORKS[work]
     preset = peer_works.PRESETS[name]
     preset = peer_works.shrink(preset) if quick else preset
@@ -111,13 +120,15 @@ def rows_of(work: str, peers: list[str], rounds: int, *, quick: bool) -> Iterato
     mesh = parallel.task_mesh(preset.num_tasks)
     placed = peer_works.place(problem, mesh)
     gradient = peer_works.gradient(problem, mesh, problem.chunk_size)
-    run, temp_bytes = common.compiled(gradient, *placed)
-    ours = _training(problem, mesh, quick) if preset.is_regression else repeated(run)
+    program = common.compiled(gradient, *placed)
+    ours = _training(problem, mesh, quick) if preset.is_regression else repeated(program.run)
     shared = {
         "work": work, "order": order, **peer_works.options(preset), "quick": quick,
-        "our_devices": mesh.size, "our_temp_bytes": temp_bytes,
+        "our_devices": mesh.size, "our_temp_bytes": program.temp_bytes,
         "gflop": peer_works.gflop(problem),
     }  # fmt: skip
+
+    # Every peer.
     exact_inputs, reference = peer_works.in_float64(problem)
     pools = {"": "max_pool2d", **({POOLED_BY_MAXIMUM: "maximum"} if preset.pooled else {})}
     for suffix, pool in pools.items():
@@ -136,12 +147,13 @@ def _row(
     checked_model: peer_models.Model,
     timed_model: peer_models.Model,
     preset: Preset,
-    reference: Any,
+    reference: MetaParams,
     ours: Side,
     rounds: int,
 ) -> dict[str, Any]:
-    """A peer's measurements, or the reason why there are none."""
+    """Returns the measurements of a peer, or the reason for having none."""
     try:
+        # Check its meta-gradient.
         with _time_limit(SECONDS_TO_BUILD):
             error = _error(peer_torch.PEERS[peer](checked_model), reference, preset)
         if not error < TOLERANCE:
@@ -149,13 +161,15 @@ def _row(
                 "error": error,
                 "reason": f"not timed: its meta-gradient differs by {error:.1e}",
             }
+
+        # Time it.
         made = peer_torch.PEERS[peer](timed_model)
         with _time_limit(SECONDS_TO_BUILD):
             made.run()
         step = _with_outer_step(made, preset) if preset.is_regression else made.run
         threads, theirs = _best_threads(step)
         return {"error": error, "threads": threads, **_times(ours, theirs, rounds)}
-    # Whatever stops a peer, from a failed import to a compiler's crash, is a result to report.
+    # A failed import or a compiler's crash is a result too.
     except Exception as failure:
         lines = str(failure).strip().splitlines() or [""]
         return {"reason": f"{type(failure).__name__}: {lines[0][:120]}"}
@@ -163,7 +177,7 @@ def _row(
 
 @contextlib.contextmanager
 def _time_limit(seconds: int) -> Iterator[None]:
-    """TimeoutError where the block takes longer: a compiler may take many minutes."""
+    """Raises TimeoutError if the block takes longer: a compiler may take many minutes."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"its first run, compilation included, took more than {seconds} s")
@@ -177,7 +191,7 @@ def _time_limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _error(peer: peer_torch.Peer, reference: Any, preset: Preset) -> float:
+def _error(peer: peer_torch.Peer, reference: MetaParams, preset: Preset) -> float:
     peer.run()
     gradient = {name: _gradient_of(leaf) for name, leaf in peer.params.items()}
     return peer_models.relative_error(gradient, reference, preset)
@@ -188,11 +202,8 @@ def _gradient_of(leaf: torch.Tensor) -> torch.Tensor:
 
 
 def _times(ours: Side, theirs: Side, rounds: int) -> dict[str, Any]:
-    """Median seconds of a step on both sides, and the median over rounds of their ratio."""
-    start = time.perf_counter()
-    theirs.run()
-    turn = time.perf_counter() - start
-    rounds = min(rounds, max(3, int(SECONDS_A_PEER / turn)))
+    """Returns the median seconds of a step on both sides, and the median of their ratio."""
+    rounds = min(rounds, max(3, int(SECONDS_PER_PEER / common.seconds_of(theirs.run))))
     sides = {"peer": theirs.run, "ours": ours.run}
     seconds = common.alternate(sides, rounds, pause=SECONDS_BETWEEN_TURNS)
     ratio = common.median_ratio(seconds, "peer", "ours")
@@ -205,9 +216,9 @@ def _times(ours: Side, theirs: Side, rounds: int) -> dict[str, Any]:
 
 
 def repeated(step: Callable[[], Any]) -> Side:
-    """A step as often as makes a turn of SECONDS_A_TURN."""
+    """Returns a side that makes a step several times per turn."""
     step()
-    num_steps = min(1000, math.ceil(SECONDS_A_TURN / _fastest(step)))
+    num_steps = min(1000, math.ceil(SECONDS_PER_TURN / _fastest(step)))
 
     def run() -> None:
         for _ in range(num_steps):
@@ -217,21 +228,16 @@ def repeated(step: Callable[[], Any]) -> Side:
 
 
 def _fastest(step: Callable[[], Any]) -> float:
-    """Seconds of the fastest of three calls, or of one where that takes over two seconds."""
-    found = []
+    """Returns the seconds of the fastest of three calls, or of fewer if they take two seconds."""
+    step()  # the first call may compile or allocate
+    found: list[float] = []
     while len(found) < 3 and sum(found) < 2:
-        found += common.alternate({"step": step}, 1)["step"] if not found else [_seconds(step)]
+        found.append(common.seconds_of(step))
     return min(found)
 
 
-def _seconds(step: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
 def _best_threads(step: Callable[[], None]) -> tuple[int, Side]:
-    """(number of threads, side) of the faster of one thread and one a core."""
+    """Returns (number of threads, side) of the faster of one thread and one per core."""
     seconds = {}
     for threads in sorted({1, os.cpu_count() or 1}):
         torch.set_num_threads(threads)
@@ -242,7 +248,7 @@ def _best_threads(step: Callable[[], None]) -> tuple[int, Side]:
 
 
 def _with_outer_step(peer: peer_torch.Peer, preset: Preset) -> Callable[[], None]:
-    # The fused one is the fastest that PyTorch has.
+    # The fused Adam is PyTorch's fastest.
     optimizer = torch.optim.Adam(list(peer.params.values()), lr=preset.outer_lr, fused=True)
 
     def step() -> None:
@@ -252,18 +258,10 @@ def _with_outer_step(peer: peer_torch.Peer, preset: Preset) -> Callable[[], None
     return step
 
 
-def _training(problem: peer_works.Problem, mesh: Any, quick: bool) -> Side:
-    """Our training loop: sampling, meta-gradient and outer step."""
-    optimizer = peer_works.optimizer(problem.preset)
-    state = jaxmaml.init_state(problem.learner, optimizer, problem.params)
-    state = parallel.replicate(state, mesh)
+def _training(problem: peer_works.Problem, mesh: Mesh, quick: bool) -> Side:
+    """Returns our side with sampling, meta-gradient and outer step."""
     num_steps = 10 if quick else 500
-    program = loop.compile_steps(
-        problem.learner, optimizer, state, peer_works.source(problem.preset),
-        key=jax.random.key(0), chunk_size=problem.chunk_size, num_steps_per_dispatch=num_steps,
-        mesh=mesh,
-    )  # fmt: skip
-    return Side(lambda: jax.block_until_ready(program.run(state, num_steps)), num_steps)
+    return Side(peer_works.training_loop(problem, mesh, num_steps), num_steps)
 
 
 if __name__ == "__main__":

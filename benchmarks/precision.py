@@ -1,8 +1,8 @@
-"""What less than float32 does to the exact meta-gradient: its angle and error against float64.
+"""The exact meta-gradient in less than float32: its angle and error against float64.
 
     python benchmarks/precision.py
 
-On a CPU every matmul precision computes in float32; on a GPU "default" is TF32, on a TPU bfloat16.
+On a CPU every matmul precision computes in float32. "default" is TF32 on a GPU and bfloat16 on a TPU.
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxmaml
 from jaxmaml import nn
+from jaxmaml.types import Task
 
 POLICIES = [
     {"matmul_precision": "highest", "compute_dtype": "float32"},
@@ -26,31 +27,47 @@ POLICIES = [
 ]
 
 
-def meta_gradient(dtype: Any, policy: dict[str, str], tasks: Any, filters: int, steps: int) -> Any:
-    """The flat exact meta-gradient of Conv4 with parameters of type `dtype`."""
+def meta_gradient(
+    dtype: Any, policy: dict[str, str], tasks: Task, num_filters: int, num_inner_steps: int
+) -> np.ndarray:
+    """Returns the flat exact meta-gradient of Conv4.
+
+    Args:
+        dtype: the dtype of parameters and images.
+        policy: one of `POLICIES`.
+        tasks: the tasks.
+        num_filters: filters of each convolution.
+        num_inner_steps: steps of SGD.
+    """
+    # The network.
     module = nn.Conv4(
-        5, num_filters=filters, head_init=nnx.initializers.normal(0.1), rngs=nnx.Rngs(0)
+        5, num_filters=num_filters, head_init=nnx.initializers.normal(0.1), rngs=nnx.Rngs(0)
     )
     compute = None if policy["compute_dtype"] == "float32" else policy["compute_dtype"]
-    apply_fn, params, _ = nn.from_nnx(module, compute_dtype=compute)
-    learner = jaxmaml.maml(nn.cross_entropy(apply_fn), optax.sgd(0.1), steps)
+    apply_fn, params = nn.from_nnx(module, compute_dtype=compute)
+    learner = jaxmaml.maml(nn.cross_entropy(apply_fn), optax.sgd(0.1), num_inner_steps)
+
+    # Its meta-gradient.
     cast = lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf
     with jax.default_matmul_precision(policy["matmul_precision"]):
         run = jax.jit(lambda params, tasks: jaxmaml.meta_grad(learner, params, tasks)[1])
-        return ravel_pytree(run(*jax.tree.map(cast, (params, tasks))))[0]
+        return np.asarray(ravel_pytree(run(*jax.tree.map(cast, (params, tasks))))[0])
 
 
 def main() -> None:
     """Measures, prints and appends the rows."""
-    options = common.parser(__doc__ or "").parse_args()
+    options = common.parser(__doc__).parse_args()
     filters, num_tasks = (8, 2) if options.quick else (64, 8)
     tasks = common.image_tasks(num_tasks, 5, 1, 5)
     rows = []
     for steps in (1, 5):
+        # The reference.
         with jax.enable_x64(True):
-            exact = np.asarray(meta_gradient(jnp.float64, POLICIES[0], tasks, filters, steps))
+            exact = meta_gradient(jnp.float64, POLICIES[0], tasks, filters, steps)
+
+        # Every policy against it.
         for policy in POLICIES:
-            found = np.asarray(meta_gradient(jnp.float32, policy, tasks, filters, steps))
+            found = meta_gradient(jnp.float32, policy, tasks, filters, steps)
             norms = np.linalg.norm(found), np.linalg.norm(exact)
             rows.append(
                 {

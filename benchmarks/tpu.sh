@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The twin of gpu.sh on a TPU; PyTorch peers are left out.
+# Every table of gpu.sh on one TPU, without the PyTorch peers.
 #
 #   benchmarks/tpu.sh OUT_DIR [OMNIGLOT.npz]
 set -euo pipefail

@@ -1,16 +1,17 @@
 """Memory of meta-learning the initial parameters of a Transformer language model, with Adam inside.
 
-XLA's temporary memory of one task's meta-gradient, which costs no run: reverse over reverse, the same
-with each inner step under jax.checkpoint, forward over reverse, and first order. The model is
-decoder-only, pre-norm, with learned positions and jax.checkpoint round each block, so that its own
-gradient is already frugal.
-
     python benchmarks/transformer.py
     python benchmarks/transformer.py --layers 12 --width 768 --sequence 1024 --support 1 --query 1
+
+The tables have XLA's temporary memory of one task's meta-gradient, which needs no run: reverse over
+reverse, the same with each inner step under jax.checkpoint, forward over reverse, and first order. The
+model is decoder-only and pre-norm, with learned positions. Each block is under jax.checkpoint, so the
+model's own gradient is already frugal.
 """
 
 import argparse
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import common
@@ -20,14 +21,16 @@ import numpy as np
 import optax
 
 import jaxmaml
+from jaxmaml import Exact, FirstOrder
+from jaxmaml.adjoints import Adjoint
 from jaxmaml.types import Array, Params, Task
 
-SIDES: dict[str, dict[str, Any]] = {
-    "first order": {"order": "first"},
-    "forward over reverse": {},
-    "checkpoint_every=1": {"checkpoint_every": 1},
-    "checkpoint": {"adjoint": "checkpoint"},
-    "reverse": {"adjoint": "reverse"},
+SIDES: dict[str, Adjoint] = {
+    "first order": FirstOrder(),
+    "forward over reverse": Exact(),
+    "checkpoint_every=1": Exact(checkpoint_every=1),
+    "checkpoint": Exact(mode="checkpoint"),
+    "reverse": Exact(mode="reverse"),
 }
 EXACT = [name for name in SIDES if name != "first order"]
 NUM_INNER_STEPS = (2, 4, 8)
@@ -35,7 +38,16 @@ HEAD_WIDTH = 64
 
 
 class Size(NamedTuple):
-    """A model and a task: `support` and `query` sequences of `sequence` tokens."""
+    """The size of a model and of its tasks.
+
+    Attributes:
+        layers: blocks of the model.
+        width: width of the model.
+        sequence: tokens per sequence.
+        support: support sequences.
+        query: query sequences.
+        vocabulary: different tokens.
+    """
 
     layers: int
     width: int
@@ -46,17 +58,40 @@ class Size(NamedTuple):
 
 
 SMALL_SIZES = (Size(2, 256, 256, 1, 1), Size(4, 256, 256, 1, 1), Size(2, 512, 256, 1, 1))
-"""What is kept of each inner step is most of the memory: growth is judged here."""
+"""What is stored of each inner step is most of the memory: growth is judged here."""
 LONG_SIZES = (Size(2, 256, 1024, 4, 4), Size(2, 256, 1024, 4, 8), Size(2, 256, 1024, 4, 16))
-"""Activations are most of the memory, first order's too. An exact step on the support works on values
-and tangents, twice what first order does, which counts where the query is not larger."""
+"""Activations are most of the memory, for first order too. An exact step on the support holds values
+and tangents, twice what first order holds, which matters unless the query is larger."""
 LARGE_SIZES = (Size(6, 512, 512, 4, 4), Size(12, 768, 1024, 1, 1))
 TIMED_SIZE = Size(2, 256, 256, 1, 1)
-QUICK_SIZE = Size(2, 64, 32, 1, 2, vocabulary=50)
+QUICK_SIZE = Size(1, 64, 32, 1, 2, vocabulary=50)
+
+
+def main() -> None:
+    """Measures, prints and appends the rows."""
+    # Measure.
+    options = _options()
+    memory = [measure_memory(size, number) for size, number in _cases(options)]
+    grown = growth(memory)
+    timed = measure_time(QUICK_SIZE if options.quick else TIMED_SIZE, 4, 2 if options.quick else 9)
+
+    # Print.
+    fields = list(Size._fields)
+    print("\nTemporary memory in units of the parameters\n")
+    common.print_table(memory, [*fields, "num_inner_steps", *SIDES, "exact / first"])
+    print("\nGrowth per inner step in units of the parameters and Adam's state\n")
+    common.print_table(grown, [*fields, "inner steps", *EXACT])
+    print("\nMilliseconds\n")
+    common.print_table([timed], [*fields, "num_inner_steps", *SIDES])
+
+    # Append.
+    for table, rows in (("memory", memory), ("growth", grown), ("time", [timed])):
+        common.emit(rows, options.out, benchmark="transformer", table=table)
 
 
 def init_params(size: Size, key: Array) -> Params:
-    """Embeddings `[vocabulary, width]` (also the output), positions, and a list of blocks."""
+    """Returns embeddings `[vocabulary, width]` (also the output), positions and a list of blocks."""
+    # One key per matrix: two embeddings, and four in each block.
     keys = iter(jax.random.split(key, 2 + 4 * size.layers))
     draw = lambda *shape: 0.02 * jax.random.normal(next(keys), shape)
     d = size.width
@@ -73,6 +108,83 @@ def init_params(size: Size, key: Array) -> Params:
         "blocks": [block() for _ in range(size.layers)],
         "norm": jnp.ones(d),
     }
+
+
+def loss_fn(params: Params, tokens: Array) -> Array:
+    """Returns the mean cross-entropy of the next token; tokens `[num_sequences, sequence + 1]`."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    x = params["tokens"][inputs] + params["positions"]
+    for block in params["blocks"]:
+        x = _block(x, block)
+    logits = _norm(x, params["norm"]) @ params["tokens"].T
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+
+
+def meta_grad(num_inner_steps: int, adjoint: Adjoint) -> Callable[[Params, Task], Any]:
+    """Returns `(params, task) -> (meta-gradient, info)` with Adam inside."""
+    optimizer = optax.adam(1e-4, eps_root=1e-8)
+    learner = jaxmaml.maml(loss_fn, optimizer, num_inner_steps, adjoint=adjoint)
+    return jax.grad(learner.loss, has_aux=True)
+
+
+def shapes(size: Size) -> tuple[Params, Task]:
+    """Returns the shapes of the parameters and of a task; nothing is computed."""
+    tokens = lambda num: jax.ShapeDtypeStruct((num, size.sequence + 1), jnp.int32)
+    params = jax.eval_shape(lambda: init_params(size, jax.random.key(0)))
+    return params, Task(tokens(size.support), tokens(size.query))
+
+
+def measure_memory(size: Size, num_inner_steps: int) -> dict[str, Any]:
+    """Returns a row: the temporary bytes of every side, and the same in units of the parameters."""
+    params, task = shapes(size)
+    found = {
+        name: common.compiled(meta_grad(num_inner_steps, adjoint), params, task).temp_bytes
+        for name, adjoint in SIDES.items()
+    }
+    unit = common.num_bytes(params)
+    return {
+        **size._asdict(), "num_inner_steps": num_inner_steps, "params_bytes": unit,
+        "temp_bytes": found, **{name: value / unit for name, value in found.items()},
+        "exact / first": found["forward over reverse"] / found["first order"],
+    }  # fmt: skip
+
+
+def growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a row per pair of neighboring rows of one size: the bytes per added inner step.
+
+    They are in units of the parameters and Adam's two moments.
+    """
+    found = []
+    for before, after in itertools.pairwise(rows):
+        num_added = after["num_inner_steps"] - before["num_inner_steps"]
+        if num_added <= 0:  # another size begins
+            continue
+        unit = 3 * after["params_bytes"]
+        per_step = common.growth_per_step(
+            before["temp_bytes"], after["temp_bytes"], num_added, unit
+        )
+        sizes = {name: after[name] for name in Size._fields}
+        steps = f"{before['num_inner_steps']} to {after['num_inner_steps']}"
+        found.append({**sizes, "inner steps": steps, **{name: per_step[name] for name in EXACT}})
+    return found
+
+
+def measure_time(size: Size, num_inner_steps: int, rounds: int) -> dict[str, Any]:
+    """Returns a row: the milliseconds of every side, timed in turn."""
+    # Parameters and a task.
+    params = init_params(size, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    draw = lambda shape: jnp.asarray(rng.integers(size.vocabulary, size=shape.shape), jnp.int32)
+    task = jax.tree.map(draw, shapes(size)[1])
+
+    # The meta-gradient of every side.
+    sides = {
+        name: common.compiled(meta_grad(num_inner_steps, adjoint), params, task).run
+        for name, adjoint in SIDES.items()
+    }
+    seconds = common.alternate(sides, rounds)
+    milliseconds = {name: 1e3 * float(np.median(took)) for name, took in seconds.items()}
+    return {**size._asdict(), "num_inner_steps": num_inner_steps, "unit": "ms", **milliseconds}
 
 
 def _norm(x: Array, scale: Array) -> Array:
@@ -96,121 +208,35 @@ def _block(x: Array, block: Params) -> Array:
     return x + jax.nn.gelu(_norm(x, block["norm_mlp"]) @ block["up"]) @ block["down"]
 
 
-def loss_fn(params: Params, tokens: Array) -> Array:
-    """Mean cross-entropy of the next token; tokens `[num_sequences, sequence + 1]`."""
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    x = params["tokens"][inputs] + params["positions"]
-    for block in params["blocks"]:
-        x = _block(x, block)
-    logits = _norm(x, params["norm"]) @ params["tokens"].T
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
-
-
-def meta_grad(num_inner_steps: int, **options: Any) -> Any:
-    """`(params, task) -> (meta-gradient, info)` with Adam inside."""
-    optimizer = optax.adam(1e-4, eps_root=1e-8)
-    learner = jaxmaml.maml(loss_fn, optimizer, num_inner_steps, **options)
-    return jax.grad(learner.loss, has_aux=True)
-
-
-def shapes(size: Size) -> tuple[Params, Task]:
-    """Parameters and a task, as shapes: nothing is computed."""
-    tokens = lambda num: jax.ShapeDtypeStruct((num, size.sequence + 1), jnp.int32)
-    params = jax.eval_shape(lambda: init_params(size, jax.random.key(0)))
-    return params, Task(tokens(size.support), tokens(size.query))
-
-
-def num_bytes(tree: Any) -> int:
-    """Size of a pytree of arrays or shapes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def measure_memory(size: Size, num_inner_steps: int) -> dict[str, Any]:
-    """Temporary bytes of every side, and what they are in units of the parameters."""
-    params, task = shapes(size)
-    found = {
-        name: common.compiled(meta_grad(num_inner_steps, **options), params, task)[1]
-        for name, options in SIDES.items()
-    }
-    unit = num_bytes(params)
-    return {
-        **size._asdict(), "num_inner_steps": num_inner_steps, "params_bytes": unit,
-        "temp_bytes": found, **{name: value / unit for name, value in found.items()},
-        "exact / first": found["forward over reverse"] / found["first order"],
-    }  # fmt: skip
-
-
-def growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Bytes per added inner step, in units of the parameters and Adam's two moments."""
-    found = []
-    for before, after in itertools.pairwise(rows):
-        if before["num_inner_steps"] >= after["num_inner_steps"]:  # another size begins
-            continue
-        unit = 3 * after["params_bytes"] * (after["num_inner_steps"] - before["num_inner_steps"])
-        per_step = {
-            name: (after["temp_bytes"][name] - before["temp_bytes"][name]) / unit for name in EXACT
-        }
-        sizes = {name: after[name] for name in Size._fields}
-        steps = f"{before['num_inner_steps']} to {after['num_inner_steps']}"
-        found.append({**sizes, "inner steps": steps, **per_step})
-    return found
-
-
-def measure_time(size: Size, num_inner_steps: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of every side, in turn."""
-    params = init_params(size, jax.random.key(0))
-    rng = np.random.default_rng(0)
-    draw = lambda shape: jnp.asarray(rng.integers(size.vocabulary, size=shape.shape), jnp.int32)
-    task = jax.tree.map(draw, shapes(size)[1])
-    sides = {
-        name: common.compiled(meta_grad(num_inner_steps, **options), params, task)[0]
-        for name, options in SIDES.items()
-    }
-    seconds = common.alternate(sides, rounds)
-    milliseconds = {name: 1e3 * float(np.median(took)) for name, took in seconds.items()}
-    return {**size._asdict(), "num_inner_steps": num_inner_steps, "unit": "ms", **milliseconds}
-
-
 def _options() -> argparse.Namespace:
-    parser = common.parser(__doc__ or "")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = common.parser(__doc__)
     for name in Size._fields:
-        parser.add_argument(f"--{name}", type=int, help="with any of these, this one size only")
+        parser.add_argument(
+            f"--{name}", type=int, help="measures one size only, which this option changes"
+        )
     parser.add_argument("--inner-steps", type=int, nargs="+", default=NUM_INNER_STEPS)
-    parser.add_argument("--large", action="store_true", help="the largest sizes too")
+    parser.add_argument("--large", action="store_true", help="measures the largest sizes too")
     return parser.parse_args()
 
 
 def _cases(options: argparse.Namespace) -> list[tuple[Size, int]]:
-    """(size, number of inner steps): several numbers where growth is judged, else the largest."""
+    """Returns (size, number of inner steps).
+
+    Sizes at which growth is judged come with every number of inner steps, other sizes with the
+    largest number.
+    """
+    # One size.
     steps = sorted(options.inner_steps)
     given = {name: getattr(options, name) for name in Size._fields}
     given = {name: value for name, value in given.items() if value is not None}
     if options.quick or given:
         size = (QUICK_SIZE if options.quick else SMALL_SIZES[0])._replace(**given)
         return [(size, number) for number in (steps[:2] if options.quick else steps)]
+
+    # All sizes.
     others = [*LONG_SIZES, *(LARGE_SIZES if options.large else ())]
     small = [(size, number) for size in SMALL_SIZES for number in steps]
     return [*small, *((size, steps[-1]) for size in others)]
-
-
-def main() -> None:
-    """Measures, prints and appends the rows."""
-    options = _options()
-    memory = [measure_memory(size, number) for size, number in _cases(options)]
-    grown = growth(memory)
-    timed = measure_time(QUICK_SIZE if options.quick else TIMED_SIZE, 4, 2 if options.quick else 9)
-    fields = list(Size._fields)
-    print("\nTemporary memory in units of the parameters\n")
-    common.print_table(memory, [*fields, "num_inner_steps", *SIDES, "exact / first"])
-    print("\nGrowth per inner step in units of the parameters and Adam's state\n")
-    common.print_table(grown, [*fields, "inner steps", *EXACT])
-    print("\nMilliseconds\n")
-    common.print_table([timed], [*fields, "num_inner_steps", *SIDES])
-    for table, rows in (("memory", memory), ("growth", grown), ("time", [timed])):
-        common.emit(
-            [{"benchmark": "transformer", "table": table, **row} for row in rows], options.out
-        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The works of benchmarks/peers.py are the same: PyTorch's meta-gradient agrees with ours."""
+"""The peers of benchmarks/peers.py compute our meta-gradient."""
 
 import importlib
 import importlib.util
@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxmaml import outer
+import jaxmaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -33,7 +33,7 @@ CASES = [
 
 def _module(name):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peers' own, as they are imported
+        warnings.simplefilter("ignore")  # the peers warn when they are imported
         return importlib.import_module(name)
 
 
@@ -44,7 +44,7 @@ def case(request):
     works, models = _module("peer_works"), _module("peer_models")
     preset = works.shrink(works.PRESETS[name])
     problem = works.build(preset, order)
-    gradient = jax.jit(lambda p, tasks: outer.meta_grad(problem.learner, p, tasks)[1])
+    gradient = jax.jit(lambda p, tasks: jaxmaml.meta_grad(problem.learner, p, tasks)[1])
     model = models.convert(preset, order, problem.params, problem.tasks)
     return preset, model, gradient(problem.params, problem.tasks)
 
