@@ -59,7 +59,7 @@ class Adjoint:
         Args:
             solve: `(start) -> (solution, aux)`, the inner loop.
             optimality_fn: `(solution) -> ` the gradient that is zero at a minimum.
-            start: what the loop starts from, of the structure of a solution.
+            start: the starting point, with the structure of a solution.
         """
         del optimality_fn
         return solve(start)
@@ -68,10 +68,14 @@ class Adjoint:
         """Returns what was recorded along the loop, protected if it has no right derivative."""
         return views
 
-    def at_outer_step(self, step: Scalar, run: Callable[..., Any], *operands: Any) -> Any:
-        """Returns `run(adjoint, *operands)` with the adjoint of an outer step."""
+    def at_outer_step(self, step: Scalar, function: Callable[..., Any], *operands: Any) -> Any:
+        """Returns `function(adjoint, *operands)` with the adjoint of an outer step."""
         del step
-        return run(self, *operands)
+        return function(self, *operands)
+
+    def all(self) -> "tuple[Adjoint, ...]":
+        """Returns every adjoint that some outer step uses."""
+        return (self,)
 
     def after_training(self) -> "Adjoint":
         """Returns the adjoint that holds at the end of training, for use on new tasks."""
@@ -287,11 +291,17 @@ class Annealed(Adjoint):
             "pass the adjoint that you want, `before` or `after`"
         )
 
-    def at_outer_step(self, step: Scalar, run: Callable[..., Any], *operands: Any) -> Any:
-        """Returns `run` with `before` or `after`."""
-        before = lambda *operands: run(self.before, *operands)
-        after = lambda *operands: run(self.after, *operands)
+    def at_outer_step(self, step: Scalar, function: Callable[..., Any], *operands: Any) -> Any:
+        """Returns `function` with `before` or `after`."""
+        before = lambda *operands: function(self.before, *operands)
+        after = lambda *operands: function(self.after, *operands)
+        if self.at == 0:
+            return after(*operands)
         return jax.lax.cond(jnp.asarray(step) < self.at, before, after, *operands)
+
+    def all(self) -> tuple[Adjoint, ...]:
+        """Returns `before` and `after`."""
+        return (self.before, self.after)
 
     def after_training(self) -> Adjoint:
         """Returns `after`."""

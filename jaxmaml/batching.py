@@ -14,6 +14,9 @@ from jaxmaml import trees
 from jaxmaml.checks import check_count
 from jaxmaml.types import Array, Info, MetaLearner, MetaParams, Scalar, State, Task
 
+TASKS = "tasks"
+"""The name of the mesh axis over which tasks are spread."""
+
 ChunkSize: TypeAlias = int | Literal["auto"] | None
 """The number of tasks computed at once: an integer, "auto" to decide by the device, or None for all."""
 
@@ -67,10 +70,10 @@ def task_bytes(
 
 def check_divides(num_tasks: int, mesh: Mesh) -> None:
     """Raises ValueError unless a mesh divides a number of tasks evenly."""
-    if num_tasks % mesh.size:
+    size = mesh.shape[TASKS]
+    if num_tasks % size:
         raise ValueError(
-            f"the number of tasks must be a multiple of the mesh's {mesh.size} devices; "
-            f"got {num_tasks}"
+            f"the number of tasks must be a multiple of the mesh's {size} devices; got {num_tasks}"
         )
 
 
@@ -86,6 +89,10 @@ def chunk_size_of(
     if chunk_size is None:
         return num_tasks
     if chunk_size != "auto":
+        if isinstance(chunk_size, str):
+            raise ValueError(
+                f"chunk_size must be an integer, 1 or more, None or 'auto'; got {chunk_size!r}"
+            )
         return min(check_count("chunk_size", chunk_size), num_tasks)
     if jax.default_backend() == "cpu":
         return 1

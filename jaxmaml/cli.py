@@ -108,7 +108,7 @@ def data(action: options.Action) -> int:
 
 def _show(action: Show) -> int:
     from jaxmaml.experiments.experiment import build_experiment
-    from jaxmaml.experiments.run_plots import draw_episode
+    from jaxmaml.experiments.figures import draw_episode
 
     with _user_errors(), _session("highest"):
         chosen = options.chosen_preset(action.preset, action.preset_settings)

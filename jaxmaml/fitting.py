@@ -24,7 +24,7 @@ MetaStep: TypeAlias = Callable[[MetaState, Task], tuple[MetaState, Metrics]]
 
 MAX_STEPS_PER_DISPATCH = 500
 MIN_DISPATCHES = 12
-"""However short a run is, it can be looked at this often."""
+"""The minimum number of dispatches, so that even a short run reports progress."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -60,6 +60,10 @@ class NonFiniteError(FloatingPointError):
             f"outer step {step}: {what}{first}. The attribute meta_state of this error holds the "
             "last good state"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = self.step, self.what, self.cause, self.meta_state, self.metrics
+        return type(self), arguments
 
 
 class Program(NamedTuple):
@@ -99,7 +103,7 @@ def fit(
     Args:
         learner: the meta-learner.
         optimizer: the outer optimizer that `meta_state` was made with.
-        meta_state: see `jaxmaml.init_state`. If its step is 500, training goes on from there.
+        meta_state: see `jaxmaml.init_state`. If its step is 500, training resumes from there.
         source: a traceable function `key -> tasks`, called with `fold_in(key, step)` inside one
             compiled program of many outer steps; a stream, started at the step of `meta_state`; or
             any iterable of tasks (NumPy or JAX arrays of constant shape). A function with large
@@ -138,12 +142,13 @@ def fit(
         True
     """
     check_count("num_outer_steps", num_outer_steps)
+    check_count("num_steps_per_dispatch", num_steps_per_dispatch)
     program = compile_program(
         learner, optimizer, meta_state, source,
         key=key, chunk_size=chunk_size, mesh=mesh,
         num_steps_per_dispatch=min(num_steps_per_dispatch, num_outer_steps),
     )  # fmt: skip
-    return run(program, meta_state, num_outer_steps)
+    return run_program(program, meta_state, num_outer_steps)
 
 
 def compile_program(
@@ -175,7 +180,7 @@ def compile_program(
     )
 
 
-def run(
+def run_program(
     program: Program, meta_state: MetaState, num_outer_steps: int
 ) -> Iterator[tuple[MetaState, Metrics]]:
     """Makes `num_outer_steps` steps with a compiled program; yields and raises as `fit` does."""
@@ -248,8 +253,8 @@ def _compile_batches(
 
     The first batch is drawn for its shapes, and is that of the first step. The host waits for the
     device at the end of a dispatch only, so that it can read ahead. With several CPU devices it also
-    waits before each step: several programs in flight, each of which waits for all devices in its
-    all-reduce, take the threads from one another, and XLA ends the process after 40 seconds.
+    waits before each step: concurrent programs can deadlock, since each waits for all devices in its
+    all-reduce while it holds threads that the others need, and XLA ends the process after 40 seconds.
     """
     meta_state, first = _place(meta_state, mesh), _spread(_next_batch(batches, 0), mesh)
     step = functools.partial(_guarded, meta_step)
@@ -307,6 +312,7 @@ def _guarded(
     meta_step: MetaStep, meta_state: MetaState, tasks: Task, alive: Any = True
 ) -> tuple[MetaState, Metrics, Array]:
     """An outer step that leaves the state as it is from the first step that is not finite."""
+    # Once a step has failed, all that follow keep the last good state.
     stepped, metrics = meta_step(meta_state, tasks)
     alive &= jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, meta_state)
@@ -353,7 +359,11 @@ def _error(
     rows = {name: values[: num_good + 1] for name, values in metrics.items()}
     failed = "loss" if not np.isfinite(rows["loss"][-1]) else "grad_norm"
     what, step = f"{failed} is {rows[failed][-1]}", int(meta_state.step)
-    return NonFiniteError(step, what, program.diagnose(meta_state), meta_state, rows)
+    try:
+        cause = program.diagnose(meta_state)
+    except Exception as error:  # whatever goes wrong there, the last good state must not be lost
+        cause = f"not known, since the search for it failed ({type(error).__name__}: {error})"
+    return NonFiniteError(step, what, cause, meta_state, rows)
 
 
 def _diagnose(

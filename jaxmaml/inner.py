@@ -106,17 +106,9 @@ def adapt(
         (0.75, [1.0, 0.25])
     """
     steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
-    loop, start = _loop(loss_fn, params, support, optimizer, adjoint, mask, at_step)
-    no_view = lambda adapted, state: ()
-
-    def solve(selected: Params) -> tuple[Params, tuple[State, Array]]:
-        selected, state_after, losses, _ = _run(loop, selected, state, no_view, steps)
-        return selected, (state_after, losses)
-
-    def optimality_fn(selected: Params) -> Params:
-        objective = lambda selected: loop.objective(selected, loop.frozen, support, state, steps)
-        return jax.grad(objective, has_aux=True)(selected)[0]
-
+    loop, start = make_loop(loss_fn, params, support, optimizer, adjoint, mask, at_step)
+    solve = lambda selected: loop.solve(selected, state, steps)
+    optimality_fn = lambda selected: loop.gradient(selected, state, steps)
     selected, (state_after, losses) = adjoint.attach(solve, optimality_fn, start)
     return loop.adapted(selected, steps), Info(None, losses, state_after)
 
@@ -153,7 +145,7 @@ def trace(
         [0.0, 0.5, 0.75]
     """
     before = view(at_step(params, support, 0)[0], state)
-    views, _ = run(
+    views, _ = record(
         loss_fn, params, support, view, optimizer, num_inner_steps,
         adjoint=adjoint, mask=mask, at_step=at_step, state=state,
     )  # fmt: skip
@@ -161,7 +153,7 @@ def trace(
     return jax.tree.map(join, before, views)
 
 
-def run(
+def record(
     loss_fn: LossFn,
     params: Params,
     support: Batch,
@@ -179,12 +171,12 @@ def run(
     `trace` is this with the view after no step in front. See `adapt` for the arguments.
     """
     steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
-    loop, start = _loop(loss_fn, params, support, optimizer, adjoint, mask, at_step)
+    loop, start = make_loop(loss_fn, params, support, optimizer, adjoint, mask, at_step)
     _, state, losses, views = _run(loop, start, state, view, steps)
     return adjoint.seal(views), Info(None, losses, state)
 
 
-class _Loop(NamedTuple):
+class Loop(NamedTuple):
     """The values that stay the same along the inner loop of one task.
 
     Attributes:
@@ -217,6 +209,21 @@ class _Loop(NamedTuple):
         """All parameters after a number of inner steps."""
         return self.at_step(trees.combine(selected, self.frozen), self.support, step)[0]
 
+    def solve(
+        self, selected: Params, state: State, num_inner_steps: int
+    ) -> tuple[Params, tuple[State, Array]]:
+        """(the selected parameters after the loop, (state, inner losses))."""
+        no_view = lambda adapted, state: ()
+        selected, state, losses, _ = _run(self, selected, state, no_view, num_inner_steps)
+        return selected, (state, losses)
+
+    def gradient(self, selected: Params, state: State, step: Scalar) -> Params:
+        """The gradient of the support loss, which is zero at a minimum."""
+        objective = lambda selected: self.objective(
+            selected, self.frozen, self.support, state, step
+        )
+        return jax.grad(objective, has_aux=True)(selected)[0]
+
 
 def _check_state(before: State, after: State) -> None:
     """Raises ValueError unless a loss returns a state like the one that it was given."""
@@ -229,7 +236,7 @@ def _check_state(before: State, after: State) -> None:
         )
 
 
-def _loop(
+def make_loop(
     loss_fn: LossFn,
     params: Params,
     support: Batch,
@@ -237,18 +244,19 @@ def _loop(
     adjoint: Adjoint,
     mask: Mask,
     at_step: AtStep,
-) -> tuple[_Loop, Params]:
-    """The loop, and the parameters that it adapts, before the first step."""
+) -> tuple[Loop, Params]:
+    """Returns the loop, and the parameters that it adapts, before the first step."""
     check_adjoint(adjoint)
     selected, frozen = trees.partition(params, trees.is_adapted(params, mask))
     optimizer = optax.with_extra_args_support(optimizer)
-    return _Loop(as_stateful(loss_fn), support, optimizer, adjoint, at_step, frozen), selected
+    return Loop(as_stateful(loss_fn), support, optimizer, adjoint, at_step, frozen), selected
 
 
 def _run(
-    loop: _Loop, selected: Params, state: State, view: View, num_inner_steps: int
+    loop: Loop, selected: Params, state: State, view: View, num_inner_steps: int
 ) -> tuple[Params, State, Array, Any]:
     """Runs the loop: (selected, state, losses [n], views [n, ...])."""
+    # The loop in stretches of steps that are differentiated alike, one after the other.
     carry = selected, loop.optimizer.init(selected), state
     recorded, first = [], 0
     for stretch in loop.adjoint.stretches(num_inner_steps):
@@ -257,12 +265,14 @@ def _run(
             carry, outputs = _scan(step, carry, first, stretch)
         recorded.append(outputs)
         first += stretch.num_steps
+
+    # What they recorded, as one.
     losses, views = functools.reduce(_joined, recorded)
     selected, _, state = carry
     return selected, state, losses, views
 
 
-def _step(loop: _Loop, view: View, gradient: Callable[..., Any], carry: Any, i: Scalar) -> Any:
+def _step(loop: Loop, view: View, gradient: Callable[..., Any], carry: Any, i: Scalar) -> Any:
     """One inner step, as `jax.lax.scan` takes it."""
     selected, opt_state, state = carry
     (loss, state), grads = gradient(selected, loop.frozen, loop.support, state, i)
@@ -278,9 +288,9 @@ def _update(
     selected: Params,
     loss: Array,
 ) -> tuple[Params, optax.OptState]:
-    """One step of the optimizer, of which the backward pass stores the arguments only.
+    """Makes one optimizer step; the backward pass stores only its arguments.
 
-    Without the checkpoint it would store the squares and roots of an Adam as well.
+    Without the checkpoint it would also store the squares and roots of an Adam.
     """
 
     @functools.partial(jax.checkpoint, prevent_cse=False)

@@ -10,7 +10,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmaml import sources
-from jaxmaml.batching import ChunkSize, check_divides, check_tasks, chunk_size_of, mean_over_tasks
+from jaxmaml.batching import (
+    TASKS,
+    ChunkSize,
+    check_divides,
+    check_tasks,
+    chunk_size_of,
+    mean_over_tasks,
+)
 from jaxmaml.checks import check_count
 from jaxmaml.sources import Source
 from jaxmaml.types import (
@@ -23,6 +30,7 @@ from jaxmaml.types import (
     Params,
     Scalar,
     State,
+    Stream,
     Task,
     as_stateful,
 )
@@ -187,6 +195,8 @@ def evaluate(
         averaged: see `metrics.mean_and_ci95`, which counts the tasks that are not finite.
 
     Raises:
+        TypeError: `meta_state` is not a `MetaState`; for a source, `learner` or `metric_fn` cannot be
+            hashed, as the program is kept for the next call.
         ValueError: tasks whose leading axes differ; a source without `num_tasks` or `key`, or one
             that ends too early; tasks that the mesh does not divide evenly.
 
@@ -201,6 +211,12 @@ def evaluate(
         >>> scores.shape
         (50, 3)
     """
+    if not isinstance(meta_state, MetaState):
+        raise TypeError(
+            "meta_state must be a MetaState, as init_state and fit return it; "
+            f"got {type(meta_state).__name__}"
+        )
+
     # The tasks themselves: this part can be traced.
     params, state = meta_state.params, meta_state.state
     if isinstance(tasks, Task):
@@ -219,7 +235,7 @@ def evaluate(
     def compiled_score(tasks: Task) -> Any:
         if mesh is not None:
             check_divides(check_tasks(tasks), mesh)
-            tasks = _place(tasks, mesh, PartitionSpec(mesh.axis_names[0]))
+            tasks = _place(tasks, mesh, PartitionSpec(TASKS))
         return _compiled_scores(
             learner, metric_fn, params, state, tasks,
             num_inner_steps=num_inner_steps, chunk_size=chunk_size, mesh=mesh,
@@ -233,7 +249,7 @@ def _place(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
 
 
 def _is_finite(source: Source) -> bool:
-    return not sources.is_traceable(source) and not hasattr(source, "start")
+    return not sources.is_traceable(source) and not isinstance(source, Stream)
 
 
 def _scores_of_source(
@@ -283,14 +299,14 @@ def _scores(
     if mesh is None:
         return on_a_device(params, state, tasks)
     check_divides(num_tasks, mesh)
-    shared, whole = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
+    shared, whole = PartitionSpec(TASKS), PartitionSpec()
     # Nothing is summed over devices, so the check of what varies between them has no meaning.
     return jax.shard_map(
         on_a_device, mesh=mesh, in_specs=(whole, whole, shared), out_specs=shared, check_vma=False
     )(params, state, tasks)
 
 
-# The learner and the metric are static: equal ones share a program, whatever the source.
+# The learner and the metric are static: the same objects share a program, whatever the source.
 _compiled_scores = jax.jit(
     _scores,
     static_argnames=("learner", "metric_fn", "num_inner_steps", "chunk_size", "mesh"),

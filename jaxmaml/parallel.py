@@ -14,12 +14,9 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmaml import batching, outer
-from jaxmaml.batching import ChunkSize
+from jaxmaml.batching import TASKS, ChunkSize
 from jaxmaml.checks import check_count
 from jaxmaml.types import Array, MetaLearner, MetaState, Task
-
-TASKS = "tasks"
-"""The name of the mesh axis over which tasks are spread."""
 
 
 def task_mesh(num_tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
@@ -103,8 +100,8 @@ def meta_step(
 
     Returns:
         The next state and the metrics of `jaxmaml.meta_step`, the same on every device. On a CPU,
-        wait for one step (`jax.block_until_ready`) before the next: several programs in flight, each
-        of which waits for all devices, can take the threads from one another and hang.
+        wait for one step (`jax.block_until_ready`) before the next: concurrent programs can deadlock,
+        since each waits for all devices while it holds threads that the others need.
 
     Raises:
         ValueError: the mesh does not divide the tasks evenly.

@@ -23,7 +23,7 @@ def is_traceable(source: Source) -> bool:
         >>> is_traceable(lambda key: key), is_traceable([1, 2])
         (True, False)
     """
-    return callable(source) and not hasattr(source, "start")
+    return callable(source) and not isinstance(source, Stream)
 
 
 def check_key(source: Source, key: Array | None) -> None:
@@ -32,7 +32,7 @@ def check_key(source: Source, key: Array | None) -> None:
     Example:
         >>> check_key([], None)
     """
-    needs_key = callable(source) or hasattr(source, "start")
+    needs_key = callable(source) or isinstance(source, Stream)
     if needs_key and key is None:
         raise ValueError("key must be given: this source draws its tasks from a typed PRNG key")
     if not needs_key and key is not None:
@@ -48,7 +48,7 @@ def batches(source: Source, key: Array | None, first_step: int = 0) -> Iterator[
     """Returns an iterator over the tasks of `first_step`, `first_step + 1`, ...
 
     Args:
-        source: a source of any kind. An iterable goes on from where it is.
+        source: a source of any kind. An iterator goes on from where it is.
         key: a typed PRNG key; None for an iterable.
         first_step: the first outer step.
 

@@ -1,6 +1,7 @@
 """fit: the same training for every source and dispatch, and its error at the first non-finite step."""
 
 import inspect
+import pickle
 from typing import Any, cast
 
 import jax
@@ -164,3 +165,20 @@ def test_a_loss_that_is_not_a_float_scalar_is_refused(loss):
     learner = jaxmaml.maml(loss, optax.sgd(0.1), 1)
     with pytest.raises(TypeError, match="floating-point scalar"):
         jaxmaml.fit(learner, OPTIMIZER, _start(), _source, 5, key=KEY)
+
+
+def test_a_failing_diagnosis_does_not_lose_the_last_good_state():
+    def broken(*_, **__):
+        raise NotImplementedError("no trace")
+
+    nan = lambda key: jax.tree.map(lambda leaf: leaf * jnp.nan, _source(key))
+    learner = LEARNER._replace(trace=broken)
+    with pytest.raises(jaxmaml.NonFiniteError, match="no trace") as caught:
+        list(jaxmaml.fit(learner, OPTIMIZER, _start(), nan, 1, key=KEY))
+    assert float(caught.value.meta_state.params) == 0.0
+
+
+def test_the_error_can_be_sent_to_another_process():
+    error = jaxmaml.NonFiniteError(3, "loss is nan", None, _start(), {"loss": np.ones(2)})
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.step, copy.what, str(copy)) == (3, "loss is nan", str(error))

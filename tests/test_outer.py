@@ -249,3 +249,8 @@ def test_the_type_of_a_state_is_preserved():
     state = jnp.zeros(3, jnp.bfloat16)
     _, _, info = jaxmaml.meta_grad(learner, jnp.array(0.0), _tasks(1.0, 2.0), state=state)
     assert info.state.dtype == jnp.bfloat16
+
+
+def test_evaluate_takes_a_meta_state():
+    with pytest.raises(TypeError, match="meta_state must be a MetaState"):
+        jaxmaml.evaluate(LEARNER, LOSS, jnp.array(0.0), _tasks(1.0))  # pyright: ignore[reportArgumentType]

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparing import assert_close
+from jax.sharding import AxisType
 from problems import smooth
 
 import jaxmaml
@@ -73,3 +75,15 @@ def test_tasks_that_the_mesh_does_not_divide_are_refused():
     tasks = jax.tree.map(lambda leaf: leaf[jnp.array([0, 1, 2, 3, 0])], TASKS)
     with pytest.raises(ValueError, match="multiple of the mesh's 4 devices; got 5"):
         parallel.meta_step(LEARNER, OPTIMIZER, meta_state, tasks, mesh=parallel.task_mesh(4))
+
+
+def test_the_tasks_are_spread_over_their_own_axis_of_a_mesh():
+    axes = (AxisType.Auto, AxisType.Auto)
+    mesh = jax.make_mesh((2, 2), ("tasks", "model"), axis_types=axes)
+    meta_state = jaxmaml.init_state(LEARNER, OPTIMIZER, PROBLEM.params)
+    tasks = jax.tree.map(lambda leaf: leaf[:2], TASKS)
+    expected, _ = jaxmaml.meta_step(LEARNER, OPTIMIZER, meta_state, tasks)
+    found, _ = jax.jit(
+        lambda state, tasks: parallel.meta_step(LEARNER, OPTIMIZER, state, tasks, mesh=mesh)
+    )(meta_state, tasks)
+    assert_close(found.params, expected.params, 1e-5)

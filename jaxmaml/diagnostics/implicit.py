@@ -1,14 +1,12 @@
 """The accuracy of the implicit meta-gradient of iMAML."""
 
-from typing import Any
-
 import jax
 import optax
 
-from jaxmaml import trees
+from jaxmaml import inner
 from jaxmaml.adjoints import Implicit
-from jaxmaml.learners.inner_loop import algorithm_of, begin
-from jaxmaml.types import Array, MetaLearner, MetaParams, Params, State, Task, as_stateful
+from jaxmaml.learners.inner_loop import algorithm_of, begin, query_loss_of
+from jaxmaml.types import Array, MetaLearner, MetaParams, State, Task
 
 
 def cg_residual(
@@ -48,28 +46,22 @@ def cg_residual(
     if not isinstance(options.adjoint, Implicit):
         raise ValueError(f"cg_residual needs a learner with Implicit(); got {options.adjoint!r}")
 
-    # The inner and the query gradient, as functions of the parameters that are adapted.
-    loop = begin(algorithm, algorithm.loss_fn, meta_params, task.support, state)
-    adapted, info = learner.adapt(meta_params, task.support, state=state)
-    flags = trees.is_adapted(adapted, options.mask)
-    selected, frozen = trees.partition(adapted, flags)
-    start = trees.partition(loop.start.params, flags)[0]
-
-    def inner_gradient(selected: Params) -> Params:
-        def objective(selected: Params) -> Any:
-            params = trees.combine(selected, frozen)
-            params, batch = options.at_step(params, task.support, algorithm.num_inner_steps)
-            return as_stateful(loop.loss_fn)(params, batch, loop.start.state)[0]
-
-        return jax.grad(objective)(selected)
-
-    def query_loss(selected: Params) -> Any:
-        params = trees.combine(selected, frozen)
-        return as_stateful(algorithm.query_loss_fn)(params, task.query, info.state)[0]
+    # The inner loop of training, and the gradients of both losses where it ends.
+    problem = begin(algorithm, algorithm.loss_fn, meta_params, task.support, state)
+    loop, start = inner.make_loop(
+        problem.loss_fn, problem.start.params, task.support, problem.optimizer,
+        options.adjoint, options.mask, options.at_step,
+    )  # fmt: skip
+    last, state = algorithm.num_inner_steps, problem.start.state
+    selected, (state_after, _) = loop.solve(start, state, last)
+    inner_gradient = lambda selected: loop.gradient(selected, state, last)
+    query_loss = lambda selected: query_loss_of(
+        algorithm, task, loop.adapted(selected, last), state_after
+    )
 
     # The linear system of the backward pass, and what its solution leaves.
     matrix = lambda vector: jax.jvp(inner_gradient, (selected,), (vector,))[1]
-    rhs = jax.grad(query_loss)(selected)
+    rhs = jax.grad(query_loss, has_aux=True)(selected)[0]
     solution = options.adjoint.solve_linear(matrix, rhs)
     left = optax.tree.norm(optax.tree.sub(matrix(solution), rhs)) / optax.tree.norm(rhs)
     at_start = optax.tree.norm(inner_gradient(start))

@@ -10,6 +10,6 @@ it. What a module is for:
 - `run`: trains, validates, selects and tests one candidate; `scoring`: its scores;
   `probes`: what else is measured.
 - `run_dir`: every file of a run directory; `provenance`: versions, commit and device.
-- `compare` and `reevaluate`: the commands; `tables`: what they print; `run_plots`: what they draw,
+- `compare` and `reevaluate`: the commands; `tables`: what they print; `figures`: what they draw,
   by means of `plots`, which draws plain numbers.
 """

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from jaxmaml.experiments import learners, probes, run_plots, tables
+from jaxmaml.experiments import figures, learners, probes, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.experiment import (
     Experiment,
@@ -103,7 +103,7 @@ def execute(comparison: Comparison) -> list[Run]:
     floor = _floor(experiment, num_test_tasks)
 
     # Write. The results come last, so that a directory with results is a complete one.
-    run_plots.draw_all(run_dir, experiment, runs, floor=floor, gradient=gradient)
+    figures.draw_all(run_dir, experiment, runs, floor=floor, gradient=gradient)
     write_json(run_dir.results, make_results(config, runs, floor=floor, gradient=gradient))
 
     # Print.

@@ -159,7 +159,7 @@ class _Training:
         num_outer_steps = self.experiment.preset.num_outer_steps
         num_dispatches = -(-num_outer_steps // program.num_steps_per_dispatch)
         self._look(0, num_dispatches)
-        items = _timed(fitting.run(program, self.state, num_outer_steps))
+        items = _timed(fitting.run_program(program, self.state, num_outer_steps))
         try:
             for index, (seconds, (self.state, metrics)) in enumerate(items, start=1):
                 num_steps = self._note(metrics)

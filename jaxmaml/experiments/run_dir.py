@@ -6,7 +6,7 @@ A directory holds one or several runs::
     metrics.jsonl      one row per outer step and per validation of each run
     checkpoints/LABEL  the state of each run
     results.json       the scores and costs of each run, written last: a complete directory has it
-    *.png              see `run_plots`
+    *.png              see `figures`
 
 JSON holds null for a number that is not finite. Files are written whole or not at all, and never
 over another run. The keys of results.json are a stable interface.

@@ -9,8 +9,8 @@ import numpy as np
 import jaxmaml
 from jaxmaml import metrics, parallel
 from jaxmaml.averaging import averaged
+from jaxmaml.batching import check_tasks
 from jaxmaml.experiments.candidates import Candidate
-from jaxmaml.outer import check_tasks
 from jaxmaml.types import MetaState, Task
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxmaml.learners.hyperparams import Optimizer
-from jaxmaml.learners.inner_loop import LoopOptions, Start, inner_loop
+from jaxmaml.learners.inner_loop import Start, inner_loop, loop_options
 from jaxmaml.types import Batch, LossFn, MetaLearner, Params, State
 
 
@@ -37,4 +37,6 @@ def template(
         del learned, support
         return Start(params, state)
 
-    return inner_loop(loss_fn, optimizer, num_inner_steps, LoopOptions(**options), start=start)
+    return inner_loop(
+        loss_fn, optimizer, num_inner_steps, loop_options("template", options), start=start
+    )

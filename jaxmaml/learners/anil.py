@@ -24,7 +24,8 @@ def anil(
         options: keyword arguments of `jaxmaml.maml` other than `mask`.
 
     Raises:
-        ValueError: a mask is given; when called, if no parameter lies at `head`, or all of them do.
+        TypeError: a mask is given.
+        ValueError: when called, if no parameter lies at `head`, or all of them do.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -37,5 +38,11 @@ def anil(
         (2.0, 0.4)
     """
     return masked_inner_loop(
-        loss_fn, optimizer, num_inner_steps, options, path=head, mask=under_path(head)
+        loss_fn,
+        optimizer,
+        num_inner_steps,
+        options,
+        learner="anil",
+        path=head,
+        mask=under_path(head),
     )

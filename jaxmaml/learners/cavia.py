@@ -34,7 +34,8 @@ def cavia(
         options: keyword arguments of `jaxmaml.maml` other than `mask`.
 
     Raises:
-        ValueError: a mask is given; when called, if no parameter lies at `context`, or all of them
+        TypeError: a mask is given.
+        ValueError: when called, if no parameter lies at `context`, or all of them
             do.
 
     Example:
@@ -55,5 +56,12 @@ def cavia(
         return Start(trees.combine(jax.tree.map(jnp.zeros_like, old), others), state)
 
     return masked_inner_loop(
-        loss_fn, optimizer, num_inner_steps, options, path=context, mask=mask, start=start
+        loss_fn,
+        optimizer,
+        num_inner_steps,
+        options,
+        learner="cavia",
+        path=context,
+        mask=mask,
+        start=start,
     )

@@ -23,6 +23,7 @@ from jaxmaml.types import (
     State,
     Task,
     as_stateful,
+    carries_state,
 )
 
 
@@ -66,8 +67,8 @@ def fine_tuning(
         options: `mask` and `at_step`, as in `jaxmaml.maml`; a mask may fine-tune the head only.
 
     Raises:
-        ValueError: the optimizer is a `LearnedOptimizer`; when called, for the meta-parameters of
-            another learner, or batches without "classes".
+        ValueError: the optimizer is a `LearnedOptimizer`, or a classifier carries state; when
+            called, for the meta-parameters of another learner, or batches without "classes".
         TypeError: an option that has no meaning here, such as `adjoint`.
 
     Example:
@@ -80,6 +81,11 @@ def fine_tuning(
     """
     refuse_learned(optimizer, "fine_tuning")
     check_options("fine_tuning", options)
+    if classes is not None and carries_state(loss_fn):
+        raise ValueError(
+            "joint training of a classifier computes features without state: pass a loss whose model "
+            "carries none, such as one with norm='transductive' or 'layer'"
+        )
     init_learned = (
         {} if classes is None else {"classes": lambda params: _class_head(classes, params)}
     )

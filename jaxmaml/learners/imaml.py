@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 from jaxmaml.adjoints import Implicit
-from jaxmaml.learners.inner_loop import LoopOptions, Start, inner_loop, refuse_learned
+from jaxmaml.learners.inner_loop import Start, inner_loop, loop_options, refuse_learned
 from jaxmaml.types import Array, Batch, LossFn, MetaLearner, Params, State
 
 
@@ -28,7 +28,8 @@ def imaml(
     Each task minimizes loss(phi, support) + proximal / 2 ||phi - theta||² (equation 3 of the paper)
     by `num_inner_steps` of `optimizer`. The meta-gradient is (I + H / proximal)^-1 times the gradient
     of the query loss at phi (equation 6), where H is the Hessian of the support loss at phi. It
-    is `jaxmaml.maml` with the adjoint `Implicit`, whose documentation says when it is accurate.
+    is `jaxmaml.maml` on this inner loss with the adjoint `Implicit`, whose documentation says when it
+    is accurate.
 
     Args:
         loss_fn: as in `jaxmaml.maml`.
@@ -60,8 +61,8 @@ def imaml(
         del learned, support
         return Start(params, state, functools.partial(_pull, proximal, params))
 
-    loop_options = LoopOptions(adjoint=adjoint, **options)
-    return inner_loop(loss_fn, optimizer, num_inner_steps, loop_options, start=start)
+    settings = loop_options("imaml", options, adjoint=adjoint)
+    return inner_loop(loss_fn, optimizer, num_inner_steps, settings, start=start)
 
 
 def _pull(proximal: float, theta: Params, phi: Params) -> Array:

@@ -9,7 +9,7 @@ import jax
 import optax
 
 from jaxmaml import inner, trees
-from jaxmaml.adjoints import Adjoint, check_adjoint
+from jaxmaml.adjoints import Adjoint, Implicit, check_adjoint
 from jaxmaml.checks import check_count
 from jaxmaml.learners.hyperparams import LearnedOptimizer, Optimizer
 from jaxmaml.mixed_mode import check_scalar
@@ -83,6 +83,29 @@ class LoopOptions:
         check_adjoint(self.adjoint)
 
 
+def loop_options(learner: str, options: Mapping[str, Any], **own: Any) -> LoopOptions:
+    """Returns the options of a learner: its own, and those that its user gives.
+
+    Args:
+        learner: its name, for messages.
+        options: keyword arguments of `jaxmaml.maml` that the user gives.
+        own: those that the learner sets itself.
+
+    Raises:
+        TypeError: the user gives an option that does not exist, or one that the learner sets.
+    """
+    names = [field.name for field in dataclasses.fields(LoopOptions)]
+    for name in options:
+        if name in own:
+            raise TypeError(
+                f"{learner} has its own {name}: leave `{name}` out, or use jaxmaml.maml"
+            )
+        if name not in names:
+            allowed = ", ".join(name for name in names if name not in own)
+            raise TypeError(f"{learner} takes no option {name!r}; its options are {allowed}")
+    return LoopOptions(**options, **own)
+
+
 def inner_loop(
     loss_fn: LossFn,
     optimizer: Optimizer,
@@ -108,6 +131,8 @@ def inner_loop(
         )
     if options.query_weights is not None:
         check_query_weights(options.query_weights, number)
+    if any(isinstance(adjoint, Implicit) for adjoint in options.adjoint.all()):
+        refuse_learned(optimizer, "a learner with the adjoint Implicit()")
     algorithm = Algorithm(loss_fn, optimizer, number, options, start, init_learned or {})
     return MetaLearner(
         init=functools.partial(_init, algorithm),
@@ -205,11 +230,11 @@ def _adapt(
     state: State = (),
     num_inner_steps: int | None = None,
 ) -> tuple[Params, Info]:
-    loop = begin(algorithm, algorithm.test_loss_fn, meta_params, support, state)
+    problem = begin(algorithm, algorithm.test_loss_fn, meta_params, support, state)
     adapted, info = inner.adapt(
-        loop.loss_fn, loop.start.params, support, loop.optimizer,
+        problem.loss_fn, problem.start.params, support, problem.optimizer,
         algorithm.num_inner_steps if num_inner_steps is None else num_inner_steps,
-        state=loop.start.state, **loop.options(algorithm.options.adjoint.after_training()),
+        state=problem.start.state, **problem.options(algorithm.options.adjoint.after_training()),
     )  # fmt: skip
     state = _refreshed(algorithm, algorithm.test_loss_fn, adapted, support, info.state)
     return adapted, info._replace(state=state)
@@ -224,16 +249,16 @@ def _trace(
     state: State = (),
     num_inner_steps: int | None = None,
 ) -> Any:
-    loop = begin(algorithm, algorithm.test_loss_fn, meta_params, support, state)
+    problem = begin(algorithm, algorithm.test_loss_fn, meta_params, support, state)
 
     def refreshed_view(adapted: Params, state: State) -> Any:
         state = _refreshed(algorithm, algorithm.test_loss_fn, adapted, support, state)
         return view(adapted, state)
 
     return inner.trace(
-        loop.loss_fn, loop.start.params, support, refreshed_view, loop.optimizer,
+        problem.loss_fn, problem.start.params, support, refreshed_view, problem.optimizer,
         algorithm.num_inner_steps if num_inner_steps is None else num_inner_steps,
-        state=loop.start.state, **loop.options(algorithm.options.adjoint.after_training()),
+        state=problem.start.state, **problem.options(algorithm.options.adjoint.after_training()),
     )  # fmt: skip
 
 
@@ -260,12 +285,12 @@ def _loss_after_last(
 ) -> tuple[Array, Info]:
     """The query loss of the adapted parameters."""
     del step
-    loop = begin(algorithm, algorithm.loss_fn, meta_params, task.support, state)
+    problem = begin(algorithm, algorithm.loss_fn, meta_params, task.support, state)
     adapted, info = inner.adapt(
-        loop.loss_fn, loop.start.params, task.support, loop.optimizer, algorithm.num_inner_steps,
-        state=loop.start.state, **loop.options(adjoint),
+        problem.loss_fn, problem.start.params, task.support, problem.optimizer,
+        algorithm.num_inner_steps, state=problem.start.state, **problem.options(adjoint),
     )  # fmt: skip
-    query_loss, state = _query_loss(algorithm, task, adapted, info.state)
+    query_loss, state = query_loss_of(algorithm, task, adapted, info.state)
     return query_loss, Info(query_loss, info.inner_losses, state)
 
 
@@ -278,12 +303,12 @@ def _weighted_loss(
     state: State,
 ) -> tuple[Array, Info]:
     """The weighted sum of the query losses after every inner step."""
-    loop = begin(algorithm, algorithm.loss_fn, meta_params, task.support, state)
+    problem = begin(algorithm, algorithm.loss_fn, meta_params, task.support, state)
     # Without the checkpoint, the query pass of every step would be stored until the backward pass.
-    view = jax.checkpoint(functools.partial(_query_loss, algorithm, task))
-    (query_losses, states), info = inner.run(
-        loop.loss_fn, loop.start.params, task.support, view, loop.optimizer,
-        algorithm.num_inner_steps, state=loop.start.state, **loop.options(adjoint),
+    view = jax.checkpoint(functools.partial(query_loss_of, algorithm, task))
+    (query_losses, states), info = inner.record(
+        problem.loss_fn, problem.start.params, task.support, view, problem.optimizer,
+        algorithm.num_inner_steps, state=problem.start.state, **problem.options(adjoint),
     )  # fmt: skip
 
     weights = weights_at(algorithm.options.query_weights, step, algorithm.num_inner_steps)
@@ -292,8 +317,8 @@ def _weighted_loss(
     return loss, Info(query_losses[-1], info.inner_losses, last_state)
 
 
-class Loop(NamedTuple):
-    """The inner loop of one task, made concrete.
+class Problem(NamedTuple):
+    """The inner problem of one task.
 
     Attributes:
         loss_fn: the support loss, with the penalty of the start.
@@ -315,7 +340,7 @@ class Loop(NamedTuple):
 
 def begin(
     algorithm: Algorithm, loss_fn: LossFn, meta_params: MetaParams, support: Batch, state: State
-) -> Loop:
+) -> Problem:
     """Returns the inner loop of one task at the given meta-parameters."""
     params, learned = split_learned(meta_params, algorithm.names)
     start = algorithm.start(params, learned, support, state)
@@ -323,7 +348,7 @@ def begin(
     if isinstance(optimizer, LearnedOptimizer):
         optimizer = optimizer.make(learned[HYPERPARAMS])
     loss_fn = _with_penalty(loss_fn, start.penalty)
-    return Loop(loss_fn, optimizer, start, algorithm.options.mask, algorithm.options.at_step)
+    return Problem(loss_fn, optimizer, start, algorithm.options.mask, algorithm.options.at_step)
 
 
 def _with_penalty(loss_fn: LossFn, penalty: Callable[[Params], Array] | None) -> LossFn:
@@ -347,10 +372,10 @@ def _refreshed(
     return as_stateful(loss_fn)(adapted, support, state)[1]
 
 
-def _query_loss(
+def query_loss_of(
     algorithm: Algorithm, task: Task, adapted: Params, state: State
 ) -> tuple[Array, State]:
-    """(query loss, state) of adapted parameters."""
+    """Returns (query loss, state) of adapted parameters."""
     state = _refreshed(algorithm, algorithm.loss_fn, adapted, task.support, state)
     query_loss, state = as_stateful(algorithm.query_loss_fn)(adapted, task.query, state)
     check_scalar(query_loss)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmaml.checks import check_choice
 from jaxmaml.learners.hyperparams import Optimizer, learned_sgd
-from jaxmaml.learners.inner_loop import LoopOptions, Start, inner_loop
+from jaxmaml.learners.inner_loop import Start, inner_loop, loop_options
 from jaxmaml.schedules import QueryWeights, multi_step_weights
 from jaxmaml.trees import leaf_path
 from jaxmaml.types import Batch, LossFn, MetaLearner, Params, State
@@ -61,12 +62,13 @@ def maml_plus_plus(
     if num_inner_steps == 0:
         raise ValueError("maml_plus_plus needs at least one inner step; got num_inner_steps=0")
     if isinstance(query_weights, str):
+        check_choice("query_weights", query_weights, ("paper",))
         query_weights = multi_step_weights(num_inner_steps, NUM_MULTI_STEP)
     optimizer: Optimizer = optax.sgd(inner_lr)
     if learned_rates:
         optimizer = learned_sgd(inner_lr, granularity="layer", num_steps=num_inner_steps)
-    loop_options = LoopOptions(query_weights=query_weights, **options)
-    return inner_loop(loss_fn, optimizer, num_inner_steps, loop_options, start=_from_step_zero)
+    settings = loop_options("maml_plus_plus", options, query_weights=query_weights)
+    return inner_loop(loss_fn, optimizer, num_inner_steps, settings, start=_from_step_zero)
 
 
 def _from_step_zero(

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxmaml import trees
 from jaxmaml.learners.hyperparams import Optimizer
-from jaxmaml.learners.inner_loop import LoopOptions, Start, StartFn, inner_loop, plain_start
+from jaxmaml.learners.inner_loop import Start, StartFn, inner_loop, loop_options, plain_start
 from jaxmaml.types import Batch, LossFn, MetaLearner, Params, State
 
 
@@ -15,6 +15,7 @@ def masked_inner_loop(
     num_inner_steps: int,
     options: Mapping[str, Any],
     *,
+    learner: str,
     path: str,
     mask: Callable[[str], bool],
     start: StartFn = plain_start,
@@ -24,17 +25,14 @@ def masked_inner_loop(
     Args:
         loss_fn, optimizer, num_inner_steps, start: as in `inner_loop`.
         options: keyword arguments of `jaxmaml.maml`.
+        learner: its name, for messages.
         path: some parameters must lie at this path, and some outside of it.
         mask: which parameters are adapted.
 
     Raises:
-        ValueError: the options hold a mask.
+        TypeError: the options hold a mask, or one that does not exist.
     """
-    if "mask" in options:
-        raise ValueError(
-            f"this learner has its own mask, given by the path {path!r}: leave `mask` out, or use "
-            "jaxmaml.maml(mask=...)"
-        )
+    settings = loop_options(learner, options, mask=mask)
 
     def checked_start(
         params: Params, learned: Mapping[str, Any], support: Batch, state: State
@@ -42,8 +40,7 @@ def masked_inner_loop(
         check_path(params, path)
         return start(params, learned, support, state)
 
-    loop_options = LoopOptions(mask=mask, **options)
-    return inner_loop(loss_fn, optimizer, num_inner_steps, loop_options, start=checked_start)
+    return inner_loop(loss_fn, optimizer, num_inner_steps, settings, start=checked_start)
 
 
 def check_path(params: Params, path: str) -> None:

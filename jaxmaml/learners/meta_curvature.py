@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmaml.learners.hyperparams import learned_optimizer
+from jaxmaml.learners.hyperparams import LearnedOptimizer, Optimizer
 from jaxmaml.learners.maml import maml
 from jaxmaml.types import Array, LossFn, MetaLearner, Params
 
 
 def meta_curvature(
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     num_inner_steps: int,
     **options: Any,
 ) -> MetaLearner:
@@ -26,7 +26,8 @@ def meta_curvature(
 
     Args:
         loss_fn, num_inner_steps: as in `jaxmaml.maml`.
-        optimizer: takes the preconditioned gradients; the paper's is SGD.
+        optimizer: takes the preconditioned gradients; the paper's is SGD. With a
+            `LearnedOptimizer` the learned values are {"curvature": matrices, "optimizer": its own}.
         options: keyword arguments of `jaxmaml.maml`.
 
     Raises:
@@ -39,11 +40,20 @@ def meta_curvature(
         >>> learner.init(jnp.zeros(2)).learned["hyperparams"][0][0].tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-
-    def make_optimizer(curvature: list[list[Array]]) -> optax.GradientTransformation:
-        return optax.chain(precondition(curvature), optimizer)
-
-    return maml(loss_fn, learned_optimizer(make_optimizer, identities), num_inner_steps, **options)
+    if isinstance(optimizer, LearnedOptimizer):
+        learned = LearnedOptimizer(
+            init=lambda params: {
+                "curvature": identities(params), "optimizer": optimizer.init(params)
+            },
+            make=lambda values: optax.chain(
+                precondition(values["curvature"]), optimizer.make(values["optimizer"])
+            ),
+        )  # fmt: skip
+    else:
+        learned = LearnedOptimizer(
+            init=identities, make=lambda curvature: optax.chain(precondition(curvature), optimizer)
+        )
+    return maml(loss_fn, learned, num_inner_steps, **options)
 
 
 def identities(params: Params) -> list[list[Array]]:

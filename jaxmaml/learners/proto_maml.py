@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxmaml.learners import heads
 from jaxmaml.learners.hyperparams import Optimizer
-from jaxmaml.learners.inner_loop import LoopOptions, Start, inner_loop
+from jaxmaml.learners.inner_loop import Start, inner_loop, loop_options
 from jaxmaml.types import Batch, LossFn, MetaLearner, Params, State
 
 
@@ -25,7 +25,8 @@ def proto_maml(
     inner steps it is `jaxmaml.protonet`.
 
     Args:
-        loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`.
+        loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`. Learned rates should be per layer,
+            as for `jaxmaml.unicorn`.
         features_fn, head, way: as in `jaxmaml.protonet`.
         options: keyword arguments of `jaxmaml.maml`.
 
@@ -49,4 +50,6 @@ def proto_maml(
         del learned
         return Start(fill(params, support), state)
 
-    return inner_loop(loss_fn, optimizer, num_inner_steps, LoopOptions(**options), start=start)
+    return inner_loop(
+        loss_fn, optimizer, num_inner_steps, loop_options("proto_maml", options), start=start
+    )

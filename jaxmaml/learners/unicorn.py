@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxmaml.learners import heads
 from jaxmaml.learners.hyperparams import Optimizer
-from jaxmaml.learners.inner_loop import LoopOptions, Start, inner_loop
+from jaxmaml.learners.inner_loop import Start, inner_loop, loop_options
 from jaxmaml.types import Array, Batch, LossFn, MetaLearner, Params, State
 
 
@@ -27,7 +27,8 @@ def unicorn(
     start as the mean over the classes of the head; the head in `params` is not used.
 
     Args:
-        loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`.
+        loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`. Learned rates should be per layer:
+            those per parameter belong to the numbered outputs of the head.
         head: path of the head, a mapping with "kernel" and, in most models, "bias".
         way: number of classes. Defaults to that of the head.
         options: keyword arguments of `jaxmaml.maml`.
@@ -56,6 +57,6 @@ def unicorn(
         return Start(filled, state)
 
     return inner_loop(
-        loss_fn, optimizer, num_inner_steps, LoopOptions(**options),
+        loss_fn, optimizer, num_inner_steps, loop_options("unicorn", options),
         start=start, init_learned={"head": init},
     )  # fmt: skip

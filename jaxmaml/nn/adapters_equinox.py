@@ -70,10 +70,11 @@ def from_equinox_with_state(
     *,
     compute_dtype: DTypeLike | None = None,
 ) -> StatefulModel:
-    """Splits an Equinox module with state into its functions in training and inference mode.
+    """Splits an Equinox module with state into a function for training and one for tests.
 
-    The modes are those of `eqx.nn.inference_mode`, whichever the module is in now. Parameters, the
-    default call and random keys are as in `from_equinox`.
+    The training function keeps the mode of each part of the module. The test function is in the mode
+    of `eqx.nn.inference_mode`. Parameters, the default call and random keys are as in
+    `from_equinox`.
 
     Args:
         module: the first result of `eqx.nn.make_with_state`.
@@ -101,7 +102,7 @@ def from_equinox_with_state(
     import equinox as eqx
 
     _check_module(module)
-    run, params = _split(eqx.nn.inference_mode(module, False), call)
+    run, params = _split(module, call)
     run_in_test, _ = _split(eqx.nn.inference_mode(module), call)
     if not isinstance(state, eqx.nn.State):
         raise TypeError(f"state must be an equinox.nn.State, got {type(state).__name__}")

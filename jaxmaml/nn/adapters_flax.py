@@ -73,10 +73,11 @@ def from_nnx(
 def from_nnx_with_state(
     module: nnx.Module, call: Call | None = None, *, compute_dtype: DTypeLike | None = None
 ) -> StatefulModel:
-    """Splits a Flax NNX module with state into its functions in training and evaluation mode.
+    """Splits a Flax NNX module with state into a function for training and one for tests.
 
-    The modes are those of `module.train()` and `module.eval()`, whichever the module is in now. The
-    state holds all variables other than parameters, random keys and intermediates.
+    The training function keeps the mode of each part of the module, so that a part that was frozen
+    by `module.part.eval()` stays frozen. The test function is in evaluation mode. The state holds all
+    variables other than parameters, random keys and intermediates.
 
     Args:
         module: the model. It is not changed.
@@ -102,10 +103,9 @@ def from_nnx_with_state(
         >>> round(float(outputs[0, 0]), 3)
         0.0
     """
-    train_module, test_module = (nnx.clone(_checked_nnx(module)) for _ in range(2))
-    train_module.train()
+    test_module = nnx.clone(_checked_nnx(module))
     test_module.eval()
-    train, params, state = _split_nnx(train_module, call)
+    train, params, state = _split_nnx(module, call)
     test, _, _ = _split_nnx(test_module, call)
     return stateful_model(train, test, params, state, compute_dtype)
 

@@ -39,8 +39,9 @@ def test_parameters_that_are_not_adapted_have_no_rates():
         (lambda p: jaxmaml.cavia(p.loss_fn, RATES, 2, context="a/bias"), {"hyperparams"}),
         (lambda p: jaxmaml.proto_maml(p.loss_fn, RATES, 2, p.features_fn), {"hyperparams"}),
         (lambda p: jaxmaml.anil(p.loss_fn, RATES, 2), {"hyperparams"}),
+        (lambda p: jaxmaml.meta_curvature(p.loss_fn, RATES, 2), {"hyperparams"}),
     ],
-    ids=["unicorn", "cavia", "proto_maml", "anil"],
+    ids=["unicorn", "cavia", "proto_maml", "anil", "meta_curvature"],
 )
 def test_every_learner_with_an_inner_loop_can_learn_its_rates(make, names):
     problem = smooth()
@@ -49,7 +50,9 @@ def test_every_learner_with_an_inner_loop_can_learn_its_rates(make, names):
     assert set(meta_params.learned) == names
     grads, _ = jax.jit(jax.grad(learner.loss, has_aux=True))(meta_params, _task(problem))
     rates = jaxmaml.learned_rates(grads)
-    assert all(rate.shape == (2,) and np.any(rate) for rate in rates.values())
+    found = {path: rate for path, rate in rates.items() if not path.startswith("curvature")}
+    assert found
+    assert all(rate.shape == (2,) and np.any(rate) for rate in found.values())
 
 
 @pytest.mark.parametrize("name", ["reptile", "fine_tuning", "imaml"])
@@ -86,6 +89,10 @@ def test_hyperparameters_may_depend_on_the_parameters_and_keep_their_type():
             "per_step=True needs at least one inner step",
         ),
         (lambda: jaxmaml.maml_plus_plus(smooth().loss_fn, 0), "at least one inner step"),
+        (
+            lambda: jaxmaml.maml_plus_plus(smooth().loss_fn, 1, query_weights="papr"),
+            "query_weights must be one of paper; got 'papr'",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused(make, message):

@@ -64,9 +64,6 @@ def test_learners_that_learn_more_refuse_those_of_anotherlearner_of(name):
             r"query_weights must be \[num_inner_steps\] = \[1\]",
         ),
         ("maml", {"refresh_state": True}, "mark it with jaxmaml.with_state"),
-        ("anil", {"mask": lambda path: True}, "has its own mask, given by the path 'head'"),
-        ("boil", {"mask": None}, "has its own mask"),
-        ("cavia", {"mask": {}}, "has its own mask, given by the path 'context'"),
         ("meta_sgd", {"granularity": "tensor"}, "granularity must be one of"),
         ("imaml", {"proximal": 0.0}, "proximal must be a positive, finite number"),
         ("imaml", {"num_cg_steps": 0}, "num_cg_steps"),
@@ -76,3 +73,44 @@ def test_learners_that_learn_more_refuse_those_of_anotherlearner_of(name):
 def test_options_out_of_range_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         learner_of(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("anil", {"mask": lambda path: True}, "anil has its own mask: leave `mask` out"),
+        ("boil", {"mask": None}, "boil has its own mask"),
+        ("cavia", {"mask": {}}, "cavia has its own mask"),
+        ("imaml", {"adjoint": jaxmaml.Exact()}, "imaml has its own adjoint"),
+        (
+            "anil",
+            {"order": "first"},
+            "anil takes no option 'order'; its options are adjoint, query_l",
+        ),
+        ("unicorn", {"num_exact_steps": 1}, "unicorn takes no option 'num_exact_steps'"),
+        ("reptile", {"adjoint": jaxmaml.Exact()}, "reptile differentiates no inner step"),
+    ],
+)
+def test_options_that_a_learner_does_not_take_are_refused_by_name(name, options, message):
+    with pytest.raises(TypeError, match=message):
+        learner_of(name, **options)
+
+
+def test_rates_are_refused_wherever_an_implicit_adjoint_would_give_them_no_gradient():
+    problem, rates = smooth(), jaxmaml.learned_sgd(0.1)
+    later = jaxmaml.Annealed(jaxmaml.FirstOrder(), jaxmaml.Implicit(), at=5)
+    for adjoint in (jaxmaml.Implicit(), later):
+        with pytest.raises(ValueError, match="hyperparameters of the inner optimizer have no meta"):
+            jaxmaml.maml(problem.loss_fn, rates, 1, adjoint=adjoint)
+
+
+def test_a_classifier_with_state_is_not_trained_jointly():
+    problem = smooth()
+    classes = jaxmaml.TrainingClasses(problem.features_fn, num_classes=3)
+    stateful = jaxmaml.with_state(
+        lambda params, batch, state: (problem.loss_fn(params, batch), state)
+    )
+    with pytest.raises(ValueError, match="computes features without state"):
+        jaxmaml.fine_tuning(stateful, SGD, 1, classes=classes)
+    with pytest.raises(ValueError, match="computes features without state"):
+        jaxmaml.protonet(stateful, problem.features_fn)

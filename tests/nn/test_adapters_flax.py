@@ -99,19 +99,25 @@ def test_nnx_state_is_that_of_the_module():
     assert abs(new_state["norm"]["mean"]).max() > 1e-4
 
 
-@pytest.mark.parametrize("set_mode", [nnx.Module.train, nnx.Module.eval])
-def test_nnx_modes_do_not_depend_on_that_of_the_module_and_leave_it(set_mode):
+def test_an_nnx_module_has_two_modes_and_stays_as_it_is():
     module, inputs = NormedNNX(nnx.Rngs(0)), draw(0, 8, 3)
-    set_mode(module)
-    before = module.norm.use_running_average
     model = nn.from_nnx_with_state(module)
-    assert module.norm.use_running_average == module.dropout.deterministic == before
+    assert not module.norm.use_running_average
+    assert not module.dropout.deterministic
     unchanged = (module.dense(inputs) - 0) / np.sqrt(1 + 1e-5)
     outputs, new_state = model.test_fn(model.params, {"inputs": inputs}, model.state)
     assert_leaves_close(outputs, unchanged)
     assert_leaves_close(new_state, model.state)
     outputs, _ = model.train_fn(model.params, {"inputs": inputs}, model.state)
     assert_leaves_close(outputs.mean(0), np.zeros(4))
+
+
+def test_a_frozen_part_of_an_nnx_module_stays_frozen_in_training():
+    module, inputs = NormedNNX(nnx.Rngs(0)), draw(0, 8, 3)
+    module.norm.eval()
+    model = nn.from_nnx_with_state(module)
+    _, state = model.train_fn(model.params, {"inputs": inputs}, model.state)
+    assert_leaves_close(state, model.state)
 
 
 def test_nnx_without_state_keeps_the_mode_of_the_module():

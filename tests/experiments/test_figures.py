@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.tiny import PRESET, REGRESSION
-from jaxmaml.experiments import plots, presets, run_plots
+from jaxmaml.experiments import figures, plots, presets
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.experiment import (
     build_candidate,
@@ -32,7 +32,7 @@ def _lines(figure):
 def test_the_plots_show_the_numbers_of_the_runs(compared, drawn, tmp_path):
     comparison, runs = compared
     gradient = {"step": [0, 3], "cosine": [0.9, 0.8], "norm_ratio": [1.0, 2.0]}
-    written = run_plots.draw_all(
+    written = figures.draw_all(
         RunDir(tmp_path), comparison.experiment, runs, floor=None, gradient=gradient
     )
     assert [path.name for path in written] == list(drawn) == [
@@ -53,13 +53,13 @@ def test_what_does_not_exist_is_not_drawn(compared, drawn, tmp_path):
     comparison, runs = compared
     preset = presets.override(REGRESSION, num_validations=0)
     experiment = comparison.experiment._replace(preset=preset)
-    run_plots.draw_all(RunDir(tmp_path), experiment, runs, floor=None, gradient=None)
+    figures.draw_all(RunDir(tmp_path), experiment, runs, floor=None, gradient=None)
     assert list(drawn) == ["metric_per_step.png", "regression.png"]
 
 
 def test_the_regression_plot_shows_the_adaptation(compared, drawn, tmp_path):
     comparison, runs = compared
-    run_plots.draw_all(RunDir(tmp_path), comparison.experiment, runs, floor=None, gradient=None)
+    figures.draw_all(RunDir(tmp_path), comparison.experiment, runs, floor=None, gradient=None)
     lines = _lines(drawn["regression.png"])
     np.testing.assert_allclose(lines["truth"].max(), 3.0, atol=0.01)
     assert not np.allclose(lines["before"], lines["after 2 steps"])
@@ -73,7 +73,7 @@ def test_an_episode_is_drawn_with_its_predictions(compared, images, drawn, norm)
     candidate = build_candidate(experiment, Spec("x", "exact", 0.4))
     state = init_state(experiment, candidate)
     run = compared[1][0]._replace(candidate=candidate, meta_state=state)
-    figure = run_plots._predicted_episode(experiment, run)
+    figure = figures._predicted_episode(experiment, run)
     task = jax.tree.map(lambda leaf: leaf[0], next(scored_tasks(experiment, "test", 1)))
     adapted, info = candidate.learner.adapt(
         state.params, task.support, state=state.state, num_inner_steps=run.test.headline
@@ -84,9 +84,9 @@ def test_an_episode_is_drawn_with_its_predictions(compared, images, drawn, norm)
 
 
 def test_images_are_drawn_as_before_their_scaling(images, drawn, monkeypatch, tmp_path):
-    monkeypatch.setattr(run_plots.datasets, "scaling", lambda dataset: ((0.25,), (0.5,)))
+    monkeypatch.setattr(figures.datasets, "scaling", lambda dataset: ((0.25,), (0.5,)))
     experiment = build_experiment(PRESET, seed=0, num_test_tasks=2, images=images)
-    run_plots.draw_episode(experiment, tmp_path / "episode.png")
+    figures.draw_episode(experiment, tmp_path / "episode.png")
     task = jax.tree.map(lambda leaf: leaf[0], next(scored_tasks(experiment, "test", 1)))
     shown = np.asarray(drawn["episode.png"].axes[0].images[0].get_array())[..., 0]
     pixels = np.asarray(task.support["inputs"][0, ..., 0]) * 0.5 + 0.25
