@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
+_HEADER_LOCK = threading.Lock()
+
 
 def cache_dir() -> Path:
     """Returns the user's cache directory for this package."""
@@ -44,6 +48,19 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):  # such as a parent that is not a directory
             temporary.unlink(missing_ok=True)  # does nothing after the rename
+
+
+def map_array(path: Path) -> np.ndarray:
+    """Returns the array of a .npy file, mapped into memory, from any thread.
+
+    NumPy parses the header with `ast.literal_eval`, which in CPython 3.11 can raise a SystemError if
+    several threads are in it at once: one at a time they are safe.
+
+    Raises:
+        OSError, ValueError: the file is missing or damaged.
+    """
+    with _HEADER_LOCK:
+        return np.load(path, mmap_mode="r")
 
 
 def digest(*parts: object) -> str:

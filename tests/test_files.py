@@ -2,7 +2,9 @@
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from jaxmaml import files
@@ -62,3 +64,10 @@ def test_a_fingerprint_changes_with_name_size_and_time(tmp_path):
     found.add(files.fingerprint([path.rename(tmp_path / "b")]))
     assert len(found) == 4
     assert files.fingerprint([tmp_path / "b"]) in found
+
+
+def test_arrays_are_mapped_by_many_threads_at_once(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(files.map_array, [tmp_path / "a.npy"] * 400))
+    assert all(array.shape == (2, 3) and array[1, 2] == 5 for array in found)

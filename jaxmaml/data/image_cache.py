@@ -43,7 +43,7 @@ class Cache:
     def is_whole(self) -> bool:
         """Returns whether the file exists and has the right type, shape and size."""
         try:
-            images = np.load(self.path, mmap_mode="r")
+            images = files.map_array(self.path)
         except (OSError, ValueError, EOFError):
             return False
         return images.shape == (self.num_images, *self.shape) and images.dtype == np.uint8
@@ -66,7 +66,7 @@ class Cache:
 
     @functools.cached_property
     def _images(self) -> np.ndarray:
-        return np.load(self.path, mmap_mode="r")
+        return files.map_array(self.path)
 
 
 def cached(records: Records, decoder: Reader, format: Format) -> Cache:

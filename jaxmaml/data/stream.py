@@ -211,7 +211,7 @@ class _StepReader:
     def __getitem__(self, index: int) -> tuple[Plan, np.ndarray]:
         block, place = divmod(self.first_step + int(index), STEPS_PER_BLOCK)
         paths = [_plan_file(self.directory, name, block) for name in Plan._fields]
-        leaves: list[Any] = [np.array(np.load(path, mmap_mode="r")[place]) for path in paths]
+        leaves: list[Any] = [np.array(files.map_array(path)[place]) for path in paths]
         plans = Plan(*leaves)
         return plans, self.images.read(plans.examples)
 
