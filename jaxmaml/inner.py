@@ -227,8 +227,9 @@ class Loop(NamedTuple):
 
 def _check_state(before: State, after: State) -> None:
     """Raises ValueError unless a loss returns a state like the one that it was given."""
-    kinds = [jax.tree.map(lambda leaf: jnp.result_type(leaf), state) for state in (before, after)]
-    if kinds[0] != kinds[1]:
+    types = [[jnp.result_type(leaf) for leaf in jax.tree.leaves(s)] for s in (before, after)]
+    if jax.tree.structure(before) != jax.tree.structure(after) or types[0] != types[1]:
+        kinds = [jax.tree.map(jnp.result_type, state) for state in (before, after)]
         raise ValueError(
             "the loss function must return a state of the structure and types of the one that it is "
             f"given; given {kinds[0]}, returned {kinds[1]}. Pass the initial state of the model to "

@@ -198,7 +198,7 @@ class StatefulFn:
         return self.fn(params, batch, state)
 
 
-ModelFn: TypeAlias = PlainFn | StatefulFn
+ModelFn: TypeAlias = Callable[..., Any]
 """A model's outputs, a loss or a metric: `(params, batch) -> output`, or `with_state` of a function
 `(params, batch, state) -> (output, state)`."""
 LossFn: TypeAlias = ModelFn

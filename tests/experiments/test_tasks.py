@@ -77,7 +77,7 @@ def test_images_are_changed_in_training_only(images):
     for split, is_same in (("train", False), ("val", True), ("test", True)):
         pair = [next(batches(sources[split], KEY)) for sources in (plain, changed)]
         pixels = [np.asarray(tasks.support["inputs"]) for tasks in pair]
-        assert np.array_equal(*pixels) == is_same
+        assert np.array_equal(pixels[0], pixels[1]) == is_same
 
 
 def test_class_numbers_are_given_in_training_only(images):
