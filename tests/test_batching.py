@@ -38,7 +38,9 @@ def test_auto_chunk_size_is_what_fits_into_half_the_memory(monkeypatch, limit, e
     assert size == expected
 
 
-@pytest.mark.parametrize("adjoint", [jaxmaml.Exact(), jaxmaml.FirstOrder()])
+@pytest.mark.parametrize(
+    "adjoint", [jaxmaml.Exact(), pytest.param(jaxmaml.FirstOrder(), marks=pytest.mark.slow)]
+)
 def test_the_estimate_of_the_memory_of_a_task_has_the_right_size(adjoint):
     problem = conv4()
     learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), 3, adjoint=adjoint)

@@ -192,7 +192,19 @@ ROWS = {
 }  # fmt: skip
 MOST_USED = ROWS["maml-3-steps"]
 
-each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+# Further rows of a learner that has one already: `-m slow` runs them.
+FURTHER = {
+    *("maml-10-steps", "maml-10-steps-in-segments", "maml-momentum", "maml-constant-query-weights"),
+    *("fomaml-adam", "fomaml-adam-in-segments", "maml++-fixed-rates", "meta-sgd-layer-per-step"),
+    *("meta-sgd-scalar", "unicorn-learned-rates", "cavia-learned-rates"),
+}
+each_row = pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=name, marks=[pytest.mark.slow] * (name in FURTHER))
+        for name, row in ROWS.items()
+    ],
+)
 
 
 @functools.cache

@@ -246,7 +246,10 @@ ARCHITECTURES = {
 }
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    ["gru", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lstm", "transformer"))],
+)
 def test_both_exact_modes_give_one_meta_gradient(x64, name):
     build, call = ARCHITECTURES[name]
     apply_fn, params = nn.from_nnx(build(), call)

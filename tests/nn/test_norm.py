@@ -140,7 +140,15 @@ def stateful_losses(policy):
 
 
 @pytest.mark.parametrize(
-    ("policy", "refresh"), [*((policy, False) for policy in STORED), ("inductive", True)]
+    ("policy", "refresh"),
+    [
+        ("per_step", False),
+        ("inductive", True),
+        *(
+            pytest.param(policy, False, marks=pytest.mark.slow)
+            for policy in ("inductive", "running")
+        ),
+    ],
 )
 def test_meta_gradient_through_state_is_that_of_a_loop_by_hand(x64, policy, refresh):
     loss_fn, query_loss_fn, params, state = stateful_losses(policy)
