@@ -71,12 +71,18 @@ def test_adapted_parameters_make_a_module_again():
     assert_leaves_close(apply_fn(moved, batch), combined)
 
 
-@pytest.mark.parametrize("inference", [False, True])
-def test_modes_do_not_depend_on_that_of_the_module(inference):
+def test_a_frozen_part_of_a_module_stays_frozen_in_training():
     module, initial = eqx.nn.make_with_state(NormedEquinox)()
-    module = eqx.nn.inference_mode(module, inference)
+    module = eqx.tree_at(lambda m: m.norm, module, eqx.nn.inference_mode(module.norm))
     model = nn.from_equinox_with_state(module, initial)
-    assert module.norm.inference == inference
+    batch = {"inputs": draw(0, 50, 4).astype(jnp.float32)}
+    _, state = model.train_fn(model.params, batch, model.state)
+    assert_leaves_close(state, initial)
+
+
+def test_a_module_has_two_modes():
+    module, initial = eqx.nn.make_with_state(NormedEquinox)()
+    model = nn.from_equinox_with_state(module, initial)
     batch = {"inputs": draw(0, 50, 4).astype(jnp.float32)}
     outputs, new_state = model.train_fn(model.params, batch, model.state)
     again, _ = model.train_fn(model.params, batch, model.state)
