@@ -1,9 +1,10 @@
-"""A quadratic problem whose inner loop has a closed form, for the tests of diagnostics."""
+"""Problems for the tests of diagnostics: one with a closed form, and a network with features."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from problems import smooth
 
 import jaxmaml
 from jaxmaml.types import MetaLearner, Task
@@ -42,3 +43,19 @@ def curved(num_inner_steps, rate=RATE, loss_fn=curved_loss, **options) -> MetaLe
 
 def task_at(tasks, index) -> Task:
     return jax.tree.map(lambda leaf: leaf[index], tasks)
+
+
+def smooth_features(params, batch):
+    hidden = jnp.tanh(batch["inputs"] @ params["a"]["kernel"])
+    return {"a": hidden, "head": [hidden @ params["head"]["kernel"]]}
+
+
+def unbiased():
+    """`smooth` without the addition of a bias, which promotes its rank."""
+
+    def loss_fn(params, batch):
+        logits = smooth_features(params, batch)["head"][0]
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        return losses.mean()
+
+    return smooth()._replace(loss_fn=loss_fn)

@@ -4,34 +4,18 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from bowls import (
     FIRST,
+    smooth_features,
     task_at,
+    unbiased,
 )
-from problems import smooth
 
 import jaxmaml
 from jaxmaml import diagnostics
-
-
-def smooth_features(params, batch):
-    hidden = jnp.tanh(batch["inputs"] @ params["a"]["kernel"])
-    return {"a": hidden, "head": [hidden @ params["head"]["kernel"]]}
-
-
-def unbiased():
-    """`smooth` without the addition of a bias, which promotes its rank."""
-
-    def loss_fn(params, batch):
-        logits = smooth_features(params, batch)["head"][0]
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-        return losses.mean()
-
-    return smooth()._replace(loss_fn=loss_fn)
 
 
 def _reuse(problem, task):

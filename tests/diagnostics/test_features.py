@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bowls import task_at
+from bowls import smooth_features, task_at
 from problems import smooth
 
 import jaxmaml
@@ -92,22 +92,6 @@ def test_features_of_other_examples_are_not_compared(x, y, weights, message):
     weights = None if weights is None else jnp.ones(weights)
     with pytest.raises(ValueError, match=message):
         diagnostics.cka(jnp.ones(x), jnp.ones(y), weights=weights)
-
-
-def smooth_features(params, batch):
-    hidden = jnp.tanh(batch["inputs"] @ params["a"]["kernel"])
-    return {"a": hidden, "head": [hidden @ params["head"]["kernel"]]}
-
-
-def unbiased():
-    """`smooth` without the addition of a bias, which promotes its rank."""
-
-    def loss_fn(params, batch):
-        logits = smooth_features(params, batch)["head"][0]
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-        return losses.mean()
-
-    return smooth()._replace(loss_fn=loss_fn)
 
 
 def test_features_are_reused_where_they_are_not_adapted():
