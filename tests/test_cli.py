@@ -116,7 +116,7 @@ def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys)
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fitting, "run", interrupted)
+    monkeypatch.setattr(fitting, "run_program", interrupted)
     out = tmp_path / "run"
     assert cli.main(["train", "sinusoid-5shot", "--out", str(out), *TINY]) == 130
     assert "interrupted" in capsys.readouterr().err
