@@ -66,9 +66,11 @@ def _meta_grad(problem: peer_works.Problem, mesh: Any) -> Call:
 def _loop(problem: peer_works.Problem, mesh: Any) -> Call:
     # Version 0.1 has the same function in another module, under another name.
     if hasattr(jaxmaml, "Exact"):
-        compile_program = importlib.import_module("jaxmaml.fitting").compile_program
+        module = importlib.import_module("jaxmaml.fitting")
+        compile_program = module.compile_program
     else:
-        compile_program = importlib.import_module("jaxmaml.train.loop").compile_steps
+        module = importlib.import_module("jaxmaml.train.loop")
+        compile_program = module.compile_steps
     optimizer = peer_works.optimizer(problem.preset)
     meta_state = jaxmaml.init_state(problem.learner, optimizer, problem.params)
     meta_state = parallel.replicate(meta_state, mesh)
@@ -77,11 +79,13 @@ def _loop(problem: peer_works.Problem, mesh: Any) -> Call:
         key=jax.random.key(0), chunk_size=problem.chunk_size, num_steps_per_dispatch=MAX_STEPS,
         mesh=mesh,
     )  # fmt: skip
+    # Earlier programs carry one state, not two.
+    start = module.States(meta_state, meta_state) if hasattr(module, "States") else meta_state
 
     def call(num_steps: int) -> None:
         # A dispatch makes at most MAX_STEPS.
         for first in range(0, num_steps, MAX_STEPS):
-            jax.block_until_ready(program.run(meta_state, min(MAX_STEPS, num_steps - first)))
+            jax.block_until_ready(program.run(start, min(MAX_STEPS, num_steps - first)))
 
     return call
 

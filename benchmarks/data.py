@@ -169,7 +169,8 @@ def _trainer(
         key=experiment.train_key, chunk_size=candidate.chunk_size,
         num_steps_per_dispatch=num_steps, mesh=experiment.mesh,
     )  # fmt: skip
-    return lambda: jax.block_until_ready(program.run(meta_state, num_steps)[0])
+    states = fitting.States(meta_state, meta_state)
+    return lambda: jax.block_until_ready(program.run(states, num_steps)[0])
 
 
 def _memory(dataset: str, data_dir: Path) -> Iterator[dict[str, Any]]:

@@ -135,7 +135,8 @@ def training_loop(problem: Problem, mesh: Mesh, num_steps: int) -> Callable[[], 
         key=jax.random.key(0), chunk_size=problem.chunk_size, num_steps_per_dispatch=num_steps,
         mesh=mesh,
     )  # fmt: skip
-    return lambda: jax.block_until_ready(program.run(meta_state, num_steps))
+    states = fitting.States(meta_state, meta_state)
+    return lambda: jax.block_until_ready(program.run(states, num_steps))
 
 
 def in_float64(problem: Problem) -> tuple[tuple[MetaParams, Task], MetaParams]:

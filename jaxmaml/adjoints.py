@@ -214,9 +214,20 @@ class Implicit(Adjoint):
         start: Any,
     ) -> tuple[Any, Any]:
         """Returns the solution with the derivative of a root of `optimality_fn`."""
-        return jax.lax.custom_root(
-            optimality_fn, start, lambda _, start: solve(start), self.solve_linear, has_aux=True
+        # `custom_root` takes floating-point arrays only: counters and keys pass through it as such.
+        decode = []
+
+        def encoded(_: Any, start: Any) -> tuple[Any, Any]:
+            solution, aux = solve(start)
+            decode[:] = [_decoder(leaf) for leaf in jax.tree.leaves(aux)]
+            return solution, jax.tree.map(_as_float, aux)
+
+        solution, aux = jax.lax.custom_root(
+            optimality_fn, start, encoded, self.solve_linear, has_aux=True
         )
+        leaves, treedef = jax.tree.flatten(aux)
+        decoded = [decode(leaf) for decode, leaf in zip(decode, leaves, strict=True)]
+        return solution, treedef.unflatten(decoded)
 
     def solve_linear(self, matrix: Callable[[Any], Any], rhs: Any) -> Any:
         """Returns x with `matrix(x) + damping * x = rhs`, by conjugate gradients.
@@ -235,10 +246,8 @@ class Implicit(Adjoint):
             return optax.tree.add(matrix(x), optax.tree.scale(self.damping, x))
 
         def solve(matrix: Callable[[Any], Any], rhs: Any) -> Any:
-            # Zeros computed from `rhs` are spread over devices like it; those of JAX's default are not.
-            first = jax.tree.map(lambda leaf: 0 * leaf, rhs)
             return jax.scipy.sparse.linalg.cg(
-                matrix, rhs, first, tol=self.cg_tol, maxiter=self.num_cg_steps
+                matrix, rhs, tol=self.cg_tol, maxiter=self.num_cg_steps
             )[0]
 
         return jax.lax.custom_linear_solve(
@@ -338,3 +347,27 @@ def _refuse(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
         "Implicit() has a derivative after the last inner step only: views along the inner loop "
         "(trace, query_weights) cannot be differentiated; use Exact() or FirstOrder()"
     )
+
+
+def _as_float(leaf: Any) -> Array:
+    """An array of any type as a floating-point one, exactly: 16 bits of an integer per number."""
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    wide = leaf if leaf.dtype.itemsize >= 4 else leaf.astype(jnp.int32)
+    return jax.lax.bitcast_convert_type(wide, jnp.uint16).astype(jnp.float32)
+
+
+def _decoder(like: Any) -> Callable[[Array], Array]:
+    """The inverse of `_as_float` for arrays of a type."""
+    like = jnp.asarray(like)
+    if jnp.issubdtype(like.dtype, jnp.floating):
+        return lambda encoded: encoded
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        impl, as_data = jax.random.key_impl(like), _decoder(jax.random.key_data(like))
+        return lambda encoded: jax.random.wrap_key_data(as_data(encoded), impl=impl)
+    wide = like.dtype if like.dtype.itemsize >= 4 else jnp.dtype(jnp.int32)
+    as_wide = lambda encoded: jax.lax.bitcast_convert_type(encoded.astype(jnp.uint16), wide)
+    return lambda encoded: as_wide(encoded).astype(like.dtype)

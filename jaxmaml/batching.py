@@ -108,9 +108,14 @@ def _check_weights(weights: Any, num_tasks: int) -> Array:
         raise ValueError(f"weights must be [num_tasks] = [{num_tasks}]; got {list(weights.shape)}")
     # In NumPy: under jit, JAX would trace the check even if the caller's weights are known.
     known = None if isinstance(weights, Tracer) else np.asarray(weights)
-    if known is not None and not (known.min() >= 0 < known.max()):
+    if known is not None and not (_are_valid(known).all() and known.max() > 0):
         raise ValueError("weights must be finite, not negative and not all zero")
     return weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+
+
+def _are_valid(weights: Any) -> Any:
+    """Whether each weight is finite and not negative; False for NaN."""
+    return (weights >= 0) & (weights < np.inf)
 
 
 class Means(NamedTuple):
@@ -157,8 +162,12 @@ def mean_over_tasks(
         params, state, step = _varying((params, state, step), axis_name)
     chunk_sums = functools.partial(_chunk_sums, learner, params, step, state)
     sums, info = _sum_over_chunks(chunk_sums, tasks, weights, size, axis_name)
+    # Traced weights that are wrong make every mean NaN, whatever the chunks.
+    total = jnp.where(jnp.all(_are_valid(weights)), sums.weight, jnp.nan)
+    sums = sums._replace(weight=total)
     if axis_name is not None:
-        sums = jax.lax.psum(sums, axis_name)
+        others = _of_first_device(info.state, jnp.any(weights > 0), axis_name)
+        sums, info = jax.lax.psum(sums, axis_name), info._replace(state=others)
 
     # Means in the types that the caller knows.
     means = jax.tree.map(lambda total: total / sums.weight, sums)
@@ -270,6 +279,26 @@ def _in_float32(tree: Any) -> Any:
 
 def _take(tasks: Task, index: Array) -> Task:
     return jax.tree.map(lambda leaf: leaf[index], tasks)
+
+
+def _of_first_device(tree: Any, counts: Array, axis_name: str) -> Any:
+    """Counters and keys as the first device has them whose tasks count, on all devices.
+
+    Without such leaves nothing is sent.
+    """
+    if not jax.tree.leaves(tree):
+        return tree
+    index, num_devices = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
+    first = jax.lax.pmin(jnp.where(counts, index, num_devices), axis_name)
+
+    def pick(leaf: Array) -> Array:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        data = jax.random.key_data(leaf) if is_key else leaf
+        sent = jax.lax.psum(jnp.where(index == first, data, jnp.zeros_like(data)), axis_name)
+        sent = sent.astype(data.dtype)
+        return jax.random.wrap_key_data(sent, impl=jax.random.key_impl(leaf)) if is_key else sent
+
+    return jax.tree.map(pick, tree)
 
 
 def _varying(tree: Any, axis_name: str) -> Any:

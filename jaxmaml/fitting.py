@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxmaml import batching, diagnostics, outer, parallel, sources
+from jaxmaml import batching, diagnostics, outer, parallel, sources, trees
 from jaxmaml.batching import ChunkSize
 from jaxmaml.checks import check_count
 from jaxmaml.sources import Source
@@ -22,19 +22,24 @@ Metrics: TypeAlias = dict[str, Any]
 """The metrics of `meta_step`, by name."""
 MetaStep: TypeAlias = Callable[[MetaState, Task], tuple[MetaState, Metrics]]
 
+_OVERFLOW = (
+    "the outer update, whose loss and gradient are finite: its learning rate may be too large"
+)
+
 MAX_STEPS_PER_DISPATCH = 500
 MIN_DISPATCHES = 12
 """The minimum number of dispatches, so that even a short run reports progress."""
 
 
 class NonFiniteError(FloatingPointError):
-    """Training met a loss or a meta-gradient that is not finite.
+    """Training met a loss, a meta-gradient or an update of the parameters that is not finite.
 
     Attributes:
         step: the outer step that failed, counted from 0.
-        what: what was not finite, such as "loss is nan".
+        what: what was not finite, such as "loss is nan" or "the updated parameters are not finite".
         cause: the first value that was not finite, in words; None if it is not known.
-        meta_state: the last good state, before that step.
+        meta_state: the last state whose loss was finite: the one before that step if its loss was, else
+            the one before that. If the loss of the first step fails, it is the first state.
         metrics: the metrics since the last item that `fit` yielded, up to the failed step.
 
     Example:
@@ -66,20 +71,32 @@ class NonFiniteError(FloatingPointError):
         return type(self), arguments
 
 
+class States(NamedTuple):
+    """The states of a training.
+
+    Attributes:
+        good: the last state whose loss was finite.
+        current: the state after the last step, whose loss is not known before the next step.
+    """
+
+    good: MetaState
+    current: MetaState
+
+
 class Program(NamedTuple):
     """A compiled dispatch of outer steps.
 
     Attributes:
-        run: `(meta_state, num_steps) -> (meta_state, metrics [num_steps_per_dispatch], num_done)`;
-            num_done is less than num_steps if a step was not finite.
+        run: `(states, num_steps) -> (states, metrics [num_steps_per_dispatch], num_done)`, where
+            states are `States`; num_done is less than num_steps if a step was not finite.
         num_steps_per_dispatch: the largest number of steps that one call makes.
         compile_seconds: the time that tracing and compiling took.
         temp_bytes: XLA's temporary memory; None if the backend does not report it.
-        diagnose: `(last good state) -> ` the first value that was not finite in the step after it, in
-            words; None if that is not known.
+        diagnose: `(state) -> ` the first value that was not finite in the step from it, in words; None
+            if that is not known.
     """
 
-    run: Callable[[MetaState, int], tuple[MetaState, Metrics, Array]]
+    run: Callable[[States, int], tuple[States, Metrics, Array]]
     num_steps_per_dispatch: int
     compile_seconds: float
     temp_bytes: int | None
@@ -123,7 +140,8 @@ def fit(
 
     Raises:
         ValueError: no steps, a key that is missing or not wanted, or an iterable that ends too early.
-        NonFiniteError: a loss or a meta-gradient is not finite. It carries the last good state.
+        NonFiniteError: a loss, a meta-gradient or the updated parameters are not finite. It carries
+            the last good state.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -185,13 +203,14 @@ def run_program(
 ) -> Iterator[tuple[MetaState, Metrics]]:
     """Makes `num_outer_steps` steps with a compiled program; yields and raises as `fit` does."""
     check_count("num_outer_steps", num_outer_steps)
+    states = States(meta_state, meta_state)
     while num_outer_steps > 0:
         num_steps = min(num_outer_steps, program.num_steps_per_dispatch)
-        meta_state, metrics, num_done = program.run(meta_state, num_steps)
+        states, metrics, num_done = program.run(states, num_steps)
         metrics, num_done = jax.device_get(metrics), int(num_done)
         if num_done < num_steps:
-            raise _error(program, meta_state, metrics, num_done)
-        yield meta_state, {name: rows[:num_steps] for name, rows in metrics.items()}
+            raise _error(program, states, metrics, num_done)
+        yield states.current, {name: rows[:num_steps] for name, rows in metrics.items()}
         num_outer_steps -= num_steps
 
 
@@ -208,7 +227,7 @@ def steps_per_dispatch(num_outer_steps: int) -> int:
 class _Compiled(NamedTuple):
     """A compiled dispatch; see `Program`."""
 
-    run: Callable[[MetaState, int], tuple[MetaState, Metrics, Array]]
+    run: Callable[[States, int], tuple[States, Metrics, Array]]
     seconds: float
     temp_bytes: int | None
 
@@ -227,22 +246,23 @@ def _compile_steps(
     """
     is_pytree = isinstance(source, jax.tree_util.Partial)
 
-    def dispatch(meta_state: MetaState, num_steps: Scalar, key: Array, arrays: Any) -> Any:
+    def dispatch(states: States, num_steps: Scalar, key: Array, arrays: Any) -> Any:
         draw = arrays if is_pytree else source
 
         # All keys at once: on a CPU, making one costs a tenth of a small network's step.
-        steps = meta_state.step + jnp.arange(num_steps_per_dispatch)
+        steps = states.current.step + jnp.arange(num_steps_per_dispatch)
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(steps)
 
-        def step(meta_state: MetaState, number: Scalar) -> Any:
-            return _guarded(meta_step, meta_state, draw(keys[number]))
+        def step(states: States, number: Scalar) -> Any:
+            return _guarded(meta_step, states, draw(keys[number]))
 
-        return _many_steps(step, meta_state, num_steps, num_steps_per_dispatch)
+        return _many_steps(step, states, num_steps, num_steps_per_dispatch)
 
     arrays = source if is_pytree else ()
     meta_state, key, arrays = _place((meta_state, key, arrays), mesh)
-    compiled, seconds, temp_bytes = _compile(dispatch, meta_state, np.int32(1), key, arrays)
-    run = lambda state, num_steps: compiled(_place(state, mesh), np.int32(num_steps), key, arrays)
+    states = States(meta_state, meta_state)
+    compiled, seconds, temp_bytes = _compile(dispatch, states, np.int32(1), key, arrays)
+    run = lambda states, number: compiled(_place(states, mesh), np.int32(number), key, arrays)
     return _Compiled(run, seconds, temp_bytes)
 
 
@@ -257,20 +277,20 @@ def _compile_batches(
     all-reduce while it holds threads that the others need, and XLA ends the process after 40 seconds.
     """
     meta_state, first = _place(meta_state, mesh), _spread(_next_batch(batches, 0), mesh)
-    step = functools.partial(_guarded, meta_step)
-    compiled, seconds, temp_bytes = _compile(step, meta_state, first, jnp.array(True))
+    step, states = functools.partial(_guarded, meta_step), States(meta_state, meta_state)
+    compiled, seconds, temp_bytes = _compile(step, states, first, jnp.array(True))
     drawn = itertools.chain([first], (_spread(tasks, mesh) for tasks in _checked(batches)))
     one_at_a_time = mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 
-    def run(meta_state: MetaState, num_steps: int) -> tuple[MetaState, Metrics, Array]:
+    def run(states: States, num_steps: int) -> tuple[States, Metrics, Array]:
         rows, alive = [], jnp.array(True)
         for tasks in itertools.islice(drawn, num_steps):
             if one_at_a_time:
                 jax.block_until_ready(alive)
-            meta_state, metrics, alive = compiled(_place(meta_state, mesh), tasks, alive)
+            states, metrics, alive = compiled(_place(states, mesh), tasks, alive)
             rows.append((metrics, alive))
         metrics, oks = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
-        return meta_state, metrics, oks.sum()
+        return states, metrics, oks.sum()
 
     return _Compiled(run, seconds, temp_bytes)
 
@@ -309,30 +329,41 @@ def _spread(tasks: Task, mesh: Mesh | None) -> Task:
 
 
 def _guarded(
-    meta_step: MetaStep, meta_state: MetaState, tasks: Task, alive: Any = True
-) -> tuple[MetaState, Metrics, Array]:
-    """An outer step that leaves the state as it is from the first step that is not finite."""
-    # Once a step has failed, all that follow keep the last good state.
-    stepped, metrics = meta_step(meta_state, tasks)
-    alive &= jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-    kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, meta_state)
-    return kept, metrics, alive
+    meta_step: MetaStep, states: States, tasks: Task, alive: Any = True
+) -> tuple[States, Metrics, Array]:
+    """An outer step that changes nothing from the first step that is not finite."""
+    # A state is good once its loss is finite; it is left once all that follows from it is, too.
+    stepped, metrics = meta_step(states.current, tasks)
+    is_good = alive & jnp.isfinite(metrics["loss"])
+    alive = is_good & jnp.isfinite(metrics["grad_norm"]) & _are_finite(stepped.params)
+    good = _where(is_good, states.current, states.good)
+    return States(good, _where(alive, stepped, states.current)), metrics, alive
+
+
+def _are_finite(tree: Any) -> Array:
+    """Whether all floating-point values of a pytree are finite."""
+    floats = trees.partition(tree, trees.is_float(tree))[0]
+    return jax.tree.reduce(lambda ok, leaf: ok & jnp.isfinite(leaf).all(), floats, jnp.array(True))
+
+
+def _where(condition: Array, first: MetaState, second: MetaState) -> MetaState:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
 
 
 def _many_steps(
-    step: Callable[[MetaState, Scalar], Any], meta_state: MetaState, num_steps: Scalar, most: int
-) -> tuple[MetaState, Metrics, Array]:
-    """Steps until `num_steps` are done or one is not finite: (state, metrics [most], number done)."""
-    _, shapes, _ = jax.eval_shape(step, meta_state, 0)
+    step: Callable[[States, Scalar], Any], states: States, num_steps: Scalar, most: int
+) -> tuple[States, Metrics, Array]:
+    """Steps until `num_steps` are done or one is not finite: (states, metrics [most], number done)."""
+    _, shapes, _ = jax.eval_shape(step, states, 0)
     metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
 
     def body(carry: Any) -> Any:
-        meta_state, metrics, done, _ = carry
-        meta_state, row, ok = step(meta_state, done)
+        states, metrics, done, _ = carry
+        states, row, ok = step(states, done)
         metrics = jax.tree.map(lambda rows, x: rows.at[done].set(x), metrics, row)
-        return meta_state, metrics, done + ok, ok
+        return states, metrics, done + ok, ok
 
-    start = meta_state, metrics, jnp.zeros((), jnp.int32), jnp.array(True)
+    start = states, metrics, jnp.zeros((), jnp.int32), jnp.array(True)
     unfinished = lambda carry: carry[3] & (carry[2] < num_steps)
     return jax.lax.while_loop(unfinished, body, start)[:3]
 
@@ -352,18 +383,19 @@ def _next_batch(batches: Iterator[Any], num_drawn: int) -> Task:
     return tasks
 
 
-def _error(
-    program: Program, meta_state: MetaState, metrics: Metrics, num_good: int
-) -> NonFiniteError:
+def _error(program: Program, states: States, metrics: Metrics, num_good: int) -> NonFiniteError:
     """The error of a dispatch that ended early, after `num_good` steps."""
     rows = {name: values[: num_good + 1] for name, values in metrics.items()}
-    failed = "loss" if not np.isfinite(rows["loss"][-1]) else "grad_norm"
-    what, step = f"{failed} is {rows[failed][-1]}", int(meta_state.step)
+    failed = [name for name in ("loss", "grad_norm") if not np.isfinite(rows[name][-1])]
+    step = int(states.current.step)
+    if not failed:
+        what = "the updated parameters are not finite"
+        return NonFiniteError(step, what, _OVERFLOW, states.good, rows)
     try:
-        cause = program.diagnose(meta_state)
+        cause = program.diagnose(states.current)
     except Exception as error:  # whatever goes wrong there, the last good state must not be lost
         cause = f"not known, since the search for it failed ({type(error).__name__}: {error})"
-    return NonFiniteError(step, what, cause, meta_state, rows)
+    return NonFiniteError(step, f"{failed[0]} is {rows[failed[0]][-1]}", cause, states.good, rows)
 
 
 def _diagnose(
@@ -388,6 +420,6 @@ def _hint(place: str) -> str:
     if not place.startswith("meta-gradient"):
         return ""
     return (
-        " (the loss is finite, so a derivative is not: a square root at zero, such as Adam's without "
-        "eps_root=1e-8, or a norm of gradients that are zero)"
+        " (the loss is finite, so a derivative is not: a square root or a norm at zero in the loss or in "
+        "what it calls)"
     )

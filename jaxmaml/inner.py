@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmaml import mixed_mode, trees
+from jaxmaml import inner_optimizers, mixed_mode, trees
 from jaxmaml.adjoints import Adjoint, Exact, Stretch, check_adjoint
 from jaxmaml.checks import check_count
 from jaxmaml.types import (
@@ -29,6 +29,9 @@ from jaxmaml.types import (
 EXACT = Exact()
 """The adjoint of every function that takes one, by default."""
 
+_RAW_KEY_SHAPES = ((2,), (4,))
+"""The last axis of the data of a key, for the implementations that JAX has."""
+
 
 def fold_keys(params: Params, batch: Batch, step: Scalar) -> tuple[Params, Batch]:
     """Folds the inner step into every typed PRNG-key leaf of the batch.
@@ -41,6 +44,10 @@ def fold_keys(params: Params, batch: Batch, step: Scalar) -> tuple[Params, Batch
         batch: any pytree.
         step: the inner step, 0 or more.
 
+    Raises:
+        TypeError: a leaf is a raw uint32 key, as `jax.random.PRNGKey` makes it. It cannot be told from
+            data, so that it would be the same at every step.
+
     Example:
         >>> import jax, jaxmaml
         >>> batch = {"key": jax.random.key(0)}
@@ -49,13 +56,20 @@ def fold_keys(params: Params, batch: Batch, step: Scalar) -> tuple[Params, Batch
         True
     """
 
-    def fold(leaf: Any) -> Any:
-        if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+    def fold(path: Any, leaf: Any) -> Any:
+        dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)
+        if dtype == jnp.uint32 and shape[-1:] in _RAW_KEY_SHAPES:
+            where = f"at {trees.leaf_path(path)!r} " if path else ""
+            raise TypeError(
+                f"the batch {where}holds uint32{list(shape)}, which looks like a raw PRNG key: make it a "
+                "typed key with jax.random.wrap_key_data, or cast data to another type"
+            )
+        if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
             return leaf
         folded = jax.vmap(lambda key: jax.random.fold_in(key, step))(leaf.reshape(-1))
         return folded.reshape(leaf.shape)
 
-    return params, jax.tree.map(fold, batch)
+    return params, jax.tree.map_with_path(fold, batch)
 
 
 def adapt(
@@ -69,6 +83,7 @@ def adapt(
     mask: Mask = None,
     at_step: AtStep = fold_keys,
     state: State = (),
+    opt_state: optax.OptState | None = None,
 ) -> tuple[Params, Info]:
     """Runs the inner loop of one task.
 
@@ -80,8 +95,7 @@ def adapt(
             derivative also passes through the values that it closes over.
         params: pytree of floating-point arrays.
         support: pytree, leaves `[way * shot, ...]`.
-        optimizer: any optax transformation. Adam and others that take a square root need
-            `eps_root=1e-8`, or the exact meta-gradient is NaN where an inner gradient is zero.
+        optimizer: any optax transformation that `jaxmaml.inner_optimizers` does not refuse.
         num_inner_steps: 0 or more; 0 returns the parameters as they are.
         adjoint: how the result is differentiated: `Exact`, `FirstOrder` or `Implicit`.
         mask: what to adapt: a pytree of bools like `params`, or a function of a leaf's path such as
@@ -90,12 +104,17 @@ def adapt(
         at_step: `(params, batch, inner_step) -> (params, batch)`, called before each inner step with
             the steps 0..n-1, and with n on the parameters that are returned.
         state: the state of the loss function before the first step.
+        opt_state: the state of the optimizer before the first step, such as `info.opt_state` of an
+            earlier call, for an inner loop in several pieces. None starts it anew. The derivative
+            passes through it, except under `Implicit`. The steps count from 0 in each piece.
 
     Returns:
-        The adapted parameters, like `params`, and `Info(None, inner_losses [num_inner_steps], state)`.
+        The adapted parameters, like `params`, and `Info(None, inner_losses [num_inner_steps], state,
+        opt_state)`.
 
     Raises:
-        ValueError: a negative number of steps, or a mask that matches nothing.
+        ValueError: a negative number of steps, a mask that matches nothing, an optimizer that cannot
+            be used in an inner loop, or an `opt_state` of another optimizer.
         TypeError: a loss that is not a floating-point scalar, or an `adjoint` that is not one.
 
     Example:
@@ -106,11 +125,11 @@ def adapt(
         (0.75, [1.0, 0.25])
     """
     steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
-    loop, start = make_loop(loss_fn, params, support, optimizer, adjoint, mask, at_step)
+    loop, start = make_loop(loss_fn, params, support, optimizer, adjoint, mask, at_step, opt_state)
     solve = lambda selected: loop.solve(selected, state, steps)
     optimality_fn = lambda selected: loop.gradient(selected, state, steps)
-    selected, (state_after, losses) = adjoint.attach(solve, optimality_fn, start)
-    return loop.adapted(selected, steps), Info(None, losses, state_after)
+    selected, (state, losses, opt_state) = adjoint.attach(solve, optimality_fn, start)
+    return loop.adapted(selected, steps), Info(None, losses, state, opt_state)
 
 
 def trace(
@@ -172,7 +191,7 @@ def record(
     """
     steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
     loop, start = make_loop(loss_fn, params, support, optimizer, adjoint, mask, at_step)
-    _, state, losses, views = _run(loop, start, state, view, steps)
+    _, state, _, losses, views = _run(loop, start, state, view, steps)
     return adjoint.seal(views), Info(None, losses, state)
 
 
@@ -186,6 +205,7 @@ class Loop(NamedTuple):
         adjoint: how the loop is differentiated.
         at_step: see `adapt`.
         frozen: the parameters that are not adapted, `optax.MaskedNode` in place of the others.
+        opt_state: the state of the optimizer before the first step.
     """
 
     loss_fn: StatefulFn
@@ -194,6 +214,7 @@ class Loop(NamedTuple):
     adjoint: Adjoint
     at_step: AtStep
     frozen: Params
+    opt_state: optax.OptState
 
     def objective(
         self, selected: Params, frozen: Params, support: Batch, state: State, step: Scalar
@@ -211,11 +232,13 @@ class Loop(NamedTuple):
 
     def solve(
         self, selected: Params, state: State, num_inner_steps: int
-    ) -> tuple[Params, tuple[State, Array]]:
-        """(the selected parameters after the loop, (state, inner losses))."""
+    ) -> tuple[Params, tuple[State, Array, optax.OptState]]:
+        """(the selected parameters after the loop, (state, inner losses, optimizer's state))."""
         no_view = lambda adapted, state: ()
-        selected, state, losses, _ = _run(self, selected, state, no_view, num_inner_steps)
-        return selected, (state, losses)
+        selected, state, opt_state, losses, _ = _run(
+            self, selected, state, no_view, num_inner_steps
+        )
+        return selected, (state, losses, opt_state)
 
     def gradient(self, selected: Params, state: State, step: Scalar) -> Params:
         """The gradient of the support loss, which is zero at a minimum."""
@@ -245,20 +268,36 @@ def make_loop(
     adjoint: Adjoint,
     mask: Mask,
     at_step: AtStep,
+    opt_state: optax.OptState | None = None,
 ) -> tuple[Loop, Params]:
     """Returns the loop, and the parameters that it adapts, before the first step."""
     check_adjoint(adjoint)
     selected, frozen = trees.partition(params, trees.is_adapted(params, mask))
     optimizer = optax.with_extra_args_support(optimizer)
-    return Loop(as_stateful(loss_fn), support, optimizer, adjoint, at_step, frozen), selected
+    fresh = inner_optimizers.init(optimizer, selected)
+    opt_state = fresh if opt_state is None else _checked_opt_state(fresh, opt_state)
+    loss_fn = as_stateful(loss_fn)
+    return Loop(loss_fn, support, optimizer, adjoint, at_step, frozen, opt_state), selected
+
+
+def _checked_opt_state(fresh: optax.OptState, given: optax.OptState) -> optax.OptState:
+    """Returns the given state; raises ValueError if the optimizer at hand has another kind of it."""
+    shape = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+    kinds = [jax.tree.map(shape, tree) for tree in (fresh, given)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            "opt_state belongs to another optimizer or to other parameters: expected "
+            f"{kinds[0]}, got {kinds[1]}"
+        )
+    return given
 
 
 def _run(
     loop: Loop, selected: Params, state: State, view: View, num_inner_steps: int
-) -> tuple[Params, State, Array, Any]:
-    """Runs the loop: (selected, state, losses [n], views [n, ...])."""
+) -> tuple[Params, State, optax.OptState, Array, Any]:
+    """Runs the loop: (selected, state, optimizer's state, losses [n], views [n, ...])."""
     # The loop in stretches of steps that are differentiated alike, one after the other.
-    carry = selected, loop.optimizer.init(selected), state
+    carry = selected, loop.opt_state, state
     recorded, first = [], 0
     for stretch in loop.adjoint.stretches(num_inner_steps):
         step = functools.partial(_step, loop, view, stretch.value_and_grad(loop.objective))
@@ -269,17 +308,18 @@ def _run(
 
     # What they recorded, as one.
     losses, views = functools.reduce(_joined, recorded)
-    selected, _, state = carry
-    return selected, state, losses, views
+    selected, opt_state, state = carry
+    return selected, state, opt_state, losses, views
 
 
 def _step(loop: Loop, view: View, gradient: Callable[..., Any], carry: Any, i: Scalar) -> Any:
     """One inner step, as `jax.lax.scan` takes it."""
     selected, opt_state, state = carry
-    (loss, state), grads = gradient(selected, loop.frozen, loop.support, state, i)
-    selected, opt_state = _update(loop.optimizer, grads, opt_state, selected, loss)
-    seen = view(loop.adapted(selected, i + 1), state)
-    return (selected, opt_state, state), (loss, seen)
+    objective = lambda selected: loop.objective(selected, loop.frozen, loop.support, state, i)[0]
+    (loss, next_state), grads = gradient(selected, loop.frozen, loop.support, state, i)
+    selected, opt_state = _update(loop.optimizer, grads, opt_state, selected, loss, objective)
+    seen = view(loop.adapted(selected, i + 1), next_state)
+    return (selected, opt_state, next_state), (loss, seen)
 
 
 def _update(
@@ -288,6 +328,7 @@ def _update(
     opt_state: optax.OptState,
     selected: Params,
     loss: Array,
+    objective: Callable[[Params], Array],
 ) -> tuple[Params, optax.OptState]:
     """Makes one optimizer step; the backward pass stores only its arguments.
 
@@ -296,7 +337,9 @@ def _update(
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def update(grads: Params, opt_state: Any, selected: Params, loss: Array) -> Any:
-        updates, opt_state = optimizer.update(grads, opt_state, selected, value=loss)
+        updates, opt_state = inner_optimizers.update(
+            optimizer, grads, opt_state, selected, loss, objective
+        )
         return optax.apply_updates(selected, updates), opt_state
 
     return update(grads, opt_state, selected, loss)

@@ -80,12 +80,15 @@ def meta_grad(
         tasks: leaves `[num_tasks, ...]`.
         step: the outer step, for schedules and annealing.
         state: the state of the loss function, from which each task starts.
-        weights: `[num_tasks]`, not negative and not all zero. Defaults to equal weights. A task of
-            weight zero is never computed on, so that it may hold anything, NaN included. Under
-            `jit`, weights that are all zero cannot be refused: the loss and the gradient are then NaN.
+        weights: `[num_tasks]`, finite, not negative and not all zero. Defaults to equal weights. A
+            task of weight zero is never computed on, so that it may hold anything, NaN included.
+            Under `jit`, where wrong weights cannot be refused, they make the loss and the gradient
+            NaN.
         chunk_size: how many tasks are computed at once; the memory grows with it. None is all,
             "auto" is decided by the device. The result does not depend on it beyond rounding.
-        axis_name: under `shard_map`, the mesh axis over which the tasks are spread.
+        axis_name: under `shard_map`, the mesh axis over which the tasks are spread. Pass
+            `check_vma=False` to `shard_map`: its check refuses loops that start from a constant, such
+            as the counters of an optimizer or the first state of a recurrent network.
 
     Returns:
         (loss, gradient like `meta_params`, Info with query_loss `[num_tasks]`, inner_losses

@@ -128,6 +128,10 @@ def meta_step(
         )  # fmt: skip
 
     shared, whole = PartitionSpec(TASKS), PartitionSpec()
+    # JAX's check of what varies between devices refuses every loop or branch, of a loss or an
+    # optimizer, that starts from a fresh constant. What is returned is the same on all devices:
+    # `meta_grad` sums over them, and the optimizer computes on the sums.
     return jax.shard_map(
-        on_a_device, mesh=mesh, in_specs=(whole, shared, shared), out_specs=(whole, whole)
-    )(meta_state, tasks, weights)
+        on_a_device,
+        mesh=mesh, in_specs=(whole, shared, shared), out_specs=(whole, whole), check_vma=False,
+    )(meta_state, tasks, weights)  # fmt: skip

@@ -76,6 +76,7 @@ class Info(NamedTuple):
         inner_losses: the support loss before each inner step, `[num_inner_steps]`;
             `[num_tasks, num_inner_steps]` once batched.
         state: the state that the loss function returned last; once batched, its mean over tasks.
+        opt_state: the state of the inner optimizer after the last step, of `jaxmaml.adapt` only.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml
@@ -89,6 +90,7 @@ class Info(NamedTuple):
     query_loss: Any = None
     inner_losses: Any = None
     state: State = ()
+    opt_state: Any = None
 
 
 class MetaState(NamedTuple):

@@ -76,3 +76,17 @@ def test_all_zero_weights_under_jit_give_nan():
         lambda w: jaxmaml.meta_grad(LEARNER, jnp.array(0.0), _tasks(1.0, 2.0), weights=w)[:2]
     )
     assert np.isnan(run(jnp.zeros(2))).all()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+@pytest.mark.parametrize("weights", [[-1.0, 1.0], [np.nan, 1.0], [np.inf, 1.0], [0.0, 0.0]])
+def test_wrong_weights_are_refused_or_where_they_are_traced_nan(weights, chunk_size):
+    loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2)
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 1)
+    tasks = jaxmaml.Task(jnp.ones((2, 3)), jnp.ones((2, 3)))
+    run = lambda weights: jaxmaml.meta_grad(
+        learner, jnp.array(0.0), tasks, weights=weights, chunk_size=chunk_size
+    )[:2]
+    with pytest.raises(ValueError, match="finite, not negative and not all zero"):
+        run(np.array(weights))
+    assert np.isnan(jax.jit(run)(np.array(weights))).all()

@@ -100,10 +100,12 @@ def test_a_step_that_is_not_finite_raises_with_the_last_good_state(what):
     with pytest.raises(jaxmaml.NonFiniteError) as caught:
         items.extend(_fit(source, 30, num_steps_per_dispatch=10))
     error = caught.value
-    assert error.step == int(error.meta_state.step) == bad
+    # The state before the bad step is good only if its own loss was finite.
+    assert error.step == bad
+    assert int(error.meta_state.step) == bad - 1
     assert "loss is" in error.what
     assert len(error.metrics["loss"]) == 4
-    good = _items(_source, bad)[-1][0]
+    good = _items(_source, bad - 1)[-1][0]
     np.testing.assert_allclose(error.meta_state.params, good.params, rtol=1e-6)
     # An iterable cannot give the tasks of the step again, so nothing is known of the cause.
     found = "task 0, support" in str(error)
@@ -121,17 +123,47 @@ def test_the_items_before_a_step_that_is_not_finite_are_yielded():
 
 
 def test_a_gradient_that_is_not_finite_raises_under_a_finite_loss():
-    # An input that is always zero: an inner Adam without eps_root has an infinite derivative there.
-    loss = lambda params, batch: jnp.mean((batch @ params - 1.0) ** 2)
-    learner = jaxmaml.maml(loss, optax.adam(0.01), 1)
-    rows = jnp.ones((2, 3, 2)).at[..., 0].set(0.0)
+    # The norm of parameters that are zero has an infinite derivative.
+    loss = lambda params, batch: jnp.sqrt(jnp.sum(params**2)) + jnp.mean(batch * params)
+    learner = jaxmaml.maml(loss, optax.sgd(0.01), 0)
+    rows = jnp.ones((2, 3, 2))
     meta_state = jaxmaml.init_state(learner, OPTIMIZER, jnp.zeros(2))
     source = lambda key: jaxmaml.Task(rows, rows)
-    with pytest.raises(jaxmaml.NonFiniteError, match="eps_root") as caught:
+    with pytest.raises(jaxmaml.NonFiniteError, match="a norm at zero") as caught:
         list(jaxmaml.fit(learner, OPTIMIZER, meta_state, source, 3, key=KEY))
     assert caught.value.step == 0
     assert caught.value.what == "grad_norm is nan"
     np.testing.assert_array_equal(caught.value.meta_state.params, jnp.zeros(2))
+
+
+@pytest.mark.parametrize("what", ["function", "iterable"])
+def test_an_update_that_overflows_raises_with_the_state_before_it(what):
+    source = _source if what == "function" else _batches(5)
+    key = KEY if what == "function" else None
+    optimizer = optax.sgd(lambda count: jnp.where(count == 2, jnp.inf, 0.1))
+    meta_state = jaxmaml.init_state(LEARNER, optimizer, _start().params)
+    with pytest.raises(jaxmaml.NonFiniteError, match="learning rate") as caught:
+        list(jaxmaml.fit(LEARNER, optimizer, meta_state, source, 5, key=key))
+    assert caught.value.step == int(caught.value.meta_state.step) == 2
+    assert caught.value.what == "the updated parameters are not finite"
+    assert np.isfinite(caught.value.meta_state.params).all()
+
+
+def test_the_last_good_state_has_a_finite_loss():
+    # The second update makes parameters that are finite and whose loss is not.
+    optimizer = optax.sgd(lambda count: jnp.where(count == 1, 1e30, 0.1))
+    meta_state = jaxmaml.init_state(LEARNER, optimizer, _start().params)
+    with pytest.raises(jaxmaml.NonFiniteError) as caught:
+        list(
+            jaxmaml.fit(
+                LEARNER, optimizer, meta_state, _source, 5, key=KEY, num_steps_per_dispatch=2
+            )
+        )
+    error = caught.value
+    assert error.step == 2
+    assert int(error.meta_state.step) == 1
+    tasks = _source(jax.random.fold_in(KEY, 2))
+    assert np.isfinite(jaxmaml.meta_grad(LEARNER, error.meta_state.params, tasks)[0])
 
 
 @pytest.mark.parametrize(

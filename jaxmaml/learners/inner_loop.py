@@ -237,7 +237,7 @@ def _adapt(
         state=problem.start.state, **problem.options(algorithm.options.adjoint.after_training()),
     )  # fmt: skip
     state = _refreshed(algorithm, algorithm.test_loss_fn, adapted, support, info.state)
-    return adapted, info._replace(state=state)
+    return adapted, info._replace(state=state, opt_state=None)
 
 
 def _trace(

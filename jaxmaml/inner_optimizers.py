@@ -1,0 +1,203 @@
+"""Any optax optimizer as the optimizer of an inner loop: differentiated, or refused.
+
+Three things go wrong if an optimizer that was written for training is differentiated as it is:
+
+- Its derivative is NaN where it takes the root of zero, or a quotient by zero that a condition then
+  leaves out: Adam, clipping by a norm, LAMB and others, wherever an inner gradient is exactly zero.
+  `update` gives these operations the derivative zero there. That is right for the root of a sum or an
+  average of squares, and for a branch that is not taken. The updates themselves do not change.
+- It needs more than the gradient, as line searches need the loss function. `update` passes it.
+- Its parameters between two updates are not those to use (`schedule_free`, `lookahead`), or it needs
+  what an inner loop does not have. `init` refuses these by the type of their state.
+
+| optax optimizer | as an inner optimizer |
+|---|---|
+| every one that is not named below | differentiated exactly |
+| `scale_by_zoom_linesearch`, `lbfgs` with its line search | runs; no derivative but that of `Implicit()` |
+| `schedule_free*`, `lookahead`, `sam`, `sophia` | refused |
+| `galore` | exact; NaN where the gradient of a matrix is zero, at which its singular vectors have no derivative |
+| `dpsgd`, `differentially_private_aggregate` | refused: they need one gradient per example |
+| `inject_hyperparams` with bfloat16 or float16 values | refused: pass `hyperparam_dtype=jnp.float32` |
+
+Adam's exact derivative at a gradient of zero is the learning rate divided by `eps`, a large number:
+the update jumps from -lr to lr within a few `eps`. It matters where the gradient is zero at the first
+step only, as under a head of zeros. A parameter whose gradient is always zero has no part in it.
+LAMB, LARS and `scale_by_trust_ratio` are not continuous at all where the update of an array is zero;
+their derivative there is that of the branch that optax takes, a ratio of one.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.extend.core import JaxprEqn, primitives
+
+from jaxmaml import rewriting, trees
+from jaxmaml.types import Array, Params
+
+OptState = optax.OptState
+
+
+def init(optimizer: optax.GradientTransformation, params: Params) -> OptState:
+    """Returns the state of an inner optimizer before the first step.
+
+    Raises:
+        ValueError: the optimizer cannot be used in an inner loop. The message says why and what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> int(init(optax.adam(0.1), jnp.zeros(3))[0].count)
+        0
+    """
+    opt_state = _safe(optimizer.init)(params)
+    for part in _parts(opt_state):
+        for kind, reason in _refused().items():
+            if isinstance(part, kind) and reason(part):
+                raise ValueError(f"the inner optimizer cannot be used: {reason(part)}")
+    return opt_state
+
+
+def update(
+    optimizer: optax.GradientTransformationExtraArgs,
+    grads: Params,
+    opt_state: OptState,
+    params: Params,
+    loss: Array,
+    loss_fn: Callable[[Params], Array],
+) -> tuple[Params, OptState]:
+    """Returns (updates, state) of one step of an inner optimizer.
+
+    Args:
+        optimizer: any optimizer that `init` accepts.
+        grads: the gradient, like `params`.
+        opt_state: its state.
+        params: the parameters that are adapted.
+        loss: their loss.
+        loss_fn: `(params) -> loss`, for optimizers that evaluate it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> def updated(grad):
+        ...     clip = optax.with_extra_args_support(optax.clip_by_global_norm(1.0))
+        ...     return update(clip, grad, clip.init(grad), grad, 0.0, jnp.sum)[0]
+        >>> float(jax.grad(updated)(0.0))
+        1.0
+    """
+
+    def call(grads: Params, opt_state: OptState, params: Params, loss: Array) -> Any:
+        return optimizer.update(grads, opt_state, params, value=loss, grad=grads, value_fn=loss_fn)
+
+    updates, opt_state = _safe(call)(grads, opt_state, params, loss)
+    if any(isinstance(part, optax.ScaleByZoomLinesearchState) for part in _parts(opt_state)):
+        return _without_derivative(updates), opt_state
+    return updates, opt_state
+
+
+def _safe(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose derivative is finite where it takes roots of zero or leaves out a NaN."""
+    return rewriting.rewrite(fun, _RULES, only_with=_SINGULAR)
+
+
+def _parts(opt_state: OptState) -> Iterator[Any]:
+    """The named tuples of a state, the inner ones too."""
+    if isinstance(opt_state, dict):
+        opt_state = tuple(opt_state.values())
+    if not isinstance(opt_state, tuple | list):
+        return
+    yield opt_state
+    for part in opt_state:
+        yield from _parts(part)
+
+
+def _refused() -> dict[Any, Callable[[Any], str]]:
+    """The states of optimizers that are refused, and the reason; "" if that one is right."""
+    from optax import contrib
+
+    per_example = "differentially private optimizers need one gradient per example"
+    return {
+        contrib.ScheduleFreeState: lambda _: (
+            "the parameters that schedule_free steps are not those that it evaluates; use its base "
+            "optimizer"
+        ),
+        optax.LookaheadState: lambda _: (
+            "lookahead keeps two copies of the parameters; use its fast optimizer"
+        ),
+        contrib.SAMState: lambda _: (
+            "sam takes gradients at other parameters than those that it steps; use its base optimizer"
+        ),
+        contrib.HutchinsonState: lambda _: (
+            "sophia needs another loss function, obj_fn, which an inner loop does not have"
+        ),
+        contrib.DifferentiallyPrivateAggregateState: lambda _: per_example,
+        optax.InjectHyperparamsState: _reason_for_low_precision,
+        optax.InjectStatefulHyperparamsState: _reason_for_low_precision,
+    }  # fmt: skip
+
+
+def _reason_for_low_precision(state: Any) -> str:
+    """Why injected hyperparameters of low precision are refused."""
+    for name, value in state.hyperparams.items():
+        dtype = jnp.result_type(value)
+        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+            return (
+                f"inject_hyperparams keeps {name} in {dtype}, in which a decay of 0.999 is 1; pass "
+                "hyperparam_dtype=jnp.float32"
+            )
+    return ""
+
+
+@jax.custom_jvp
+def _without_derivative(updates: Params) -> Params:
+    return updates
+
+
+@_without_derivative.defjvp
+def _refuse(primals: tuple[Any], tangents: tuple[Any]) -> Any:
+    raise TypeError(
+        "a line search has no derivative, since its number of trials is not known before it runs; "
+        "use the adjoint Implicit(), as jaxmaml.imaml does, or an optimizer without a line search"
+    )
+
+
+def _with_finite_derivative(eqn: JaxprEqn, *operands: Any) -> list[Array]:
+    """An elementwise operation, with the derivative zero where JAX's own is not finite."""
+    places = [i for i, is_float in enumerate(trees.is_float(list(operands))) if is_float]
+
+    def primitive(*floats: Any) -> Array:
+        filled = list(operands)
+        for place, value in zip(places, floats, strict=True):
+            filled[place] = value
+        return eqn.primitive.bind(*filled, **eqn.params)
+
+    operation = jax.custom_jvp(primitive)
+
+    @operation.defjvp
+    def derivative(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+        # The operands are ones where a derivative is not finite, since zero times infinity is NaN.
+        finite = _has_finite_derivatives(primitive, primals)
+        safe = tuple(jnp.where(finite, primal, jnp.ones_like(primal)) for primal in primals)
+        tangent = jax.jvp(primitive, safe, tangents)[1]
+        return operation(*primals), jnp.where(finite, tangent, jnp.zeros_like(tangent))
+
+    shape = eqn.outvars[0].aval.shape  # a scalar operand is one number per output
+    return [operation(*(jnp.broadcast_to(operands[place], shape) for place in places))]
+
+
+def _has_finite_derivatives(function: Callable[..., Array], primals: tuple[Any, ...]) -> Array:
+    """Where every partial derivative of an elementwise function is finite."""
+    finite = jnp.array(True)
+    for i, primal in enumerate(primals):
+        of_one = lambda x, i=i: function(*primals[:i], x, *primals[i + 1 :])
+        finite &= jnp.isfinite(jax.jvp(of_one, (primal,), (jnp.ones_like(primal),))[1])
+    return finite
+
+
+_SINGULAR = (
+    primitives.sqrt_p, primitives.rsqrt_p, primitives.cbrt_p, primitives.div_p, primitives.pow_p,
+    primitives.integer_pow_p, primitives.log_p, primitives.log1p_p,
+)  # fmt: skip
+"""The operations with a derivative that can be infinite or NaN."""
+_RULES = dict.fromkeys((*_SINGULAR, primitives.mul_p), _with_finite_derivative)
+"""A product too: its factor may be a NaN that a condition leaves out, as in radam's first steps."""

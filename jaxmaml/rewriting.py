@@ -1,0 +1,155 @@
+"""Functions in which some primitive operations are replaced, wherever they occur."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, primitives
+
+Rule: TypeAlias = Callable[..., Any]
+"""`(eqn, *operands) -> ` the outputs of the operation, as a sequence."""
+Rules: TypeAlias = Mapping[Primitive, Rule]
+"""The rule of each primitive that is replaced."""
+
+
+def rewrite(
+    fun: Callable[..., Any], rules: Rules, *, only_with: Collection[Primitive] | None = None
+) -> Callable[..., Any]:
+    """Returns `fun` with some of its primitive operations replaced.
+
+    The operations are also replaced inside `jit`, `checkpoint`, `scan`, `while_loop` and `cond`. What
+    has a derivative rule of its own (`custom_jvp`, `custom_vjp`) is left as it is. A function without
+    any such operation is called as it is.
+
+    Args:
+        fun: a function of pytrees of arrays that JAX can trace.
+        rules: the rule of each primitive.
+        only_with: a function without any of these primitives is called as it is. Defaults to those
+            that have a rule.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jax.extend.core import primitives
+        >>> as_cosine = lambda eqn, x: [jnp.cos(x)]
+        >>> float(rewrite(lambda x: 2 * jnp.sin(x), {primitives.sin_p: as_cosine})(0.0))
+        2.0
+    """
+
+    def rewritten(*args: Any) -> Any:
+        jaxpr, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
+        if not contains(jaxpr.jaxpr, rules if only_with is None else only_with):
+            return fun(*args)
+        outputs = _evaluate(jaxpr, rules, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return rewritten
+
+
+def contains(jaxpr: Jaxpr, wanted: Collection[Primitive]) -> bool:
+    """Returns whether a jaxpr has one of some operations, where `rewrite` would replace it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jax.extend.core import primitives
+        >>> jaxpr = jax.make_jaxpr(jax.jit(jnp.sin))(0.0).jaxpr
+        >>> contains(jaxpr, [primitives.sin_p]), contains(jaxpr, [primitives.cos_p])
+        (True, False)
+    """
+    return any(eqn.primitive in wanted or _is_rebuilt(eqn, wanted) for eqn in jaxpr.eqns)
+
+
+def _is_rebuilt(eqn: JaxprEqn, wanted: Collection[Primitive]) -> bool:
+    """Whether an operation holds some of the others."""
+    return eqn.primitive in _REBUILD and any(contains(inner, wanted) for inner in _inside(eqn))
+
+
+def _inside(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+    """The jaxprs among the parameters of an operation."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
+
+
+def _evaluate(closed: ClosedJaxpr, rules: Rules, args: Sequence[Any]) -> list[Any]:
+    """The outputs of a jaxpr, one operation after the other."""
+    jaxpr = closed.jaxpr
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
+    read = lambda atom: atom.val if isinstance(atom, Literal) else values[atom]
+    for eqn in jaxpr.eqns:
+        outputs = _operation(eqn, rules, [read(atom) for atom in eqn.invars])
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _operation(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
+    if eqn.primitive in rules:
+        return rules[eqn.primitive](eqn, *operands)
+    if _is_rebuilt(eqn, rules):
+        return _REBUILD[eqn.primitive](eqn, rules, operands)
+    with eqn.ctx.manager:  # what the operation was traced under, such as a precision
+        outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    return outputs if eqn.primitive.multiple_results else [outputs]
+
+
+def _function(closed: ClosedJaxpr, rules: Rules, *before: Any) -> Callable[..., list[Any]]:
+    """A jaxpr with its operations replaced, as a function of the arguments after `before`."""
+    return lambda *args: _evaluate(closed, rules, [*before, *args])
+
+
+def _jit(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
+    return _evaluate(eqn.params["jaxpr"], rules, operands)
+
+
+def _checkpoint(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
+    params = eqn.params
+    function = _function(ClosedJaxpr(params["jaxpr"], ()), rules)
+    return jax.checkpoint(
+        function, policy=params["policy"], prevent_cse=params["prevent_cse"]
+    )(*operands)  # fmt: skip
+
+
+def _cond(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
+    index, *rest = operands
+    branches = [_function(branch, rules) for branch in eqn.params["branches"]]
+    return jax.lax.switch(index, branches, *rest)
+
+
+def _while(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
+    params = eqn.params
+    num_cond, num_body = params["cond_nconsts"], params["body_nconsts"]
+    for_cond, for_body = operands[:num_cond], operands[num_cond : num_cond + num_body]
+    condition = _function(params["cond_jaxpr"], rules, *for_cond)
+    body = _function(params["body_jaxpr"], rules, *for_body)
+    return jax.lax.while_loop(
+        lambda carry: condition(*carry)[0], lambda carry: body(*carry), operands[num_cond + num_body :]
+    )  # fmt: skip
+
+
+def _scan(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
+    params = eqn.params
+    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    body = _function(params["jaxpr"], rules, *operands[:num_consts])
+
+    def step(carry: list[Any], rows: list[Any]) -> tuple[list[Any], list[Any]]:
+        outputs = body(*carry, *rows)
+        return outputs[:num_carry], outputs[num_carry:]
+
+    first, rows = operands[num_consts : num_consts + num_carry], operands[num_consts + num_carry :]
+    last, outputs = jax.lax.scan(
+        step, first, rows,
+        length=params["length"], reverse=params["reverse"], unroll=params["unroll"],
+    )  # fmt: skip
+    return [*last, *outputs]
+
+
+_REBUILD: dict[Primitive, Callable[[JaxprEqn, Rules, list[Any]], Sequence[Any]]] = {
+    primitives.jit_p: _jit,
+    primitives.remat_p: _checkpoint,
+    primitives.cond_p: _cond,
+    primitives.while_p: _while,
+    primitives.scan_p: _scan,
+}
+"""The operations that hold others, made anew from what they hold."""
