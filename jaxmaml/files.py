@@ -23,6 +23,15 @@ class WriteError(ValueError):
     """
 
 
+class ReadError(ValueError):
+    """A file cannot be read, or its contents are damaged. The message names the file.
+
+    Example:
+        >>> issubclass(ReadError, ValueError)
+        True
+    """
+
+
 def cache_dir() -> Path:
     """Returns the user's cache directory for this package."""
     import platformdirs
@@ -95,12 +104,12 @@ def fingerprint(root: Path, paths: Iterable[Path]) -> str:
         paths: the files, all below `root`.
 
     Raises:
-        ValueError: a file is not there, or cannot be accessed.
+        ReadError: a file is not there, or cannot be accessed.
     """
     try:
         return digest(str(root.resolve()), [_identity(root, path) for path in sorted(paths)])
     except OSError as error:
-        raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise ReadError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _identity(root: Path, path: Path) -> tuple[str, int, int, int, int]:

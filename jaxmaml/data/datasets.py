@@ -108,10 +108,12 @@ def images(
     - CIFAR-FS (Bertinetto et al. 2019) and FC100 (Oreshkin et al. 2018) merge the training and test
       images of CIFAR-100 in each class.
     - Glyphs are synthetic, see `jaxmaml.data.builders.glyphs`.
+    - Whatever their mode, images become 8 bits per channel, upright, on white, see `decoders`.
 
     Args:
         dataset: one of `DATASETS`; "tfds:NAME", any TFDS dataset with an image and a class label;
-            or "folder:PATH", a folder with one folder of images per class.
+            or "folder:PATH", a folder with one folder of images per class, see
+            `folders.FolderRecords`.
         data_dir: a TFDS data directory that holds the dataset as ArrayRecord. It is only read,
             except that glyphs are prepared there if they are absent, which takes some seconds.
             Defaults to TFDS's ($TFDS_DATA_DIR, else ~/tensorflow_datasets), for glyphs to the

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from jaxmaml import files
 from jaxmaml.data.records import Records
 
 IMAGES_PER_CHUNK = 1000
@@ -26,7 +27,7 @@ IMAGES_PER_CHUNK = 1000
 RULES = 2
 """The version of the rules above, which a cache of decoded images depends on."""
 BACKGROUND = (255, 255, 255, 255)
-"""What shows through transparent pixels."""
+"""The color behind transparent pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Decoder:
         """Returns uint8 `[len(numbers), H, W, C]`.
 
         Raises:
-            ValueError: a record cannot be read or decoded. The message names its file and number.
+            files.ReadError: a record cannot be read or decoded. The message names its file and number.
         """
         images = np.empty((len(numbers), *self.shape), np.uint8)
         for first in range(0, len(numbers), IMAGES_PER_CHUNK):
@@ -123,7 +124,7 @@ class Decoder:
             is_unknown = isinstance(error, UnidentifiedImageError)
             problem = "not an image that Pillow can read" if is_unknown else error
             where = self.records.where(int(number))
-            raise ValueError(f"{where}: image cannot be decoded: {problem}") from error
+            raise files.ReadError(f"{where}: image cannot be decoded: {problem}") from error
         return np.where(decoded > 0, 0, 255).astype(np.uint8) if self.format.ink else decoded
 
 

@@ -83,7 +83,7 @@ class FolderRecords:
         try:
             return self._files[number].read_bytes()
         except OSError as error:
-            raise ValueError(f"{self.where(number)} cannot be read: {error}") from error
+            raise files.ReadError(f"{self.where(number)} cannot be read: {error}") from error
 
 
 def is_image(file: Path) -> bool:
@@ -111,7 +111,9 @@ def _scan(path: Path) -> tuple[list[Path], tuple[str, ...]]:
             elif is_image(entry):
                 skipped.append(entry)
     except OSError as error:
-        raise ValueError(f"folder {error.filename} cannot be read: {error.strerror}") from error
+        raise files.ReadError(
+            f"folder {error.filename} cannot be read: {error.strerror}"
+        ) from error
     return sorted(found), tuple(file.relative_to(path).as_posix() for file in sorted(skipped))
 
 

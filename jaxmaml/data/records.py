@@ -148,7 +148,7 @@ class TFDSRecords:
         try:
             return [builder.as_data_source(name, decoders=decoders) for name in self.tfds_splits]
         except Exception as error:  # the reader raises errors of many types for damaged files
-            raise ValueError(f"{self.directory} cannot be read: {error}") from error
+            raise files.ReadError(f"{self.directory} cannot be read: {error}") from error
 
     def _read_labels(self) -> np.ndarray:
         read: list[int] = []
@@ -178,7 +178,7 @@ class TFDSRecords:
         try:
             return self._fetch(data_sources, [number])[0]
         except Exception as error:  # the reader raises errors of many types for damaged files
-            raise ValueError(f"{self.where(number)} cannot be read: {error}") from error
+            raise files.ReadError(f"{self.where(number)} cannot be read: {error}") from error
 
     def _fetch(self, data_sources: list[Any], numbers: Sequence[int]) -> list[Any]:
         """Returns rows in the order of `numbers`, with one call per TFDS split."""
@@ -238,14 +238,14 @@ def _builder(directory: Path) -> Any:
     try:
         return tfds.builder_from_directory(directory)
     except Exception as error:  # TFDS raises errors of many types for damaged files
-        raise ValueError(f"{directory} cannot be read: {error}") from error
+        raise files.ReadError(f"{directory} cannot be read: {error}") from error
 
 
 def _file_format(path: Path) -> str | None:
     try:
         return json.loads(path.read_text("utf-8")).get("fileFormat")
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise files.ReadError(f"{path} cannot be read: {error}") from error
 
 
 def _class_names(dataset: str, features: Any) -> tuple[str, ...]:
