@@ -5,13 +5,31 @@ import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 _HEADER_LOCK = threading.Lock()
+
+
+class WriteError(ValueError):
+    """A file cannot be written. The message names the file and the reason.
+
+    Example:
+        >>> issubclass(WriteError, ValueError)
+        True
+    """
+
+
+class ReadError(ValueError):
+    """A file cannot be read, or its contents are damaged. The message names the file.
+
+    Example:
+        >>> issubclass(ReadError, ValueError)
+        True
+    """
 
 
 def cache_dir() -> Path:
@@ -32,7 +50,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         path: the file to write; missing parent directories are created.
 
     Raises:
-        ValueError: the file cannot be written, for example because the disk is full. Nothing is
+        WriteError: the file cannot be written, for example because the disk is full. Nothing is
             left behind.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -45,7 +63,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error}") from error
+        raise WriteError(f"{path} cannot be written: {error}") from error
     finally:
         with contextlib.suppress(OSError):  # such as a parent that is not a directory
             temporary.unlink(missing_ok=True)  # does nothing after the rename
@@ -74,7 +92,27 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def fingerprint(paths: list[Path]) -> str:
-    """Returns a digest of the names, sizes and modification times of some files."""
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
-    return digest(*stats)
+def fingerprint(root: Path, paths: Iterable[Path]) -> str:
+    """Returns a digest that changes when files below a directory change or change places.
+
+    The files are not read. Size and modification time can be equal for different contents: the time
+    of the last change of the inode tells a file that was written again, and the number of the inode
+    tells two files that changed places, for example because their folders were renamed.
+
+    Args:
+        root: the directory.
+        paths: the files, all below `root`.
+
+    Raises:
+        ReadError: a file is not there, or cannot be accessed.
+    """
+    try:
+        return digest(str(root.resolve()), [_identity(root, path) for path in sorted(paths)])
+    except OSError as error:
+        raise ReadError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def _identity(root: Path, path: Path) -> tuple[str, int, int, int, int]:
+    stat = path.stat()
+    name = path.relative_to(root).as_posix()
+    return name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino

@@ -32,12 +32,14 @@ PUBLIC = {
     "jaxmaml.data.augmentation": "Augment apply check",
     "jaxmaml.data.class_splits": "draw omniglot published read write",
     "jaxmaml.data.datasets": "Dataset class_names data_directory images load scaling",
-    "jaxmaml.data.episodes": "Episode ImagesByClass Plan checked distinct plan plan_step to_tasks",
+    "jaxmaml.data.episodes": (
+        "Episode ImagesByClass Plan TaskKeys checked distinct plan plan_step task_keys to_tasks"
+    ),
     "jaxmaml.data.pools": "Pool from_arrays from_images sampler",
     "jaxmaml.data.sinusoid": "curve sampler",
     "jaxmaml.data.stored_images": "Images InMemory from_arrays open_images",
     "jaxmaml.data.stream": "ImageStream StreamIterator sampler",
-    "jaxmaml.data.variable": "VariableEpisode sampler",
+    "jaxmaml.data.variable": "Composition VariableEpisode composition sampler",
     "jaxmaml.averaging": "AveragingState averaged with_average",
     "jaxmaml.checkpoint": "restore save",
     "jaxmaml.diagnostics": """

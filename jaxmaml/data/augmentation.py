@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
 
+from jaxmaml.checks import check_count
 from jaxmaml.types import Array
 
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -49,7 +51,8 @@ def apply(settings: Augment, images: Array, key: Array) -> Array:
     Args:
         settings: the changes and the scaling.
         images: uint8 `[..., H, W, C]`.
-        key: the PRNG key of the task. It is not used if nothing is random.
+        key: a PRNG key that nothing else uses: `episodes.TaskKeys` has one. It is not used if
+            nothing is random.
 
     Returns:
         float32 `[..., H, W, C]`.
@@ -62,8 +65,7 @@ def apply(settings: Augment, images: Array, key: Array) -> Array:
     """
     flat = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) / 255
     if settings.crop or settings.flip or settings.jitter:
-        # The plan of the episode splits the same key: fold_in starts another stream of numbers.
-        keys = jax.random.split(jax.random.fold_in(key, 1), len(flat))
+        keys = jax.random.split(key, len(flat))
         flat = jax.vmap(lambda image, key: _change(settings, image, key))(flat, keys)
     if settings.mean != (0.0,) or settings.std != (1.0,):
         flat = (flat - _per_channel(settings.mean)) / _per_channel(settings.std)
@@ -78,6 +80,8 @@ def check(settings: Augment, image_shape: tuple[int, ...]) -> None:
         image_shape: (height, width, channels).
 
     Raises:
+        TypeError: `crop` is not an integer, `flip` is not a bool, `jitter` is not a number, or
+            `mean` or `std` is not a tuple of numbers.
         ValueError: a setting is out of range, or has the wrong number of channels.
 
     Example:
@@ -86,8 +90,9 @@ def check(settings: Augment, image_shape: tuple[int, ...]) -> None:
         ValueError: crop must be from 0 to 7, less than the image's shorter side; got 8
     """
     height, width, channels = image_shape
+    _check_types(settings)
     shorter = min(height, width)
-    if not 0 <= settings.crop < shorter:
+    if settings.crop >= shorter:
         raise ValueError(
             f"crop must be from 0 to {shorter - 1}, less than the image's shorter side; "
             f"got {settings.crop}"
@@ -99,6 +104,17 @@ def check(settings: Augment, image_shape: tuple[int, ...]) -> None:
             raise ValueError(f"{name} must be 1 or {channels} finite numbers; got {values}")
     if min(settings.std) <= 0:
         raise ValueError(f"std must be positive; got {settings.std}")
+
+
+def _check_types(settings: Augment) -> None:
+    check_count("crop", settings.crop, minimum=0)
+    if not isinstance(settings.flip, bool):
+        raise TypeError(f"flip must be a bool; got {settings.flip!r}")
+    if not isinstance(settings.jitter, numbers.Real):
+        raise TypeError(f"jitter must be a number; got {settings.jitter!r}")
+    for name, values in (("mean", settings.mean), ("std", settings.std)):
+        if not isinstance(values, tuple) or not all(isinstance(v, numbers.Real) for v in values):
+            raise TypeError(f"{name} must be a tuple of numbers; got {values!r}")
 
 
 def _change(settings: Augment, image: Array, key: Array) -> Array:

@@ -110,7 +110,9 @@ def draw(names: Sequence[str], fractions: Sequence[float], seed: int) -> ClassSp
         >>> {split: len(names) for split, names in class_split.items()}
         {'train': 6, 'val': 2, 'test': 2}
     """
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
+    # A comparison with NaN is false.
+    are_positive = all(fraction > 0 for fraction in fractions)
+    if len(fractions) != 3 or not are_positive or not abs(sum(fractions) - 1) <= 1e-9:
         raise ValueError(
             f"fractions must be three positive numbers that add up to 1; got {tuple(fractions)}"
         )

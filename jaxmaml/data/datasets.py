@@ -16,8 +16,9 @@ from jaxmaml.checks import check_count
 from jaxmaml.data import augmentation, class_splits, pools
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.decoders import Format
+from jaxmaml.data.folders import FolderRecords
 from jaxmaml.data.pools import Pool
-from jaxmaml.data.records import FolderRecords, Records, TFDSRecords
+from jaxmaml.data.records import Records, TFDSRecords
 from jaxmaml.data.stored_images import Images, open_images
 
 
@@ -107,10 +108,12 @@ def images(
     - CIFAR-FS (Bertinetto et al. 2019) and FC100 (Oreshkin et al. 2018) merge the training and test
       images of CIFAR-100 in each class.
     - Glyphs are synthetic, see `jaxmaml.data.builders.glyphs`.
+    - Whatever their mode, images become 8 bits per channel, upright, on white, see `decoders`.
 
     Args:
         dataset: one of `DATASETS`; "tfds:NAME", any TFDS dataset with an image and a class label;
-            or "folder:PATH", a folder with one folder of images per class.
+            or "folder:PATH", a folder with one folder of images per class, see
+            `folders.FolderRecords`.
         data_dir: a TFDS data directory that holds the dataset as ArrayRecord. It is only read,
             except that glyphs are prepared there if they are absent, which takes some seconds.
             Defaults to TFDS's ($TFDS_DATA_DIR, else ~/tensorflow_datasets), for glyphs to the
@@ -173,7 +176,7 @@ def scaling(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return known.mean, known.std
 
 
-def class_names(dataset: str, data_dir: Path | None = None) -> tuple[str, ...]:
+def class_names(dataset: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
     """Returns the names of all classes of a dataset.
 
     Args:
@@ -184,14 +187,16 @@ def class_names(dataset: str, data_dir: Path | None = None) -> tuple[str, ...]:
         ValueError: the dataset is not there.
 
     Example:
-        >>> _ = load("glyphs")  # prepares the dataset, if it is not there
-        >>> len(class_names("glyphs", files.cache_dir() / "tfds"))
+        >>> len(class_names("glyphs"))
         559
     """
     records = _own_records(dataset, data_dir)
+    if records is None and dataset in DATASETS:
+        known = DATASETS[dataset]
+        records = TFDSRecords(known.tfds, _prepared(known, data_dir))
     if records is None:
-        name = DATASETS[dataset].tfds if dataset in DATASETS else dataset
-        records = TFDSRecords(name, data_directory(data_dir))
+        _check_not_a_folder(dataset)
+        records = TFDSRecords(dataset, data_directory(data_dir))
     return records.class_names
 
 
@@ -219,8 +224,14 @@ def _own_records(dataset: str, data_dir: str | os.PathLike[str] | None) -> Recor
     return TFDSRecords(rest, data_directory(data_dir)) if kind == "tfds" and rest else None
 
 
+def _check_not_a_folder(dataset: str) -> None:
+    if Path(dataset).expanduser().is_dir():
+        raise ValueError(f"{dataset!r} is a folder; its images are the dataset 'folder:{dataset}'")
+
+
 def _known(dataset: str) -> Dataset:
     if dataset not in DATASETS:
+        _check_not_a_folder(dataset)
         raise ValueError(
             f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}, tfds:NAME or "
             "folder:PATH"
@@ -238,12 +249,15 @@ def _known_class_split(dataset: str, name: str) -> ClassSplit:
 
 
 def _own_class_split(dataset: str, path: str | None) -> ClassSplit:
+    needs = (
+        f"dataset {dataset!r} needs a split file, which lists the classes for train, val and test"
+    )
     if not path:
-        raise ValueError(
-            f"dataset {dataset!r} needs a split file, which lists the classes for train, val and "
-            "test; jaxmaml data split draws one"
-        )
-    return class_splits.read(Path(path).expanduser())
+        raise ValueError(f"{needs}; jaxmaml data split draws one")
+    file = Path(path).expanduser()
+    if not file.exists():
+        raise ValueError(f"{needs}; there is no file {path!r}, and jaxmaml data split draws one")
+    return class_splits.read(file)
 
 
 def _prepared(known: Dataset, data_dir: str | os.PathLike[str] | None) -> Path:

@@ -1,15 +1,33 @@
-"""Decoders: encoded images become arrays of one size, decoded when they are asked for."""
+"""Decoders: encoded images become arrays of one size, decoded when they are asked for.
 
+Every image, whatever its mode, becomes 8 bits per channel, upright, on white, in this order:
+
+1. The first frame of an animation is read.
+2. The image is turned as its EXIF orientation says. EXIF that cannot be read counts as absent.
+3. 16-bit gray is rescaled from 0..65535 to 0..255, and rounded. 16-bit color, of which Pillow keeps
+   the upper 8 bits, is truncated. Modes whose range is not known (32-bit integers and floating-point
+   numbers) are refused, and so is a transparent color among 16-bit colors.
+4. Transparent pixels are composited on white: alpha channels, palettes with transparency, and the
+   transparent color of a PNG or GIF.
+5. The image is converted to the channels of the format, and then resized.
+"""
+
+import contextlib
 import dataclasses
 import io
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from jaxmaml import files
 from jaxmaml.data.records import Records
 
 IMAGES_PER_CHUNK = 1000
 """Images decoded at a time, which bounds the memory of reading a whole dataset."""
+RULES = 2
+"""The version of the rules above, which a cache of decoded images depends on."""
+BACKGROUND = (255, 255, 255, 255)
+"""The color behind transparent pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +88,7 @@ class Decoder:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from PIL import Image
-        >>> from jaxmaml.data.records import FolderRecords
+        >>> from jaxmaml.data.folders import FolderRecords
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     Path(directory, "cat").mkdir()
         ...     Image.new("RGB", (9, 7)).save(Path(directory, "cat", "0.png"))
@@ -85,7 +103,7 @@ class Decoder:
         """Returns uint8 `[len(numbers), H, W, C]`.
 
         Raises:
-            ValueError: a record cannot be read or decoded. The message names its file and number.
+            files.ReadError: a record cannot be read or decoded. The message names its file and number.
         """
         images = np.empty((len(numbers), *self.shape), np.uint8)
         for first in range(0, len(numbers), IMAGES_PER_CHUNK):
@@ -96,26 +114,64 @@ class Decoder:
 
     def _decode(self, encoded: bytes, number: int) -> np.ndarray:
         # Pillow, because TFDS would expand gray images to three channels.
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(io.BytesIO(encoded)) as image:
-                decoded = _resized(image, self.format)
+                decoded = _resized(_plain(image, self.format.mode), self.format)
         except Exception as error:  # Pillow raises errors of many types for a damaged file
+            # Pillow names the object in memory, not the file.
+            is_unknown = isinstance(error, UnidentifiedImageError)
+            problem = "not an image that Pillow can read" if is_unknown else error
             where = self.records.where(int(number))
-            raise ValueError(f"{where}: image cannot be decoded: {error}") from error
+            raise files.ReadError(f"{where}: image cannot be decoded: {problem}") from error
         return np.where(decoded > 0, 0, 255).astype(np.uint8) if self.format.ink else decoded
+
+
+def _plain(image: Any, mode: str) -> Any:
+    """Returns an image in "L" or "RGB", by the rules at the top of this module."""
+    from PIL import Image, ImageOps
+
+    # The transparent color has 16 bits, but Pillow keeps 8 of the pixels.
+    is_color = isinstance(image.info.get("transparency"), tuple)
+    if is_color and any("16" in str(tile[3]) for tile in image.tile):
+        raise ValueError("16-bit color with a transparent color; save it with an alpha channel")
+
+    image.load()
+    with contextlib.suppress(Exception):  # damaged EXIF raises errors of many types
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
+        image = _rescaled(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"the range of mode {image.mode!r} is not known; save it with 8 or 16 bits"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
+    return image.convert(mode)
+
+
+def _rescaled(image: Any) -> Any:
+    """Returns a 16-bit gray image with 8 bits, and an alpha channel if a value is transparent."""
+    from PIL import Image
+
+    # The samples of a TIFF may have 12 bits in 16.
+    num_bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]
+    values = np.asarray(image)
+    gray = Image.fromarray(np.rint(values * (255 / (2**num_bits - 1))).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return gray
+    alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+    return Image.merge("LA", (gray, Image.fromarray(alpha)))
 
 
 def _resized(image: Any, format: Format) -> np.ndarray:
     from PIL import Image
 
-    if format.resample == "nearest":
-        resized = image.resize((format.size,) * 2, Image.Resampling.NEAREST)
-        decoded = np.asarray(resized.convert(format.mode))
-    else:
-        converted = image.convert(format.mode)
-        if converted.size != (format.size,) * 2:
-            converted = converted.resize((format.size,) * 2, Image.Resampling.BILINEAR)
-        decoded = np.asarray(converted)
+    if image.size != (format.size,) * 2:
+        method = Image.Resampling[format.resample.upper()]
+        image = image.resize((format.size,) * 2, method)
+    decoded = np.asarray(image)
     return decoded[..., None] if format.mode == "L" else decoded

@@ -58,6 +58,26 @@ class Plan(NamedTuple):
     rotations: Array
 
 
+class TaskKeys(NamedTuple):
+    """The PRNG keys of one task, one for each use. `task_keys` makes them.
+
+    Attributes:
+        classes: draws the classes.
+        examples: draws the examples of the classes.
+        rotations: draws the rotation of each class slot.
+        pixels: draws the changes of the pixels, for `augmentation.apply`.
+
+    Example:
+        >>> task_keys(jax.random.key(0)).pixels.shape
+        ()
+    """
+
+    classes: Array
+    examples: Array
+    rotations: Array
+    pixels: Array
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Episode:
@@ -129,6 +149,24 @@ def checked(episode: Episode, images: ImagesByClass) -> Episode:
     return episode
 
 
+def task_keys(key: Array) -> TaskKeys:
+    """Splits the key of a task, once and by name.
+
+    The plan and the pixels of a task may be made at different times and places. Both take their
+    keys from here: `fold_in(key, i)` equals `split(key, n)[i]`, so that keys derived in two ways
+    could be equal.
+
+    Args:
+        key: the PRNG key of the task.
+
+    Example:
+        >>> keys = task_keys(jax.random.key(0))
+        >>> len({tuple(jax.random.key_data(key).tolist()) for key in keys})
+        4
+    """
+    return TaskKeys(*jax.random.split(key, len(TaskKeys._fields)))
+
+
 def plan(
     key: Array, starts: Any, sizes: Any, *, way: int, shot: int, query: int, rotate: bool
 ) -> Plan:
@@ -142,7 +180,7 @@ def plan(
     `shot + query` must not exceed the smallest size.
 
     Args:
-        key: a PRNG key; the same key gives the same plan.
+        key: the PRNG key of the task; the same key gives the same plan.
         starts: int32 `[num_classes]`, the first row of each class.
         sizes: int32 `[num_classes]`, the number of rows of each class.
         way: classes per task.
@@ -159,13 +197,13 @@ def plan(
         (2, 4)
     """
     starts, sizes = jnp.asarray(starts, jnp.int32), jnp.asarray(sizes, jnp.int32)
-    class_key, example_key, rotation_key = jax.random.split(key, 3)
-    classes = distinct(class_key, len(sizes), way)
+    keys = task_keys(key)
+    classes = distinct(keys.classes, len(sizes), way)
     offsets = jax.vmap(partial(distinct, most=shot + query))(
-        jax.random.split(example_key, way), sizes[classes]
+        jax.random.split(keys.examples, way), sizes[classes]
     )
     turns = 4 if rotate else 1
-    rotations = jax.random.randint(rotation_key, (way,), 0, turns, jnp.int32)
+    rotations = jax.random.randint(keys.rotations, (way,), 0, turns, jnp.int32)
     return Plan(starts[classes][:, None] + offsets, rotations)
 
 
@@ -207,7 +245,7 @@ def to_tasks(episode: Episode, starts: Array, plans: Plan, images: Array, keys: 
         starts: int32 `[num_classes]`, the first row of each class.
         plans: leaves `[num_tasks, ...]`.
         images: uint8 `[num_tasks, way, shot + query, H, W, C]`, the planned rows.
-        keys: PRNG keys `[num_tasks]`.
+        keys: the PRNG keys of the tasks, `[num_tasks]`, from which their plans were drawn.
 
     Returns:
         The tasks, as `pools.sampler` describes them.
@@ -268,7 +306,8 @@ def distinct(key: Array, size: int | Array, most: int, count: int | Array | None
 def _to_task(episode: Episode, starts: Array, planned: Plan, images: Array, key: Array) -> Task:
     if episode.rotate:
         images = jax.vmap(_rotate)(images, planned.rotations)
-    examples = {"inputs": augmentation.apply(episode.augment, images, key)}
+    pixels_key = task_keys(key).pixels
+    examples = {"inputs": augmentation.apply(episode.augment, images, pixels_key)}
     if episode.classes:
         # The class of a row is the last one that starts at or before it.
         following = jnp.searchsorted(starts, planned.examples, side="right")

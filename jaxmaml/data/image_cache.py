@@ -1,13 +1,14 @@
 """The image cache: a dataset is decoded once, into a file that is mapped into memory."""
 
 import functools
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxmaml import files
-from jaxmaml.data.decoders import IMAGES_PER_CHUNK, Format, Reader
+from jaxmaml.data.decoders import IMAGES_PER_CHUNK, RULES, Format, Reader
 from jaxmaml.data.records import Records
 
 
@@ -55,7 +56,8 @@ class Cache:
             reader: reads the images 0..num_images-1.
 
         Raises:
-            ValueError: an image cannot be read, or the file cannot be written.
+            ValueError: an image cannot be read.
+            files.WriteError: the file cannot be written.
         """
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.num_images, *self.shape)}
         with files.atomic_write(self.path) as file:
@@ -69,8 +71,11 @@ class Cache:
         return files.map_array(self.path)
 
 
-def cached(records: Records, decoder: Reader, format: Format) -> Cache:
+def cached(records: Records, decoder: Reader, format: Format) -> Reader:
     """Returns the cache of a dataset in the user's cache directory, built if it is not whole.
+
+    Where the cache cannot be written, the result is the decoder, with a warning: the images are the
+    same, and are decoded each time.
 
     Args:
         records: the encoded images. The cache is another one when their files change.
@@ -78,16 +83,20 @@ def cached(records: Records, decoder: Reader, format: Format) -> Cache:
         format: the form that they are decoded to.
 
     Raises:
-        ValueError: an image cannot be read, or the cache cannot be written.
+        ValueError: an image cannot be read.
 
     Example:
         >>> from jaxmaml.data import datasets
         >>> datasets.images("glyphs")["val"].reader.path.suffix  # a `Cache`
         '.npy'
     """
-    key = files.digest(records.fingerprint, format)
+    key = files.digest(records.fingerprint, format, RULES)
     path = files.cache_dir() / "images" / f"{records.name.replace('/', '-')}-{key}.npy"
     cache = Cache(path, len(records), format.shape)
-    if not cache.is_whole():
-        cache.build(decoder)
+    try:
+        if not cache.is_whole():
+            cache.build(decoder)
+    except files.WriteError as error:
+        warnings.warn(f"images are decoded each time they are used: {error}", stacklevel=2)
+        return decoder
     return cache

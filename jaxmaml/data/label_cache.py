@@ -1,5 +1,6 @@
 """The label cache: the labels of a dataset are read once, without decoding images."""
 
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ def cached_labels(
 ) -> np.ndarray:
     """Returns the labels of all records, from the cache if it is whole.
 
+    Where the cache cannot be written, the labels are read each time, with a warning.
+
     Args:
         path: the file of the cache.
         num_records: the number of labels.
@@ -40,9 +43,6 @@ def cached_labels(
 
     Returns:
         int32 `[num_records]`.
-
-    Raises:
-        ValueError: the cache cannot be written.
 
     Example:
         >>> import tempfile
@@ -57,8 +57,11 @@ def cached_labels(
     if labels is not None:
         return labels
     labels = read()
-    with files.atomic_write(path) as file:
-        np.savez(file, labels=labels, checksum=_checksum(labels))
+    try:
+        with files.atomic_write(path) as file:
+            np.savez(file, labels=labels, checksum=_checksum(labels))
+    except files.WriteError as error:
+        warnings.warn(f"labels are read each time: {error}", stacklevel=2)
     return labels
 
 

@@ -1,4 +1,4 @@
-"""Records: encoded images of a prepared TFDS dataset, or of the files in a folder.
+"""Records: encoded images of a prepared TFDS dataset. `folders` has those of the files in a folder.
 
 Both kinds number their images 0, 1, 2, ..., know their labels, and return the bytes of any image.
 They are pickled to worker processes, which open the files again and run no JAX.
@@ -16,8 +16,6 @@ import numpy as np
 from jaxmaml import files
 from jaxmaml.data import label_cache
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
-"""Files of a folder that are read as images."""
 _RECORDS_PER_READ = 1000
 
 
@@ -32,6 +30,7 @@ class Records(Protocol):
 
     Example:
         >>> import tempfile
+        >>> from jaxmaml.data.folders import FolderRecords
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     Path(directory, "cat").mkdir()
         ...     _ = Path(directory, "cat", "0.png").write_bytes(b"")
@@ -82,12 +81,10 @@ class TFDSRecords:
     """
 
     def __init__(self, dataset: str, data_dir: Path, tfds_splits: Sequence[str] | None = None):
-        import tensorflow_datasets as tfds
-
         # What the dataset holds.
         self.name = dataset
         self.directory = _newest_version(dataset, data_dir)
-        builder: Any = tfds.builder_from_directory(self.directory)
+        builder = _builder(self.directory)
         self.tfds_splits = tuple(tfds_splits or sorted(builder.info.splits))
         self.class_names = _class_names(dataset, builder.info.features)
         self.num_channels = builder.info.features["image"].shape[-1] or 3
@@ -102,7 +99,8 @@ class TFDSRecords:
         ]
         paths = [self.directory / file for file, _ in self._shards]
         self.fingerprint = files.digest(
-            self.tfds_splits, files.fingerprint([self.directory / "dataset_info.json", *paths])
+            self.tfds_splits,
+            files.fingerprint(self.directory, [self.directory / "dataset_info.json", *paths]),
         )
 
     def __len__(self) -> int:
@@ -144,13 +142,13 @@ class TFDSRecords:
     def _data_sources(self) -> list[Any]:
         import tensorflow_datasets as tfds
 
-        builder: Any = tfds.builder_from_directory(self.directory)
+        builder = _builder(self.directory)
         make_decoder: Any = tfds.decode.SkipDecoding
         decoders = {"image": make_decoder()}
         try:
             return [builder.as_data_source(name, decoders=decoders) for name in self.tfds_splits]
         except Exception as error:  # the reader raises errors of many types for damaged files
-            raise ValueError(f"{self.directory} cannot be read: {error}") from error
+            raise files.ReadError(f"{self.directory} cannot be read: {error}") from error
 
     def _read_labels(self) -> np.ndarray:
         read: list[int] = []
@@ -180,7 +178,7 @@ class TFDSRecords:
         try:
             return self._fetch(data_sources, [number])[0]
         except Exception as error:  # the reader raises errors of many types for damaged files
-            raise ValueError(f"{self.where(number)} cannot be read: {error}") from error
+            raise files.ReadError(f"{self.where(number)} cannot be read: {error}") from error
 
     def _fetch(self, data_sources: list[Any], numbers: Sequence[int]) -> list[Any]:
         """Returns rows in the order of `numbers`, with one call per TFDS split."""
@@ -197,68 +195,6 @@ class TFDSRecords:
             for i, row in zip(at, found, strict=True):
                 rows[i] = row
         return rows
-
-
-class FolderRecords:
-    """The image files in a folder that has one sub-folder per class, in the order of their names.
-
-    Args:
-        path: the folder.
-
-    Raises:
-        ValueError: the folder does not exist, or has no sub-folders with images.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as directory:
-        ...     for name in ("cat", "dog"):
-        ...         Path(directory, name).mkdir()
-        ...         _ = Path(directory, name, "0.png").write_bytes(b"")
-        ...     records = FolderRecords(Path(directory))
-        >>> records.class_names, records.labels().tolist()
-        (('cat', 'dog'), [0, 1])
-    """
-
-    def __init__(self, path: Path):
-        if not path.is_dir():
-            raise ValueError(f"folder {path} does not exist")
-        found = sorted(file for file in path.glob("*/*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
-            raise ValueError(
-                f"folder {path} must hold one folder of images ({' '.join(IMAGE_SUFFIXES)}) per "
-                "class; it holds none"
-            )
-        self.name = path.name
-        self.num_channels = 3
-        self.class_names = tuple(sorted({file.parent.name for file in found}))
-        self.fingerprint = files.digest(str(path.resolve()), files.fingerprint(found))
-        self._files = found
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def labels(self) -> np.ndarray:
-        """Returns int32 `[len(self)]`, each an index into `class_names`."""
-        label_of = {name: label for label, name in enumerate(self.class_names)}
-        return np.array([label_of[file.parent.name] for file in self._files], np.int32)
-
-    def encoded(self, numbers: Sequence[int]) -> list[bytes]:
-        """Returns the bytes of the files with these numbers.
-
-        Raises:
-            ValueError: a file cannot be read.
-        """
-        return [self._read(int(number)) for number in numbers]
-
-    def where(self, number: int) -> str:
-        """Returns the path of a file, for messages."""
-        return str(self._files[number])
-
-    def _read(self, number: int) -> bytes:
-        try:
-            return self._files[number].read_bytes()
-        except OSError as error:
-            raise ValueError(f"{self.where(number)} cannot be read: {error}") from error
 
 
 def prepared_versions(dataset: str, data_dir: Path) -> list[Path]:
@@ -287,14 +223,29 @@ def _newest_version(dataset: str, data_dir: Path) -> Path:
     """Returns the directory of the newest version, or raises; TFDS would try the network."""
     problem = "not there"
     for directory in reversed(prepared_versions(dataset, data_dir)):
-        info = json.loads((directory / "dataset_info.json").read_text())
-        if info["fileFormat"] == "array_record":
+        if _file_format(directory / "dataset_info.json") == "array_record":
             return directory
         problem = "only in another format than ArrayRecord"
     raise ValueError(
         f"data_dir={str(data_dir)!r} must hold {dataset} as prepared by TFDS, but it is {problem}; "
         f"prepare it with: jaxmaml data prepare {dataset} --data-dir {data_dir}"
     )
+
+
+def _builder(directory: Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:  # TFDS raises errors of many types for damaged files
+        raise files.ReadError(f"{directory} cannot be read: {error}") from error
+
+
+def _file_format(path: Path) -> str | None:
+    try:
+        return json.loads(path.read_text("utf-8")).get("fileFormat")
+    except (OSError, ValueError, AttributeError) as error:
+        raise files.ReadError(f"{path} cannot be read: {error}") from error
 
 
 def _class_names(dataset: str, features: Any) -> tuple[str, ...]:

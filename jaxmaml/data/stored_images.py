@@ -110,11 +110,11 @@ def open_images(
         class_split: the class names of each split.
         format: the form that images are decoded to.
         cache: whether all records are decoded once, into a file in the user's cache directory that
-            has H * W * C bytes per image.
+            has H * W * C bytes per image. Where it cannot be written, they are decoded each time.
 
     Raises:
         ValueError: a split names a class that does not exist, has no images, or is in another split
-            too; the records cannot be read; or the cache cannot be written.
+            too; or the records cannot be read.
 
     Example:
         >>> from jaxmaml import files

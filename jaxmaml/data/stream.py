@@ -89,7 +89,8 @@ class StreamIterator(Iterator[Task]):
     """An endless iterator over the tasks of a stream. `ImageStream.start` returns one.
 
     `get_state` and `set_state` move it to any step. Close it, or use it as a context manager, to
-    end its workers at once; otherwise they end when it is garbage-collected.
+    end its workers at once; otherwise they end when it is garbage-collected. A closed stream gives
+    no more tasks.
 
     Args:
         source: the stream.
@@ -111,10 +112,13 @@ class StreamIterator(Iterator[Task]):
         self._source, self._key = source, key
         self._directory = tempfile.mkdtemp(prefix="jaxmaml-plans-")
         self._remove = weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        self._is_closed = False
         self.set_state({"step": step})
 
     def __next__(self) -> Task:
         """Returns the tasks of the next step, on the device."""
+        if self._is_closed:
+            raise StopIteration
         while len(self._ready) < ON_DEVICE:
             self._ready.append(self._put(self._read))
             self._read += 1
@@ -144,7 +148,10 @@ class StreamIterator(Iterator[Task]):
 
         Raises:
             TypeError, ValueError: `state` has no step that is possible.
+            ValueError: the stream is closed.
         """
+        if self._is_closed:
+            raise ValueError("the stream is closed; start another one")
         step = _check_step(state.get("step"))
         self._step = self._read = step
         self._ready: deque[Task] = deque()
@@ -152,8 +159,10 @@ class StreamIterator(Iterator[Task]):
         self._batches: Iterator[Any] | None = None  # the first `next` starts it
 
     def close(self) -> None:
-        """Ends the workers and removes the plans. No more images are read."""
-        self._batches = iter(())
+        """Ends the workers, and removes the plans and the tasks that are ready."""
+        self._is_closed = True
+        self._batches = None
+        self._ready.clear()
         self._remove()
 
     def _put(self, step: int) -> Task:

@@ -73,9 +73,25 @@ def test_the_same_key_gives_the_same_changes_and_another_key_others():
         ({"jitter": 1.5}, "jitter must be from 0 to 1"),
         ({"mean": (0.0, 1.0)}, "mean must be 1 or 3 finite numbers"),
         ({"std": (float("nan"),)}, "std must be 1 or 3 finite numbers"),
+        ({"jitter": float("nan")}, "jitter must be from 0 to 1; got nan"),
         ({"std": (0.0,)}, "std must be positive"),
     ],
 )
 def test_check_refuses_settings_that_do_not_suit_the_images(settings, message):
     with pytest.raises(ValueError, match=message):
+        augmentation.check(Augment(**settings), (8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop": 1.5}, "crop must be an integer, 0 or more; got 1.5"),
+        ({"flip": "no"}, "flip must be a bool; got 'no'"),
+        ({"jitter": "0.1"}, "jitter must be a number; got '0.1'"),
+        ({"mean": 0.5}, "mean must be a tuple of numbers; got 0.5"),
+        ({"std": [1.0]}, r"std must be a tuple of numbers; got \[1.0\]"),
+    ],
+)
+def test_check_refuses_settings_of_another_type(settings, message):
+    with pytest.raises(TypeError, match=message):
         augmentation.check(Augment(**settings), (8, 8, 3))

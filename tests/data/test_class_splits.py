@@ -58,6 +58,8 @@ def test_a_drawn_split_holds_every_class_once_and_depends_on_the_seed_only():
         ((0.5, 0.5), "three positive numbers"),
         ((0.5, 0.5, 0.5), "add up to 1"),
         ((1.0, 0.0, 0.0), "three positive numbers"),
+        ((0.3, 0.3, float("nan")), "three positive numbers"),
+        ((float("nan"), 0.5, 0.5), "three positive numbers"),
         ((0.98, 0.01, 0.01), "10 classes are too few for fractions"),
     ],
 )

@@ -126,7 +126,15 @@ def test_glyphs_are_prepared_once_in_the_users_cache_directory(tmp_path, monkeyp
     prepared = tmp_path / "jaxmaml" / "tfds" / "glyphs" / "1.0.0" / "dataset_info.json"
     written = prepared.stat().st_mtime_ns
     datasets.load("glyphs", class_split="script")
+    assert len(datasets.class_names("glyphs")) == 559
     assert prepared.stat().st_mtime_ns == written
+
+
+def test_a_folder_without_its_prefix_is_told_from_an_unknown_dataset(folder):
+    message = f"{str(folder.path)!r} is a folder; its images are the dataset 'folder:{folder.path}'"
+    for read in (datasets.class_names, datasets.images, datasets.scaling):
+        with pytest.raises(ValueError, match=message):
+            read(str(folder.path))
 
 
 def test_any_dataset_of_tfds_with_a_split_file(copied, tmp_path):
@@ -159,6 +167,8 @@ def test_a_split_file_that_does_not_suit_the_dataset_is_refused(content, message
 def test_data_of_the_user_needs_a_split_file(copied, tmp_path):
     with pytest.raises(ValueError, match="needs a split file"):
         datasets.images("tfds:mini_imagenet", copied)
+    with pytest.raises(ValueError, match=r"needs a split file.*; there is no file 'script', and"):
+        datasets.images("tfds:mini_imagenet", copied, "script")
     with pytest.raises(ValueError, match="does not exist"):
         datasets.images(f"folder:{tmp_path / 'nowhere'}", class_split="x")
 

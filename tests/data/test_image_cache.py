@@ -1,6 +1,7 @@
 """The image cache: whole or built again, another one for other files, nothing left by a failure."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxmaml.data import image_cache
 from jaxmaml.data.image_cache import Cache
 from jaxmaml.data.stored_images import InMemory
 
@@ -53,15 +55,39 @@ def test_a_full_disk_leaves_nothing_behind(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ValueError, match=r"images/.* cannot be written: .*No space left"):
+    with pytest.warns(UserWarning, match=r"images/.* cannot be written: .*No space left"):
         folder.open()
     assert not list(folder.cache.iterdir())
 
 
-def test_a_cache_directory_that_cannot_be_written_is_named(folder, tmp_path):
+def test_images_are_read_without_a_cache_directory_that_can_be_written(folder, tmp_path):
+    expected = folder.open(cache=False).read(np.arange(9))
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(ValueError, match="cannot be written"):
-        folder.open()
+    with pytest.warns(UserWarning, match="images are decoded each time they are used: .*cache"):
+        found = folder.open()
+    np.testing.assert_array_equal(found.read(np.arange(9)), expected)
+
+
+def test_class_folders_that_change_places_are_decoded_again(folder):
+    """The files have equal names, sizes and times; only their folders tell them apart."""
+    for label, gray in (("class0", 50), ("class1", 200)):
+        shutil.rmtree(folder.path / label)
+        (folder.path / label).mkdir()
+        path = folder.path / label / "0.bmp"
+        Image.new("RGB", (9, 9), (gray,) * 3).save(path)
+        os.utime(path, ns=(0, 0))
+    assert folder.open().read([0, 1])[:, 0, 0, 0].tolist() == [50, 200]
+    (folder.path / "class0").rename(folder.path / "other")
+    (folder.path / "class1").rename(folder.path / "class0")
+    (folder.path / "other").rename(folder.path / "class1")
+    assert folder.open().read([0, 1])[:, 0, 0, 0].tolist() == [200, 50]
+
+
+def test_images_that_were_decoded_by_other_rules_are_decoded_again(folder, monkeypatch):
+    folder.open()
+    monkeypatch.setattr(image_cache, "RULES", image_cache.RULES + 1)
+    folder.open()
+    assert len(list(folder.cache.iterdir())) == 2
 
 
 def test_two_processes_may_build_one_cache_at_once(folder):

@@ -61,3 +61,11 @@ def test_other_tfds_splits_have_another_file(prepared):
         for tfds_splits in (None, ("train",), ("test", "train"))
     }
     assert len(paths) == 3
+
+
+def test_labels_are_read_without_a_cache_directory_that_can_be_written(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    path = tmp_path / "cache" / "labels.npz"
+    with pytest.warns(UserWarning, match="labels are read each time: .*labels.npz cannot be"):
+        found = label_cache.cached_labels(path, 50, 7, lambda: LABELS)
+    np.testing.assert_array_equal(found, LABELS)

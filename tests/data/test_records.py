@@ -1,4 +1,4 @@
-"""Records of TFDS datasets and of folders: numbers, labels, and damage with file and record."""
+"""Records of TFDS datasets: numbers, labels, and damage with file and record."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmaml.data.decoders import Decoder, Format
-from jaxmaml.data.records import FolderRecords, TFDSRecords, prepared_versions
+from jaxmaml.data.records import TFDSRecords, prepared_versions
 
 NUM_IMAGES = 4  # per class of miniImageNet, see conftest.py
 
@@ -84,32 +84,14 @@ def test_the_newest_version_is_read(copied):
     assert TFDSRecords("mini_imagenet", copied).directory.name == "9.0.0"
 
 
-def test_a_folder_is_read_in_the_order_of_its_names(folder):
-    (folder.path / "class1" / "notes.txt").write_text("not an image")
-    records = FolderRecords(folder.path)
-    assert records.class_names == ("class0", "class1", "class2", "class3")
-    assert len(records) == 20
-    assert np.bincount(records.labels()).tolist() == [5, 4, 6, 5]
-    assert records.where(5) == str(folder.path / "class1" / "0.png")
-    assert records.encoded([5]) == [(folder.path / "class1" / "0.png").read_bytes()]
-
-
-def test_the_fingerprint_of_a_folder_changes_with_its_files(folder):
-    before = FolderRecords(folder.path).fingerprint
-    assert FolderRecords(folder.path).fingerprint == before
-    (folder.path / "class0" / "0.png").write_bytes(b"other")
-    assert FolderRecords(folder.path).fingerprint != before
-
-
-def test_a_file_of_a_folder_that_cannot_be_read_is_named(folder):
-    records = FolderRecords(folder.path)
-    (folder.path / "class0" / "0.png").unlink()
-    with pytest.raises(ValueError, match=r"class0/0\.png cannot be read"):
-        records.encoded([0])
-
-
-def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="does not exist"):
-        FolderRecords(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="must hold one folder of images"):
-        FolderRecords(tmp_path)
+def test_a_dataset_whose_description_is_damaged_is_named(copied):
+    directory = copied / "mini_imagenet" / "1.0.0"
+    whole = (directory / "dataset_info.json").read_text()
+    for damaged in ("", "[]", whole[: len(whole) // 2]):
+        (directory / "dataset_info.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"dataset_info\.json cannot be read"):
+            TFDSRecords("mini_imagenet", copied)
+    (directory / "dataset_info.json").write_text(whole)
+    (directory / "features.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"mini_imagenet/1\.0\.0 cannot be read"):
+        TFDSRecords("mini_imagenet", copied)

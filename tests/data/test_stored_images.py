@@ -6,7 +6,7 @@ from image_sets import noise
 
 from jaxmaml.data import stored_images
 from jaxmaml.data.decoders import Format
-from jaxmaml.data.records import FolderRecords
+from jaxmaml.data.folders import FolderRecords
 
 ONE_PIXEL = np.zeros((2, 3, 3, 1), np.uint8)
 

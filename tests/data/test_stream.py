@@ -118,11 +118,21 @@ def test_a_closed_or_forgotten_stream_leaves_no_files(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir())
     tasks.close()
     assert not list(tmp_path.iterdir())
-    with pytest.raises(StopIteration):
-        take(tasks, stream.ON_DEVICE + 1)
     tasks = source.start(KEY)
     del tasks
     gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_closed_stream_gives_no_more_tasks(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tasks = stream.sampler(noise(), **EPISODE).start(KEY)
+    next(tasks)
+    tasks.close()
+    assert not list(tasks)
+    with pytest.raises(ValueError, match="the stream is closed"):
+        tasks.set_state({"step": 0})
+    tasks.close()
     assert not list(tmp_path.iterdir())
 
 

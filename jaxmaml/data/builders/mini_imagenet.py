@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from jaxmaml.data import class_splits
-from jaxmaml.data.records import IMAGE_SUFFIXES
+from jaxmaml.data.folders import is_image
 
 _SPLIT_OF = {"train": "train", "validation": "val", "test": "test"}  # by TFDS split
 
@@ -69,6 +69,6 @@ class MiniImagenet(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         for name in names:
             for file in sorted((folder / name).iterdir()):
-                if file.suffix.lower() in IMAGE_SUFFIXES:
+                if is_image(file):
                     # Encoding an array would need TensorFlow, bytes do not.
                     yield f"{name}/{file.name}", {"image": file.read_bytes(), "label": name}
