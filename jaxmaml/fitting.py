@@ -420,6 +420,6 @@ def _hint(place: str) -> str:
     if not place.startswith("meta-gradient"):
         return ""
     return (
-        " (the loss is finite, so a derivative is not: a square root or a norm at zero in the loss or in "
-        "what it calls)"
+        " (the loss is finite, so a derivative is not: a square root or a norm at zero in the loss or "
+        "in what it calls)"
     )

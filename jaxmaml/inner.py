@@ -61,8 +61,8 @@ def fold_keys(params: Params, batch: Batch, step: Scalar) -> tuple[Params, Batch
         if dtype == jnp.uint32 and shape[-1:] in _RAW_KEY_SHAPES:
             where = f"at {trees.leaf_path(path)!r} " if path else ""
             raise TypeError(
-                f"the batch {where}holds uint32{list(shape)}, which looks like a raw PRNG key: make it a "
-                "typed key with jax.random.wrap_key_data, or cast data to another type"
+                f"the batch {where}holds uint32{list(shape)}, which looks like a raw PRNG key: make it "
+                "a typed key with jax.random.wrap_key_data, or cast data to another type"
             )
         if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
             return leaf

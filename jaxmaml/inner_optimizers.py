@@ -13,9 +13,9 @@ Three things go wrong if an optimizer that was written for training is different
 | optax optimizer | as an inner optimizer |
 |---|---|
 | every one that is not named below | differentiated exactly |
-| `scale_by_zoom_linesearch`, `lbfgs` with its line search | runs; no derivative but that of `Implicit()` |
+| `scale_by_zoom_linesearch`, `lbfgs` with its line search | runs; `Implicit()` alone differentiates it |
 | `schedule_free*`, `lookahead`, `sam`, `sophia` | refused |
-| `galore` | exact; NaN where the gradient of a matrix is zero, at which its singular vectors have no derivative |
+| `galore` | exact; NaN where the gradient of a matrix is zero, which has no singular vectors |
 | `dpsgd`, `differentially_private_aggregate` | refused: they need one gradient per example |
 | `inject_hyperparams` with bfloat16 or float16 values | refused: pass `hyperparam_dtype=jnp.float32` |
 

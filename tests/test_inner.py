@@ -276,5 +276,5 @@ def test_counters_and_keys_of_a_state_pass_every_adjoint(adjoint):
 @pytest.mark.parametrize("key", [jax.random.PRNGKey(0), jax.random.split(jax.random.PRNGKey(0), 3)])
 def test_a_raw_key_in_the_batch_is_refused(key):
     loss_fn = lambda params, batch: jnp.mean((params - batch["x"]) ** 2)
-    with pytest.raises(TypeError, match="'key' holds uint32.*wrap_key_data"):
+    with pytest.raises(TypeError, match=r"'key' holds uint32.*wrap_key_data"):
         jaxmaml.adapt(loss_fn, jnp.array(0.0), {"x": jnp.ones(3), "key": key}, optax.sgd(0.1), 1)

@@ -261,7 +261,7 @@ def test_every_optimizer_is_differentiated_exactly_or_refused(name):
             along = _direction(both)
             # An Adam bends within its eps of 1e-8: the step is far below it.
             moved = lambda h: jax.tree.map(lambda leaf, d: leaf[i] + h * d, both, along)  # noqa: B023
-            below, above = jax.jit(jax.vmap(lambda h: loss(moved(h))))(jnp.array([-1e-11, 1e-11]))
+            below, above = [jax.jit(loss)(moved(h)) for h in (-1e-11, 1e-11)]
             derivative = at(found) @ ravel_pytree(along)[0]
             np.testing.assert_allclose(derivative, (above - below) / 2e-11, rtol=2e-2, atol=1e-4)
 
@@ -300,7 +300,7 @@ def test_injected_decays_of_low_precision_are_refused(dtype):
     if dtype == "float32":
         inner_optimizers.init(optimizer, params)
         return
-    with pytest.raises(ValueError, match="hyperparam_dtype=jnp.float32"):
+    with pytest.raises(ValueError, match="hyperparam_dtype"):
         inner_optimizers.init(optimizer, params)
     inner_optimizers.init(
         optax.inject_hyperparams(optax.adam, hyperparam_dtype=jnp.float32)(0.1), params
