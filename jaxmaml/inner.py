@@ -95,8 +95,9 @@ def adapt(
         The adapted parameters, like `params`, and `Info(None, inner_losses [num_inner_steps], state)`.
 
     Raises:
-        ValueError: a negative number of steps, or a mask that matches nothing.
-        TypeError: a loss that is not a floating-point scalar, or an `adjoint` that is not one.
+        ValueError: a negative number of steps, no parameters, or a mask that matches nothing.
+        TypeError: parameters that are not floating-point, a loss that is not a floating-point scalar,
+            or an `adjoint` that is not one.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml
@@ -248,6 +249,7 @@ def make_loop(
 ) -> tuple[Loop, Params]:
     """Returns the loop, and the parameters that it adapts, before the first step."""
     check_adjoint(adjoint)
+    trees.check_params(params)
     selected, frozen = trees.partition(params, trees.is_adapted(params, mask))
     optimizer = optax.with_extra_args_support(optimizer)
     return Loop(as_stateful(loss_fn), support, optimizer, adjoint, at_step, frozen), selected

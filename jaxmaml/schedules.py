@@ -78,7 +78,9 @@ def check_query_weights(query_weights: QueryWeights, num_inner_steps: int) -> No
     """
     if num_inner_steps == 0:
         raise ValueError("query_weights needs at least one inner step; got num_inner_steps=0")
-    if not callable(query_weights):
+    if isinstance(query_weights, MultiStepWeights):
+        _check_shape(jnp.empty(query_weights.num_inner_steps), num_inner_steps)
+    elif not callable(query_weights):
         _check_shape(jnp.asarray(query_weights), num_inner_steps)
 
 
