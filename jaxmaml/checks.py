@@ -87,11 +87,11 @@ def zero_or_nan(
     """
     if isinstance(values, Tracer):
         return jnp.where(is_right(values), jnp.zeros((), dtype), jnp.nan)
-    values = np.asarray(values)
-    right = is_right(values)
-    if not np.all(right):
-        raise ValueError(f"{rule}; got {values[~right].flat[0]}")
-    return jnp.zeros(values.shape, dtype)
+    known = np.asarray(values)
+    wrong = known[~np.asarray(is_right(known))]
+    if wrong.size:
+        raise ValueError(f"{rule}; got {wrong[0]}")
+    return jnp.zeros(known.shape, dtype)
 
 
 def check_floating(name: str, values: Array) -> None:
