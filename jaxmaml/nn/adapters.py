@@ -194,9 +194,8 @@ def carried(before: Any, after: Any, path: str = "") -> Any:
             if name in before or not is_sown(value)
         }
         # A submodule that is new because it has sown something has nothing to carry.
-        return before | {
-            name: value for name, value in below.items() if name in before or jax.tree.leaves(value)
-        }
+        kept = {k: v for k, v in below.items() if k in before or jax.tree.leaves(v)}
+        return {**before, **kept}
     old, new = _types(before), _types(after)
     if is_sown(before) and is_sown(after) and len(new) > len(old) and new[: len(old)] == old:
         return before

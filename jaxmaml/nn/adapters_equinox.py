@@ -148,7 +148,7 @@ def _state_paths(module: Any) -> list[str]:
 
 
 def _refuse_initial_state(module: Any) -> None:
-    """Raises ValueError if an index holds the initial value of its state, which is no parameter."""
+    """Raises ValueError if an index holds the initial value of its state, which is not a parameter."""
     import equinox as eqx
 
     is_index = lambda node: isinstance(node, eqx.nn.StateIndex)

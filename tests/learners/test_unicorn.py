@@ -1,5 +1,7 @@
 """UNICORN does not depend on the numbering of the classes, nor on its vector under a softmax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,10 +45,9 @@ def test_under_a_softmax_the_shared_vector_cancels_and_unicorn_is_maml_with_a_ze
 def test_unicorn_is_first_order_by_default_as_in_the_authors_code():
     problem = smooth()
     params, task = one_task(problem)
-    default, first, exact = (
-        jaxmaml.unicorn(problem.loss_fn, SGD, 3, **options)
-        for options in ({}, {"adjoint": jaxmaml.FirstOrder()}, {"adjoint": jaxmaml.Exact()})
-    )
+    make = functools.partial(jaxmaml.unicorn, problem.loss_fn, SGD, 3)
+    first, exact = jaxmaml.FirstOrder(), jaxmaml.Exact()
+    default, first, exact = make(), make(adjoint=first), make(adjoint=exact)
     found, expected, other = (
         meta_gradient(learner, learner.init(params), task).params["a"]["kernel"]
         for learner in (default, first, exact)

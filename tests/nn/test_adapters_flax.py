@@ -1,4 +1,4 @@
-import flax
+import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
