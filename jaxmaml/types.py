@@ -265,7 +265,7 @@ def as_stateful(fn: ModelFn) -> StatefulFn:
 
 
 def _takes(fn: Callable[..., Any], num_args: int) -> bool:
-    """Returns whether a function can be called with so many arguments, True if nobody can know."""
+    """Returns whether a function can be called with a number of arguments, True if it is unknown."""
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):
