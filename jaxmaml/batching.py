@@ -149,6 +149,7 @@ def mean_over_tasks(
     """Sums over chunks and devices, then one division."""
     # A task of weight zero is replaced by one that counts: whatever it holds is never computed on.
     num_tasks = check_tasks(tasks)
+    trees.check_params(params)
     size = chunk_size_of(chunk_size, learner, params, tasks, state)
     if weights is None:
         weights = jnp.ones(num_tasks)

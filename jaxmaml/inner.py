@@ -113,9 +113,10 @@ def adapt(
         opt_state)`.
 
     Raises:
-        ValueError: a negative number of steps, a mask that matches nothing, an optimizer that cannot
-            be used in an inner loop, or an `opt_state` of another optimizer.
-        TypeError: a loss that is not a floating-point scalar, or an `adjoint` that is not one.
+        ValueError: a negative number of steps, no parameters, a mask that matches nothing, an
+            optimizer that cannot be used in an inner loop, or an `opt_state` of another optimizer.
+        TypeError: parameters that are not floating-point, a loss that is not a floating-point scalar,
+            or an `adjoint` that is not one.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml
@@ -272,6 +273,7 @@ def make_loop(
 ) -> tuple[Loop, Params]:
     """Returns the loop, and the parameters that it adapts, before the first step."""
     check_adjoint(adjoint)
+    trees.check_params(params)
     selected, frozen = trees.partition(params, trees.is_adapted(params, mask))
     optimizer = optax.with_extra_args_support(optimizer)
     fresh = inner_optimizers.init(optimizer, selected)

@@ -1,11 +1,12 @@
 """Metrics of adapted models, and their summary over tasks."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmaml.checks import check_integer_classes, checked_weights
 from jaxmaml.scores import accuracy as accuracy
 from jaxmaml.types import Array, Batch, Task
 
@@ -21,6 +22,7 @@ def mean_and_ci95(values: Any) -> tuple[np.ndarray, np.ndarray, int]:
         finite). A task that is not finite is never left out: the mean is NaN there.
 
     Raises:
+        TypeError: complex values.
         ValueError: no tasks.
 
     Example:
@@ -28,6 +30,8 @@ def mean_and_ci95(values: Any) -> tuple[np.ndarray, np.ndarray, int]:
         >>> round(float(mean), 3), round(float(ci95), 3), num_nonfinite
         (0.6, 0.196, 0)
     """
+    if np.iscomplexobj(values):
+        raise TypeError("values must be real numbers, got complex ones")
     values = np.asarray(values, np.float64)
     if values.ndim == 0 or not len(values):
         raise ValueError(
@@ -53,7 +57,13 @@ def nearest_neighbor(task: Task, features_fn: Callable[[Batch], Array] | None = 
 
     Returns:
         The fraction of query examples whose nearest support example, by Euclidean distance, has
-        their class; NaN if a feature is not finite.
+        their class. It is NaN if a feature of an example that counts is not finite, if no example
+        counts, and if a weight is wrong and traced.
+
+    Raises:
+        TypeError: targets that are not integers.
+        ValueError: features, targets or weights of another shape; a weight that is negative or not
+            finite, unless it is traced.
 
     Example:
         >>> import jax.numpy as jnp, jaxmaml
@@ -63,12 +73,40 @@ def nearest_neighbor(task: Task, features_fn: Callable[[Batch], Array] | None = 
         0.5
     """
     features_fn = features_fn or (lambda batch: batch["inputs"].reshape(len(batch["inputs"]), -1))
-    support, query = (features_fn(batch) for batch in task)
+    support, query = (_labeled(features_fn(batch), batch) for batch in task)
     distance = (
-        jnp.sum(support**2, -1) - 2 * query @ support.T
+        jnp.sum(support.features**2, -1) - 2 * query.features @ support.features.T
     )  # without ||query||², which is the same for all
-    present = task.support.get("weights", jnp.ones(len(support))) > 0
-    nearest = task.support["targets"][jnp.where(present, distance, jnp.inf).argmin(-1)]
-    right = jnp.asarray(nearest == task.query["targets"], query.dtype)
-    share = jnp.average(right, weights=task.query.get("weights"))
-    return jnp.where(jnp.all(jnp.isfinite(distance)), share, jnp.nan)
+    nearest = support.targets[jnp.where(support.weights > 0, distance, jnp.inf).argmin(-1)]
+    right = jnp.asarray(nearest == query.targets, distance.dtype)
+    share = jnp.sum(query.weights * right) / jnp.sum(query.weights)
+    is_known = jnp.all(jnp.isfinite(distance)) & jnp.any(support.weights > 0)
+    return jnp.where(is_known, share, jnp.nan) + support.zero + query.zero
+
+
+class _Labeled(NamedTuple):
+    """Features `[num_examples, num_features]`, zero for padding, with what belongs to them.
+
+    `zero` is 0, or NaN if the weights are wrong; see `checks.zero_or_nan`.
+    """
+
+    features: Array
+    targets: Array
+    weights: Array
+    zero: Array
+
+
+def _labeled(features: Array, batch: Batch) -> _Labeled:
+    features, targets = jnp.asarray(features), jnp.asarray(batch["targets"])
+    check_integer_classes(targets)
+    if features.ndim != 2 or targets.shape != features.shape[:1]:
+        raise ValueError(
+            "features must be [num_examples, num_features] and targets [num_examples], got shapes "
+            f"{features.shape} and {targets.shape}"
+        )
+    dtype = jnp.promote_types(features.dtype, jnp.float32)
+    weights, zero = checked_weights(
+        batch.get("weights", jnp.ones(len(targets))), len(targets), dtype
+    )
+    features = jnp.where(weights[:, None] > 0, features.astype(dtype), 0)
+    return _Labeled(features, targets, weights, zero)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmaml import sources
+from jaxmaml import sources, trees
 from jaxmaml.batching import (
     TASKS,
     ChunkSize,
@@ -50,6 +50,10 @@ def init_state(
         params: pytree of floating-point arrays: the initial parameters of the model.
         state: the initial state of the loss function, `()` for a loss without one.
 
+    Raises:
+        ValueError: no parameters.
+        TypeError: parameters that are not floating-point.
+
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml
         >>> learner = jaxmaml.maml(lambda params, batch: jnp.mean(params**2), optax.sgd(0.1), 1)
@@ -57,6 +61,7 @@ def init_state(
         >>> meta_state.params.tolist(), int(meta_state.step)
         ([1.0, 2.0], 0)
     """
+    trees.check_params(params)
     meta_params = learner.init(params)
     return MetaState(meta_params, optimizer.init(meta_params), jnp.zeros((), jnp.int32), state)
 

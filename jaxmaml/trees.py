@@ -107,6 +107,32 @@ def is_float(tree: Any) -> list[bool]:
     return [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in jax.tree.leaves(tree)]
 
 
+def check_params(params: Params) -> None:
+    """Raises unless a pytree has leaves, all of them real and floating-point.
+
+    Args:
+        params: parameters or meta-parameters.
+
+    Raises:
+        ValueError: the pytree has no leaves.
+        TypeError: a leaf is of another type, such as integers. The message names its path.
+
+    Example:
+        >>> check_params({"scale": 1.0})
+    """
+    leaves = jax.tree.leaves_with_path(params)
+    if not leaves:
+        raise ValueError("the parameters are empty: there is nothing to learn")
+    for path, leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            where = f"at {leaf_path(path)!r} " if path else ""
+            raise TypeError(
+                f"parameters must be real and floating-point; {where}they are {dtype}. Constants "
+                "belong into the loss, which may close over them, and counters into its state"
+            )
+
+
 def is_adapted(params: Params, mask: Mask) -> list[bool]:
     """Returns whether a mask marks each leaf of `params`, in the order of `jax.tree.leaves`.
 

@@ -1,6 +1,7 @@
 """The vocabulary of the package: tasks, losses, and the four functions of a meta-learner."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -219,6 +220,9 @@ def with_state(fn: Callable[[Params, Batch, State], tuple[Any, State]]) -> State
         fn: `(params, batch, state) -> (output, state)`. The state is carried through the inner
             steps, from the support to the query, and is not differentiated.
 
+    Raises:
+        TypeError: `fn` does not take three arguments.
+
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml
         >>> def loss_fn(params, batch, state):
@@ -228,7 +232,11 @@ def with_state(fn: Callable[[Params, Batch, State], tuple[Any, State]]) -> State
         >>> int(info.state["count"])
         3
     """
-    return fn if isinstance(fn, StatefulFn) else StatefulFn(fn)
+    if isinstance(fn, StatefulFn):
+        return fn
+    if not _takes(fn, 3):
+        raise TypeError(f"with_state marks a function (params, batch, state); got {_named(fn)}")
+    return StatefulFn(fn)
 
 
 def carries_state(fn: ModelFn) -> bool:
@@ -241,13 +249,38 @@ def as_stateful(fn: ModelFn) -> StatefulFn:
 
     A function without state returns the state that it was given.
 
+    Raises:
+        TypeError: `fn` takes three arguments and is not marked.
+
     Example:
         >>> as_stateful(lambda params, batch: params * batch)(2.0, 3.0, ())
         (6.0, ())
     """
     if isinstance(fn, StatefulFn):
         return fn
+    if not _takes(fn, 2) and _takes(fn, 3):
+        raise TypeError(
+            f"a function that takes (params, batch, state) must be marked with jaxmaml.with_state; "
+            f"got {_named(fn)}"
+        )
     return StatefulFn(lambda params, batch, state: (fn(params, batch), state))
+
+
+def _takes(fn: Callable[..., Any], num_args: int) -> bool:
+    """Returns whether a function can be called with a number of arguments, True if it is unknown."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*[None] * num_args)
+    except TypeError:
+        return False
+    return True
+
+
+def _named(fn: Any) -> str:
+    return f"{getattr(fn, '__name__', type(fn).__name__)}{inspect.signature(fn)}"
 
 
 def in_form_of(like: ModelFn, fn: Callable[[Params, Batch, State], tuple[Any, State]]) -> ModelFn:

@@ -19,7 +19,8 @@ HEAVY = ("flax", "tensorflow_datasets", "tensorflow", "grain", "orbax", "matplot
 # Each group of the core imports the groups before it.
 CORE = (
     ("types",),
-    ("checks", "files", "scores"),
+    ("checks", "files"),
+    ("scores",),
     ("trees",),
     ("mixed_mode",),
     ("adjoints",),

@@ -1,5 +1,6 @@
 """Metrics against values worked out by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,3 +71,31 @@ def test_nearest_neighbor_on_features_leaves_padding_out():
     assert metrics.nearest_neighbor(task) == 0
     dead = lambda batch: features_fn(batch) * jnp.nan
     assert np.isnan(metrics.nearest_neighbor(task, dead))
+
+
+def _neighbors(**support):
+    batch = {"inputs": jnp.array([[0.0], [4.0]]), "targets": jnp.array([0, 1])}
+    return jaxmaml.Task({**batch, **support}, batch)
+
+
+def test_nearest_neighbor_refuses_what_it_would_score_wrong():
+    for targets in (jnp.array([[0], [1]]), jnp.array([0])):
+        with pytest.raises(ValueError, match=r"targets \[num_examples\]"):
+            metrics.nearest_neighbor(_neighbors(targets=targets))
+    with pytest.raises(TypeError, match="targets must be integer"):
+        metrics.nearest_neighbor(_neighbors(targets=jnp.array([0.0, 1.0])))
+    negative = _neighbors(weights=jnp.array([1.0, -1.0]))
+    with pytest.raises(ValueError, match="weights must be 0 or more"):
+        metrics.nearest_neighbor(negative)
+    assert np.isnan(jax.jit(metrics.nearest_neighbor)(negative))
+
+
+def test_nearest_neighbor_of_nothing_but_padding_is_nan_and_padding_may_hold_anything():
+    assert np.isnan(metrics.nearest_neighbor(_neighbors(weights=jnp.zeros(2))))
+    padded = _neighbors(inputs=jnp.array([[0.0], [jnp.nan]]), weights=jnp.array([1.0, 0.0]))
+    assert metrics.nearest_neighbor(padded) == 0.5
+
+
+def test_the_mean_of_complex_values_is_refused():
+    with pytest.raises(TypeError, match="real numbers"):
+        metrics.mean_and_ci95(np.array([1j, 2.0]))

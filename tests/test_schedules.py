@@ -11,11 +11,32 @@ import jaxmaml
 from jaxmaml.schedules import weights_at
 
 
-@pytest.mark.parametrize("step", [0, 30, 99, 100, 5000])
-def test_multi_step_weights_add_up_to_one_and_keep_three_percent(step):
-    weights = jaxmaml.multi_step_weights(5, 100)(step)
-    np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(weights[:-1], max(1 - step / 100, 0.03) / 5, rtol=1e-6)
+@pytest.mark.parametrize("num_epochs", [10, 50])
+def test_multi_step_weights_are_those_of_the_authors_at_the_start_of_each_epoch(num_epochs):
+    """Over 50 epochs their floor of 3 % is reached, over the 10 of their paper it is not."""
+    schedule = jax.jit(jaxmaml.multi_step_weights(5, num_epochs * 500))
+    for epoch in range(num_epochs + 2):
+        weights = schedule(epoch * 500)
+        np.testing.assert_allclose(weights, _authors_weights(5, epoch, num_epochs), atol=1e-7)
+        np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-6)
+
+
+def _authors_weights(num_steps, epoch, num_epochs):
+    """The weights of the target losses in the code of MAML++, one value at a time."""
+    if epoch >= num_epochs:  # the loss after the last step, and no other target pass
+        return [0.0] * (num_steps - 1) + [1.0]
+    lost_per_epoch, floor = 1 / num_steps / num_epochs, 0.03 / num_steps
+    others = max(1 / num_steps - epoch * lost_per_epoch, floor)
+    last = 1 / num_steps + epoch * (num_steps - 1) * lost_per_epoch
+    return [others] * (num_steps - 1) + [min(last, 1 - (num_steps - 1) * floor)]
+
+
+def test_a_schedule_of_another_number_of_inner_steps_is_refused():
+    with pytest.raises(ValueError, match=r"query_weights must be .* \[3\]; got \[5\]"):
+        jaxmaml.maml(
+            lambda params, batch: params, optax.sgd(0.1), 3,
+            query_weights=jaxmaml.multi_step_weights(5, 10),
+        )  # fmt: skip
 
 
 def test_the_weights_may_be_any_schedule_of_the_outer_step():

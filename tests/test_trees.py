@@ -1,10 +1,13 @@
 """Paths, masks, and the parts of a pytree."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from comparing import assert_equal
 
+import jaxmaml
 from jaxmaml import trees
 from jaxmaml.types import Task
 
@@ -83,3 +86,25 @@ def test_only_floating_point_leaves_are_float():
 )  # fmt: skip
 def test_the_layers_of_a_tree(tree, depth, expected):
     assert trees.by_layer(tree, depth) == expected
+
+
+def _users_of_params():
+    learner = jaxmaml.maml(lambda params, batch: jnp.mean(batch), optax.sgd(0.1), 1)
+    tasks = Task(jnp.ones((2, 3)), jnp.ones((2, 3)))
+    return {
+        "adapt": lambda params: learner.adapt(params, jnp.ones(3)),
+        "init_state": lambda params: jaxmaml.init_state(learner, optax.adam(0.1), params),
+        "meta_grad": lambda params: jaxmaml.meta_grad(learner, params, tasks),
+    }
+
+
+@pytest.mark.parametrize("use", _users_of_params().values(), ids=_users_of_params())
+def test_parameters_without_a_derivative_are_refused_by_their_path(use):
+    for number in (jnp.array(3), np.array([True]), 1j):
+        with pytest.raises(TypeError, match=r"real and floating-point; at 'body/count' they are "):
+            use({"body": {"count": number, "scale": jnp.array(1.0)}})
+    with pytest.raises(TypeError, match="floating-point; they are int32"):
+        use(jnp.array(3))
+    for empty in ({}, (), {"body": None}):
+        with pytest.raises(ValueError, match="the parameters are empty"):
+            use(empty)

@@ -37,3 +37,21 @@ def test_a_pair_from_a_loss_that_is_not_marked_is_refused():
     learner = jaxmaml.maml(lambda params, batch: (params, 0), optax.sgd(0.1), 1)
     with pytest.raises(TypeError, match=r"jaxmaml\.with_state"):
         learner.adapt(jnp.array(0.0), jnp.ones(2))
+
+
+def test_a_loss_of_three_arguments_that_is_not_marked_is_refused():
+    learner = jaxmaml.maml(lambda params, batch, state: (params, state), optax.sgd(0.1), 1)
+    with pytest.raises(TypeError, match=r"marked with jaxmaml\.with_state; got <lambda>\(params"):
+        learner.adapt(jnp.array(0.0), jnp.ones(2))
+
+
+def test_marking_a_function_of_two_arguments_is_refused():
+    with pytest.raises(
+        TypeError, match=r"with_state marks a function \(params, batch, state\); got"
+    ):
+        jaxmaml.with_state(lambda params, batch: params)  # type: ignore[arg-type]
+
+
+def test_a_function_whose_arguments_nobody_knows_is_taken():
+    assert as_stateful(lambda *args: len(args))(0, 0, "state") == (2, "state")
+    assert as_stateful(max)(1, 2, ()) == (2, ())

@@ -106,7 +106,8 @@ def metric_by_permutation(
 
     Raises:
         ValueError: batches without "targets", targets outside of 0..way-1, or rows that are not
-            permutations. Under `jit`, the values of traced arrays are not checked.
+            permutations. Under `jit`, the values of traced arrays are not checked: a target out of
+            range stays as it is, of which the losses and metrics of this package make NaN.
         TypeError: targets that are not integers.
 
     Example:
@@ -151,7 +152,10 @@ def metric_by_permutation(
 
 def _relabel(batch: Batch, permutation: Array) -> Batch:
     targets = jnp.asarray(batch["targets"])
-    return {**batch, "targets": permutation.astype(targets.dtype)[targets]}
+    # A target outside of 0..way-1, which is refused unless it is traced, stays outside.
+    is_class = (targets >= 0) & (targets < len(permutation))
+    relabeled = permutation.astype(targets.dtype)[targets]
+    return {**batch, "targets": jnp.where(is_class, relabeled, targets)}
 
 
 def _check_targets(name: str, batch: Batch, way: int) -> None:

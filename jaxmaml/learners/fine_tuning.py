@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -127,6 +128,7 @@ def _class_loss(
             "joint training needs the index of each example's class among all training classes: a "
             f"batch with 'classes'; got {sorted(batch)}"
         )
-    logits = classes.features_fn(params, batch) @ head["kernel"] + head["bias"][None]
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["classes"])
-    return jnp.average(losses, weights=batch.get("weights"))
+    features = heads.present(classes.features_fn(params, batch), batch)
+    logits = features @ head["kernel"] + head["bias"][None]
+    rows = heads.one_hot(batch, classes.num_classes, logits.dtype, name="classes")
+    return -jnp.sum(rows * jax.nn.log_softmax(logits)) / jnp.sum(rows)

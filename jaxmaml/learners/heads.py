@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmaml.checks import check_integer_classes, checked_weights, zero_where_class
 from jaxmaml.types import Array, Batch, Params
 
 FeaturesFn = Callable[[Params, Batch], Array]
@@ -55,19 +56,26 @@ def way_of(params: Params, head: str, way: int | None) -> int:
     return get(params, head)["kernel"].shape[-1] if way is None else way
 
 
-def one_hot(batch: Batch, way: int, dtype: Any) -> Array:
+def one_hot(batch: Batch, way: int, dtype: Any, name: str = "targets") -> Array:
     """Returns the class of each example as `[num_examples, way]`; rows of padded examples are zero.
 
+    A target or a weight that is wrong and traced makes its row NaN.
+
     Raises:
-        TypeError: the targets are not integers.
+        TypeError: the targets, `batch[name]`, are not integers.
+        ValueError: targets or weights are not `[num_examples]`; a target is outside of 0..way-1 or a
+            weight is negative, unless they are traced.
     """
-    targets = jnp.asarray(batch["targets"])
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise TypeError(f"targets must be integer class labels, got {targets.dtype}")
-    classes = jax.nn.one_hot(targets, way, dtype=dtype)
-    if "weights" not in batch:
-        return classes
-    return classes * jnp.asarray(batch["weights"], dtype)[:, None]
+    targets = jnp.asarray(batch[name])
+    check_integer_classes(targets, name)
+    if targets.ndim != 1:
+        raise ValueError(f"{name} must be [num_examples], got shape {targets.shape}")
+    weights, zero = checked_weights(
+        batch.get("weights", jnp.ones(len(targets))), len(targets), dtype
+    )
+    targets = jnp.where(weights > 0, targets, 0) if "weights" in batch else targets
+    zero = zero + zero_where_class(targets, way, dtype, name)
+    return jax.nn.one_hot(targets, way, dtype=dtype) * weights[:, None] + zero[:, None]
 
 
 def prototypes(features: Array, batch: Batch, way: int) -> Array:

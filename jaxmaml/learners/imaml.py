@@ -36,7 +36,8 @@ def imaml(
         optimizer: the inner optimizer; the paper's is gradient descent.
         num_inner_steps: enough to come near the minimum; the paper makes 16 to 25.
         proximal: the strength of the pull towards theta, positive (lambda in the paper: 0.5 to 2).
-        num_cg_steps, cg_tol, damping: see `jaxmaml.Implicit`; the paper makes 5 steps.
+        num_cg_steps, cg_tol, damping: see `jaxmaml.Implicit`; the paper makes 5 steps. The authors'
+            published script adds a damping of 10, which equation 6 does not have.
         options: keyword arguments of `jaxmaml.maml` other than `adjoint`.
 
     Raises:

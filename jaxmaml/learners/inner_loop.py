@@ -13,7 +13,12 @@ from jaxmaml.adjoints import Adjoint, Implicit, check_adjoint
 from jaxmaml.checks import check_count
 from jaxmaml.learners.hyperparams import LearnedOptimizer, Optimizer
 from jaxmaml.mixed_mode import check_scalar
-from jaxmaml.schedules import QueryWeights, check_query_weights, weights_at
+from jaxmaml.schedules import (
+    QueryWeights,
+    check_query_weights,
+    weights_at,
+    with_or_without_weights,
+)
 from jaxmaml.types import (
     Array,
     AtStep,
@@ -270,12 +275,18 @@ def _loss(
     step: Scalar = 0,
     state: State = (),
 ) -> tuple[Array, Info]:
-    last_step_only = algorithm.options.query_weights is None
-    loss = functools.partial(_loss_after_last if last_step_only else _weighted_loss, algorithm)
-    return algorithm.options.adjoint.at_outer_step(step, loss, meta_params, task, step, state)
+    options = algorithm.options
+
+    def with_adjoint(adjoint: Adjoint, *operands: Any) -> tuple[Array, Info]:
+        weighted, last_only = (
+            functools.partial(loss, algorithm, adjoint) for loss in (_weighted_loss, _last_loss)
+        )
+        return with_or_without_weights(options.query_weights, step, weighted, last_only, *operands)
+
+    return options.adjoint.at_outer_step(step, with_adjoint, meta_params, task, step, state)
 
 
-def _loss_after_last(
+def _last_loss(
     algorithm: Algorithm,
     adjoint: Adjoint,
     meta_params: MetaParams,

@@ -30,7 +30,7 @@ def maml_plus_plus(
     """Returns MAML with the six changes of MAML++, each of which can be left out.
 
     1. Multi-step loss: `query_weights`. "paper" is `multi_step_weights(num_inner_steps, 5_000)`, 10
-       epochs of 500 outer steps; None leaves it out.
+       epochs of 500 outer steps, after which only the last step is scored; None leaves it out.
     2. Learned rates per layer and inner step: `learned_rates`. The meta-parameters are then those of
        `jaxmaml.meta_sgd`, `Extended(params, {"hyperparams": rates})`; otherwise bare parameters.
     3. Statistics per inner step, used at test time: a model with `norm="per_step"` (`nn.Conv4`,
@@ -40,7 +40,9 @@ def maml_plus_plus(
     5. Cosine outer rate, of the outer optimizer:
        `optax.adam(optax.cosine_decay_schedule(1e-3, num_outer_steps, alpha=1e-2))`.
     6. Derivative-order annealing: `adjoint=Annealed(FirstOrder(), Exact(), at=25_000)` (epoch 50).
-       The authors' published settings leave it out, and so does the default.
+       The authors' code is second order in the epochs after its
+       `first_order_to_second_order_epoch`, so that `at=(epoch + 1) * 500` reproduces it. Their
+       published settings leave it out, and so does the default.
 
     Args:
         loss_fn: as in `jaxmaml.maml`.

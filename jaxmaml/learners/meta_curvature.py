@@ -21,7 +21,8 @@ def meta_curvature(
 
     An array of the parameters with axes of sizes d_1..d_k has matrices M_i `[d_i, d_i]`, which start
     as the identity and multiply the gradient along their axis. This is equation 6 of the paper, where
-    both spatial axes of a convolution share one matrix; here each has its own. The meta-parameters
+    both spatial axes of a convolution share one matrix; here each has its own. A bias has a full matrix
+    here, where common PyTorch codes learn one factor per entry. The meta-parameters
     are `Extended(params, {"hyperparams": [matrices of each adapted array]})`.
 
     Args:

@@ -32,7 +32,9 @@ def r2d2(
         features_fn: `(params, batch) -> [num_examples, num_features]`, the input of the head.
         head: path of the head, a mapping with "kernel" and, in most models, "bias".
         way: number of classes; any number works. Defaults to that of the head.
-        ridge: the initial l, positive, in units of the squared norm of an example's features.
+        ridge: the initial l, positive, in units of the squared norm of an example's features. The
+            authors' code appends a column of ones to the features and scales by the number of examples
+            n, so that l here is n times theirs.
         scale: the initial a, positive.
 
     Raises:

@@ -37,7 +37,9 @@ def reptile(
 
     The meta-gradient is theta - adapted (algorithm 1 of the paper), the derivative of
     0.5 ||theta - stop_gradient(adapted)||²; no derivative passes the inner loop. The outer step size
-    of the paper is the learning rate of an outer `optax.sgd`; Adam works too. `info.query_loss` is
+    of the paper is the learning rate of an outer `optax.sgd`; Adam works too. The inner optimizer
+    starts each task anew, whereas in the authors' code the second moment of its Adam is carried from
+    task to task. `info.query_loss` is
     the query loss of the adapted parameters, for plots: it is not what is differentiated.
 
     Args:

@@ -5,10 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxmaml.adjoints import Adjoint, FirstOrder
 from jaxmaml.learners import heads
 from jaxmaml.learners.hyperparams import Optimizer
 from jaxmaml.learners.inner_loop import Start, inner_loop, loop_options
 from jaxmaml.types import Array, Batch, LossFn, MetaLearner, Params, State
+
+FIRST_ORDER = FirstOrder()
 
 
 def unicorn(
@@ -18,6 +21,7 @@ def unicorn(
     *,
     head: str = "head",
     way: int | None = None,
+    adjoint: Adjoint = FIRST_ORDER,
     **options: Any,
 ) -> MetaLearner:
     """Returns MAML whose head starts with one learned vector, the same for every class.
@@ -26,12 +30,18 @@ def unicorn(
     works. Meta-parameters: `Extended(params, {"head": {"kernel": [num_features], "bias": []}})`, which
     start as the mean over the classes of the head; the head in `params` is not used.
 
+    Under a softmax over the classes, what all of them share cancels, in the loss and in every
+    gradient. With cross-entropy the meta-gradient of the shared vector is therefore zero: it never
+    moves, and the learner equals `jaxmaml.maml` with a head that starts a task as zeros.
+    It matters for losses other than a softmax.
+
     Args:
         loss_fn, optimizer, num_inner_steps: as in `jaxmaml.maml`. Learned rates should be per layer:
             those per parameter belong to the numbered outputs of the head.
         head: path of the head, a mapping with "kernel" and, in most models, "bias".
         way: number of classes. Defaults to that of the head.
-        options: keyword arguments of `jaxmaml.maml`.
+        adjoint: as in `jaxmaml.maml`. Defaults to first order, as in the authors' code.
+        options: other keyword arguments of `jaxmaml.maml`.
 
     Raises:
         ValueError: when called, if `head` is not a linear layer, or for the meta-parameters of
@@ -57,6 +67,6 @@ def unicorn(
         return Start(filled, state)
 
     return inner_loop(
-        loss_fn, optimizer, num_inner_steps, loop_options("unicorn", options),
+        loss_fn, optimizer, num_inner_steps, loop_options("unicorn", {"adjoint": adjoint, **options}),
         start=start, init_learned={"head": init},
     )  # fmt: skip

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxmaml import trees
 from jaxmaml.checks import check_count
 from jaxmaml.types import (
     Array,
@@ -146,8 +147,74 @@ def stateful_model(
     train: Forward, test: Forward, params: Params, state: State, compute_dtype: DTypeLike | None
 ) -> StatefulModel:
     """Returns the `StatefulModel` of two forward passes, in training and in evaluation mode."""
-    train, test = (_computed_in(compute_dtype, forward) for forward in (train, test))
+    train, test = (
+        _computed_in(compute_dtype, _checking_state(forward, state)) for forward in (train, test)
+    )
     return StatefulModel(with_state(train), with_state(test), params, state)
+
+
+def _checking_state(forward: Forward, initial: State) -> Forward:
+    """Returns the forward pass that refuses a state of another structure than the initial one."""
+    structure, wanted = jax.tree.structure(initial), _shown(trees.leaf_paths(initial))
+
+    def checked(params: Params, batch: Batch, state: State) -> tuple[Any, State]:
+        if jax.tree.structure(as_dict(state)) != structure:
+            found = _shown(trees.leaf_paths(state)) or "none"
+            raise ValueError(
+                f"the model carries the state {wanted}, and got {found}: pass state=model.state, the "
+                "initial state of its StatefulModel, to init_state, adapt, meta_grad or loss"
+            )
+        return forward(params, batch, state)
+
+    return checked
+
+
+def carried(before: Any, after: Any, path: str = "") -> Any:
+    """Returns the state after a call of a model, without what the model has sown.
+
+    Flax modules can record values (`module.sow`): each call adds them to a tuple. They are outputs,
+    not state: a tuple that has grown is returned as it was, and a new one is left out.
+
+    Args:
+        before: nested dicts: the state that the model was called with.
+        after: the state that it returned.
+        path: where both are in the whole state.
+
+    Raises:
+        ValueError: another variable is new, or has changed its structure, shape or dtype.
+
+    Example:
+        >>> carried({"mean": 0.0, "seen": (1,)}, {"mean": 0.5, "seen": (1, 2), "other": (3,)})
+        {'mean': 0.5, 'seen': (1,)}
+    """
+    if isinstance(after, Mapping) and isinstance(before, Mapping):
+        below = {
+            name: carried(before.get(name, {}), value, f"{path}/{name}" if path else str(name))
+            for name, value in after.items()
+            if name in before or not is_sown(value)
+        }
+        # A submodule that is new because it has sown something has nothing to carry.
+        kept = {k: v for k, v in below.items() if k in before or jax.tree.leaves(v)}
+        return {**before, **kept}
+    old, new = _types(before), _types(after)
+    if is_sown(before) and is_sown(after) and len(new) > len(old) and new[: len(old)] == old:
+        return before
+    if new != old:
+        raise ValueError(
+            f"a call of the model changes its variable {path} from {old} to {new}: a state keeps its "
+            "structure, shapes and dtypes from step to step"
+        )
+    return after
+
+
+def is_sown(node: Any) -> bool:
+    """Returns whether a variable holds what `module.sow` collects by default, a tuple."""
+    return type(node) is tuple
+
+
+def _types(node: Any) -> Any:
+    """Returns the dtype and shape of each array of a pytree, such as float32[5, 3]."""
+    return jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", node)
 
 
 def refuse_state(adapter: str, names: list[str]) -> None:
@@ -158,11 +225,14 @@ def refuse_state(adapter: str, names: list[str]) -> None:
         names: the paths of the state's leaves.
     """
     if names:
-        shown = ", ".join([*names[:3], "..."] if len(names) > 3 else names)
         raise ValueError(
-            f"{adapter} takes models without state, and this one carries {shown}; "
+            f"{adapter} takes models without state, and this one carries {_shown(names)}; "
             f"use {adapter}_with_state"
         )
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join([*names[:3], "..."] if len(names) > 3 else names)
 
 
 def default_call(fn: Callable[..., Any]) -> Call:

@@ -88,6 +88,7 @@ def from_equinox_with_state(
 
     Raises:
         TypeError: module is not an `eqx.Module`, or state is not an `eqx.nn.State`.
+        ValueError: module still holds its initial state, as before `eqx.nn.make_with_state`.
 
     Example:
         >>> import equinox as eqx, jax.numpy as jnp
@@ -102,6 +103,7 @@ def from_equinox_with_state(
     import equinox as eqx
 
     _check_module(module)
+    _refuse_initial_state(module)
     run, params = _split(module, call)
     run_in_test, _ = _split(eqx.nn.inference_mode(module), call)
     if not isinstance(state, eqx.nn.State):
@@ -143,6 +145,19 @@ def _state_paths(module: Any) -> list[str]:
     is_index = lambda node: isinstance(node, eqx.nn.StateIndex)
     nodes = jax.tree.leaves_with_path(module, is_leaf=is_index)
     return [trees.leaf_path(path) for path, node in nodes if is_index(node)]
+
+
+def _refuse_initial_state(module: Any) -> None:
+    """Raises ValueError if an index holds the initial value of its state, which is not a parameter."""
+    import equinox as eqx
+
+    is_index = lambda node: isinstance(node, eqx.nn.StateIndex)
+    for path, node in jax.tree.leaves_with_path(module, is_leaf=is_index):
+        if is_index(node) and jax.tree.leaves(node):
+            raise ValueError(
+                f"module holds the initial value of its state at {trees.leaf_path(path)}: pass both "
+                "results of eqx.nn.make_with_state, the module and the state"
+            )
 
 
 def _over_examples(module: Any) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import linen, nnx
 from jax.typing import DTypeLike
 
@@ -12,7 +13,9 @@ from jaxmaml.nn.adapters import (
     Forward,
     StatefulModel,
     as_dict,
+    carried,
     default_call,
+    is_sown,
     plain_fn,
     random_key,
     refuse_state,
@@ -77,7 +80,7 @@ def from_nnx_with_state(
 
     The training function keeps the mode of each part of the module, so that a part that was frozen
     by `module.part.eval()` stays frozen. The test function is in evaluation mode. The state holds all
-    variables other than parameters, random keys and intermediates.
+    variables other than parameters, random keys, intermediates and what else the module sows.
 
     Args:
         module: the model. It is not changed.
@@ -134,7 +137,8 @@ def from_linen(
 
     Raises:
         TypeError: module is not a `linen.Module`.
-        ValueError: variables have no collection "params", or another one beside it ("batch_stats").
+        ValueError: variables have no collection "params", or another one beside it ("batch_stats")
+            that holds more than sown values.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -147,7 +151,13 @@ def from_linen(
         (10, 3)
     """
     params, state = _split_variables(module, variables)
-    refuse_state("from_linen", trees.leaf_paths(state))
+    # Nothing is mutable here, so that `sow` does nothing and any other tuple is missed by Linen.
+    kept = [
+        path
+        for path, node in jax.tree.leaves_with_path(state, is_leaf=is_sown)
+        if not is_sown(node)
+    ]
+    refuse_state("from_linen", [trees.leaf_path(path) for path in kept])
     return plain_fn(_linen_forward(module, call), compute_dtype), params
 
 
@@ -162,7 +172,8 @@ def from_linen_with_state(
     """Returns a Flax Linen module with state as its functions in training and evaluation mode.
 
     The collection "params" is meta-learned; all others ("batch_stats") are the state, and mutable
-    in both modes. A typed PRNG key `batch["key"]` seeds the random streams, as in `from_linen`.
+    in both modes. Values that the module sows are not carried: what `module.init` has sown stays as
+    it is. A typed PRNG key `batch["key"]` seeds the random streams, as in `from_linen`.
 
     Args:
         module: the model.
@@ -177,7 +188,8 @@ def from_linen_with_state(
 
     Raises:
         TypeError: module is not a `linen.Module`.
-        ValueError: variables have no collection "params".
+        ValueError: variables have no collection "params"; when called, if a variable changes its
+            structure, shape or dtype.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -216,7 +228,7 @@ def _split_nnx(module: Any, call: Call | None) -> tuple[Forward, Params, dict[st
         # Without the copy BatchNorm cannot update its statistics under a transformation.
         rebuilt = nnx.merge(graphdef, params, state, constants, copy=True)
         outputs = run(rebuilt, batch)
-        return outputs, as_dict(nnx.as_pure(nnx.state(rebuilt, _STATE)))
+        return outputs, carried(state, as_dict(nnx.as_pure(nnx.state(rebuilt, _STATE))))
 
     return forward, params, state
 
@@ -242,6 +254,6 @@ def _linen_forward(module: linen.Module, call: Call | None) -> Forward:
             method=run,
             mutable=list(state),
         )
-        return outputs, {**state, **as_dict(updates)}
+        return outputs, carried(as_dict(state), as_dict({**state, **updates}))
 
     return forward

@@ -10,6 +10,7 @@ from jaxmaml.nn.adapters import (
     Forward,
     StatefulModel,
     as_dict,
+    carried,
     inputs_of,
     plain_fn,
     random_key,
@@ -129,7 +130,7 @@ def _forward(transformed: Any, call: Callable[..., Any] | None) -> Forward:
     run = call or (lambda apply, batch: apply(inputs_of(batch)))
 
     def forward(params: Params, batch: Batch, state: State) -> tuple[Any, State]:
-        key = random_key(batch)
+        key, before = random_key(batch), as_dict(state)
 
         def apply(*args: Any, **kwargs: Any) -> Any:
             nonlocal state
@@ -137,6 +138,6 @@ def _forward(transformed: Any, call: Callable[..., Any] | None) -> Forward:
             return outputs
 
         outputs = run(apply, batch)
-        return outputs, as_dict(state)
+        return outputs, carried(before, as_dict(state))
 
     return forward

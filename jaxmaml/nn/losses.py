@@ -5,6 +5,10 @@ or, for a model marked by `jaxmaml.types.with_state`, a marked `(params, batch, 
 state)`. If the batch has "weights" `[num_examples]`, the value is the weighted mean sum(w v) /
 sum(w) over examples. Examples of weight zero may hold anything, NaN and targets out of range
 included. If all weights are zero, the value is NaN.
+
+Shapes and types are always checked. Targets and weights out of their range are refused where their
+values are known. Where they are traced, as under `jit` and in an inner loop, the value and its
+gradient are NaN, so that training stops and names the loss; they are never a wrong number.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +18,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxmaml import scores
+from jaxmaml.checks import (
+    check_class_shapes,
+    check_floating,
+    check_real,
+    checked_weights,
+    zero_or_nan,
+    zero_where_class,
+)
 from jaxmaml.nn.adapters import ModelT
 from jaxmaml.nn.padding import blank_padding
 from jaxmaml.types import Array, Batch, Params, State, as_stateful, in_form_of
@@ -31,7 +43,8 @@ def cross_entropy(apply_fn: ModelT) -> ModelT:
 
     Raises:
         TypeError: when called, if targets are not integers or the batch is not a mapping.
-        ValueError: when called, if targets are missing or their shape does not fit the logits.
+        ValueError: when called, if targets are missing or their shape does not fit the logits; if a
+            target is not a class or a weight is negative, unless they are traced.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,8 +69,10 @@ def mean_squared_error(apply_fn: ModelT) -> ModelT:
         `[num_examples]`.
 
     Raises:
-        TypeError: when called, if predictions are not floating-point or the batch is not a mapping.
-        ValueError: when called, if targets are missing or do not have the shape of the predictions.
+        TypeError: when called, if predictions are not floating-point, targets not real or the batch
+            is not a mapping.
+        ValueError: when called, if targets are missing or do not have the shape of the predictions;
+            if a weight is negative, unless they are traced.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,13 +94,15 @@ def binary_cross_entropy(apply_fn: ModelT) -> ModelT:
             or a model with state.
 
     Returns:
-        A loss function in the form of apply_fn. Its batch holds "targets" `[num_examples]`,
-        integers, bools or floats: 0, 1, or the probability of class 1. It may hold "weights"
-        `[num_examples]`.
+        A loss function in the form of apply_fn. Its batch holds "targets", `[num_examples]` or of
+        the shape of the logits, integers, bools or floats: 0, 1, or the probability of class 1. It
+        may hold "weights" `[num_examples]`.
 
     Raises:
-        TypeError: when called, if logits are not floating-point or the batch is not a mapping.
-        ValueError: when called, if targets are missing or their shape does not fit the logits.
+        TypeError: when called, if logits are not floating-point, targets not real or the batch is
+            not a mapping.
+        ValueError: when called, if targets are missing or their shape does not fit the logits; if a
+            target is outside of 0..1 or a weight is negative, unless they are traced.
 
     Example:
         >>> import jax.numpy as jnp
@@ -114,7 +131,8 @@ def accuracy(apply_fn: ModelT) -> ModelT:
 
     Raises:
         TypeError: when called, if targets are not integers or the batch is not a mapping.
-        ValueError: when called, if targets are missing or their shape does not fit the logits.
+        ValueError: when called, if targets are missing or their shape does not fit the logits; if a
+            target is not a class or a weight is negative, unless they are traced.
 
     Example:
         >>> import jax.numpy as jnp
@@ -162,56 +180,49 @@ def _weighted_mean_of(
         targets = jnp.asarray(batch["targets"])
         if "weights" not in batch:
             return losses(outputs, targets).mean()
-        values = losses(blank_padding(outputs, batch["weights"]), targets)
+        outputs = blank_padding(outputs, batch["weights"])
+        weights, zero = checked_weights(batch["weights"], len(outputs), outputs.dtype)
+        values = losses(outputs + zero, targets)
         values = values.mean(axis=tuple(range(1, values.ndim)))
-        weights = jnp.asarray(batch["weights"], values.dtype)
         return (weights * values).sum() / weights.sum()
 
     return mean
 
 
 def _accuracy(logits: Array, batch: dict[str, Any]) -> Array:
-    targets = jnp.asarray(batch["targets"])
-    _check_classes(logits, targets)
-    return scores.accuracy(logits, targets, batch.get("weights"))
+    return scores.accuracy(logits, batch["targets"], batch.get("weights"))
 
 
 def _cross_entropies(logits: Array, targets: Array) -> Array:
-    _check_classes(logits, targets)
+    check_class_shapes(logits, targets)
+    logits = logits + zero_where_class(targets, logits.shape[-1], logits.dtype)[..., None]
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
-def _check_classes(logits: Array, targets: Array) -> None:
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise TypeError(f"targets must be integer class labels, got {targets.dtype}")
-    if targets.ndim == 0 or logits.shape[:-1] != targets.shape:
+def _binary_cross_entropies(logits: Array, targets: Array) -> Array:
+    check_floating("logits", logits)
+    check_real("targets", targets)
+    if logits.ndim == 0 or logits.shape[1:] not in ((), (1,)):
         raise ValueError(
-            f"targets must be [num_examples] for logits [num_examples, way], got shapes "
+            f"logits must be [num_examples] or [num_examples, 1], one each, got shape {logits.shape}"
+        )
+    if targets.shape not in (logits.shape, logits.shape[:1]):
+        raise ValueError(
+            f"targets must be [num_examples] or have the shape of the logits, got shapes "
             f"{targets.shape} and {logits.shape}"
         )
-
-
-def _binary_cross_entropies(logits: Array, targets: Array) -> Array:
-    _check_floating("logits", logits)
-    if targets.ndim != 1 or logits.shape not in (targets.shape, (*targets.shape, 1)):
-        raise ValueError(
-            f"targets must be [num_examples] for logits [num_examples] or [num_examples, 1], got "
-            f"shapes {targets.shape} and {logits.shape}"
-        )
-    logits = logits.reshape(targets.shape)
+    is_probability = lambda targets: (targets >= 0) & (targets <= 1)
+    logits, targets, rule = logits.reshape(-1), targets.reshape(-1), "targets must be in 0..1"
+    logits = logits + zero_or_nan(is_probability, targets, rule, logits.dtype)
     return optax.losses.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype))
 
 
 def _squared_errors(predictions: Array, targets: Array) -> Array:
-    _check_floating("predictions", predictions)
+    check_floating("predictions", predictions)
+    check_real("targets", targets)
     if targets.ndim == 0 or predictions.shape != targets.shape:
         raise ValueError(
             f"targets must have the shape of the predictions, [num_examples, ...], got "
             f"{targets.shape} and {predictions.shape}"
         )
     return optax.losses.squared_error(predictions, targets)
-
-
-def _check_floating(name: str, outputs: Array) -> None:
-    if not jnp.issubdtype(outputs.dtype, jnp.floating):
-        raise TypeError(f"{name} must be floating-point, got {outputs.dtype}")

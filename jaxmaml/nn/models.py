@@ -94,7 +94,7 @@ class Conv4(HeadedNetwork):
         self.pooled = pooled
         channels = [self.image_shape[-1], *[num_filters] * 3]
         stride = 1 if pooled else 2
-        use_bias = not cancels_bias(norm) if conv_bias is None else conv_bias
+        use_bias = not cancels_bias(norm, num_filters) if conv_bias is None else conv_bias
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         self.conv = nnx.List(
             Conv(num_inputs, num_filters, stride=stride, use_bias=use_bias, **options)
@@ -186,7 +186,6 @@ class MLP(HeadedNetwork):
             check_count("each size in hidden", size)
         default_init = nnx.initializers.lecun_normal()
         policy = "none" if norm is None else norm
-        use_bias = not cancels_bias(policy) if hidden_bias is None else hidden_bias
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         sizes = (num_inputs, *hidden)
         self.num_inputs = num_inputs
@@ -194,7 +193,7 @@ class MLP(HeadedNetwork):
             nnx.Linear(
                 fan_in,
                 fan_out,
-                use_bias=use_bias,
+                use_bias=not cancels_bias(policy, fan_out) if hidden_bias is None else hidden_bias,
                 kernel_init=hidden_init or default_init,
                 **options,
             )

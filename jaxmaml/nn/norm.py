@@ -9,6 +9,10 @@
 | layer, group | those of the example itself, over all channels or groups of them | the same |
 | none | nothing is normalized | the same |
 
+The derivative passes through the statistics of the current batch. TensorFlow's `tf.nn.moments` stops
+the gradient of the mean within the variance, which leaves first derivatives right and second ones
+wrong: with it, the second-order meta-gradient of the MAML authors' code is not that of its loss.
+
 Stored statistics are the state of a model (`nnx.BatchStat`), which the inner loop carries from the
 support to the query. To normalize the query with the statistics of the support:
 
@@ -41,7 +45,7 @@ POLICIES = ("transductive", "inductive", "running", "per_step", "layer", "group"
 
 NORM_EPS = 1e-3
 """The constant added to the variance; the default in the code of the MAML paper
-(tf.contrib.layers.batch_norm)."""
+(tf.contrib.layers.batch_norm). PyTorch codes use that of PyTorch, 1e-5."""
 
 
 class _Learned(nnx.Module):
@@ -324,14 +328,22 @@ def make_norm(
     return build[policy]()
 
 
-def cancels_bias(policy: str) -> bool:
+def cancels_bias(policy: str, num_channels: int) -> bool:
     """Returns whether a bias before the normalization has no effect in training mode.
 
+    It has none where each channel is normalized by its own mean: over the batch, or in a group of one
+    channel.
+
+    Args:
+        policy: one of `POLICIES`.
+        num_channels: as in `make_norm`.
+
     Example:
-        >>> cancels_bias("transductive"), cancels_bias("layer")
-        (True, False)
+        >>> cancels_bias("transductive", 64), cancels_bias("group", 64), cancels_bias("group", 4)
+        (True, False, True)
     """
-    return policy in ("transductive", "inductive", "running", "per_step")
+    num_groups = {"layer": 1, "group": _num_groups(num_channels), "none": 0}
+    return num_groups.get(policy, num_channels) == num_channels
 
 
 def _check_num_steps(policy: str, num_steps: int | None) -> int:

@@ -138,10 +138,15 @@ class ResNet12(HeadedNetwork):
             per_step_weights=per_step_weights, param_dtype=param_dtype,
         )  # fmt: skip
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
-        use_bias = not cancels_bias(norm)
         channels = (self.image_shape[-1], *num_filters)
         self.block = nnx.List(
-            ResidualBlock(size_in, size_out, new_norm=new_norm, use_bias=use_bias, **options)
+            ResidualBlock(
+                size_in,
+                size_out,
+                new_norm=new_norm,
+                use_bias=not cancels_bias(norm, size_out),
+                **options,
+            )
             for size_in, size_out in zip(channels[:-1], num_filters, strict=True)
         )
         self.head = nnx.Linear(channels[-1], way, kernel_init=head_init, **options)

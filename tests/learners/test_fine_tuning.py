@@ -1,5 +1,6 @@
 """Joint training over all classes, then fine-tuning."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from learner_cases import SGD, meta_gradient, one_task
@@ -23,3 +24,19 @@ def test_fine_tuning_learns_all_training_classes_and_adapts_the_episodes_head():
     assert not np.any(grads.params["head"]["kernel"])
     with pytest.raises(ValueError, match="classes"):
         learner.loss(meta_params, task)
+
+
+def test_a_wrong_class_is_refused_and_padding_may_hold_anything():
+    params, task = one_task(smooth())
+    classes = jaxmaml.TrainingClasses(smooth().features_fn, num_classes=7)
+    learner = jaxmaml.fine_tuning(smooth().loss_fn, SGD, 1, classes=classes)
+
+    def loss_of(**extra):
+        batch = {**task.query, "classes": task.query["targets"], **extra}
+        return learner.loss(learner.init(params), jaxmaml.Task(batch, batch))[0]
+
+    with pytest.raises(ValueError, match=r"classes in 0\.\.6; got 7"):
+        loss_of(classes=task.query["targets"].at[0].set(7))
+    weights = jnp.ones(6).at[0].set(0)
+    inputs = task.query["inputs"].at[0].set(jnp.nan)
+    np.testing.assert_allclose(loss_of(weights=weights, inputs=inputs), np.log(7), rtol=1e-6)

@@ -129,9 +129,9 @@ def paper_conv4(pooled, **options):
     )
 
 
-def small_resnet12(dtype, **options):
+def small_resnet12(dtype, *, num_filters=(3, 6), **options):
     return nn.ResNet12(
-        5, image_shape=(20, 17, 2), num_filters=(3, 6), param_dtype=dtype,
+        5, image_shape=(20, 17, 2), num_filters=num_filters, param_dtype=dtype,
         rngs=nnx.Rngs(0), **options,
     )  # fmt: skip
 

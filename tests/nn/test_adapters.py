@@ -23,6 +23,7 @@ from flax import linen, nnx
 
 import jaxmaml
 from jaxmaml import nn
+from jaxmaml.nn import adapters
 from jaxmaml.types import carries_state, with_state
 
 
@@ -229,3 +230,31 @@ def test_first_ways_cuts_the_logits():
         jax.eval_shape(nn.first_ways(plain, 20), params, batch)
     with pytest.raises(ValueError, match="way must be an integer, 1 or more"):
         nn.first_ways(plain, 0)
+
+
+@pytest.mark.parametrize("library", WITH_STATE)
+@pytest.mark.parametrize("state", [(), {}, {"other": jnp.zeros(2)}], ids=["none", "empty", "other"])
+def test_a_forgotten_state_is_refused_with_what_to_do(library, state):
+    model, task = WITH_STATE[library](), classified(4)
+    learner = jaxmaml.maml(nn.cross_entropy(model.train_fn), optax.sgd(0.1), 1)
+    with pytest.raises(ValueError, match=r"carries the state .*and got .*pass state=model\.state"):
+        learner.adapt(model.params, task.support, state=state)
+
+
+def test_sown_values_are_left_out_and_other_changes_of_the_state_are_refused():
+    before = {"a": {"mean": jnp.zeros(2), "seen": (jnp.zeros(3),)}}
+    after = {"a": {"mean": jnp.ones(2), "seen": (jnp.zeros(3), jnp.ones(5)), "new": (1.0,)}}
+    found = adapters.carried(before, after | {"b": {"c": {"sown": (2.0,)}}})
+    assert_leaves_close(found, {"a": {"mean": jnp.ones(2), "seen": (jnp.zeros(3),)}})
+    pair = {"a": {"mean": jnp.zeros(2), "seen": (jnp.ones(3),)}}  # a tuple that is a variable
+    assert_leaves_close(adapters.carried(before, pair), pair)
+    for changed, where in [
+        ({"mean": jnp.zeros(5)}, r"a/mean from float32\[2\] to float32\[5\]"),
+        ({"mean": jnp.zeros(2, int)}, r"a/mean from float32\[2\] to int32\[2\]"),
+        ({"mean": [jnp.zeros(2)]}, "a/mean"),
+        ({"count": jnp.zeros(())}, "a/count"),
+        ({"seen": (jnp.zeros(4),)}, "a/seen"),
+        ({"seen": (jnp.zeros(4), jnp.zeros(4))}, "a/seen"),
+    ]:
+        with pytest.raises(ValueError, match=f"changes its variable {where}"):
+            adapters.carried(before, {"a": changed})

@@ -149,3 +149,10 @@ def test_adapters_name_what_is_wrong():
         apply_fn(params, {"images": jnp.ones((2, 4))})
     with pytest.raises(TypeError, match=r"state must be an equinox\.nn\.State, got dict"):
         nn.from_equinox_with_state(eqx.nn.make_with_state(NormedEquinox)()[0], {})
+
+
+def test_an_equinox_module_that_still_holds_its_initial_state_is_refused():
+    """Its arrays would count as parameters."""
+    _, state = eqx.nn.make_with_state(NormedEquinox)()
+    with pytest.raises(ValueError, match=r"initial value of its state at norm/.*make_with_state"):
+        nn.from_equinox_with_state(NormedEquinox(), state)

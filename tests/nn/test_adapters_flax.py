@@ -1,9 +1,10 @@
+import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import assert_adjoints_agree, classified, draw, is_plain
+from cases import assert_adjoints_agree, classified, draw, is_plain, meta_gradient
 from comparing import assert_leaves_close
 from flax import linen, nnx
 
@@ -266,3 +267,114 @@ def test_dropout_differs_from_key_to_key_and_from_step_to_step(x64):
     still = optax.sgd(0.0)
     _, info = jaxmaml.adapt(loss_fn, params, {**support, "key": jax.random.key(0)}, still, 3)
     assert len(set(np.asarray(info.inner_losses).tolist())) == 3
+
+
+class SowingLinen(linen.Module):
+    """Sows into a collection of its own, into that of its statistics and into intermediates."""
+
+    @linen.compact
+    def __call__(self, inputs):
+        inputs = linen.BatchNorm(use_running_average=False)(inputs)
+        self.sow("metrics", "mean", inputs.mean())
+        self.sow("batch_stats", "inputs", inputs)
+        self.sow("intermediates", "inputs", inputs)
+        return linen.Dense(3)(inputs)
+
+
+def test_a_linen_module_that_sows_is_adapted_as_if_it_did_not():
+    module, task = SowingLinen(), classified(4)
+    variables = module.init(jax.random.key(0), jnp.ones((2, 4)))
+    statistics = {"BatchNorm_0": variables["batch_stats"]["BatchNorm_0"]}
+    plain = nn.from_linen_with_state(
+        module, {"params": variables["params"], "batch_stats": statistics}
+    )
+    model = nn.from_linen_with_state(module, variables)
+    (grads, info), (expected, plain_info) = (
+        meta_gradient(nn.cross_entropy(m.train_fn), m.params, task, state=m.state)
+        for m in (model, plain)
+    )
+    assert_leaves_close(grads, expected)
+    assert jax.tree.structure(info.state) == jax.tree.structure(model.state)
+    moved = info.state["batch_stats"]["BatchNorm_0"]
+    assert_leaves_close(moved, plain_info.state["batch_stats"]["BatchNorm_0"])
+    assert abs(moved["mean"] - statistics["BatchNorm_0"]["mean"]).max() > 1e-6
+
+
+class SowingDense(linen.Module):
+    @linen.compact
+    def __call__(self, inputs):
+        self.sow("metrics", "mean", inputs.mean())
+        return linen.Dense(3)(inputs)
+
+
+def test_a_linen_module_that_does_nothing_but_sow_carries_no_state():
+    module, batch = SowingDense(), classified(4).support
+    variables = module.init(jax.random.key(0), jnp.ones((2, 4)))
+    assert "metrics" in variables
+    apply_fn, params = nn.from_linen(module, variables)
+    assert apply_fn(params, batch).shape == (6, 3)
+
+
+class PairLinen(linen.Module):
+    """A variable that holds a tuple without being sown."""
+
+    @linen.compact
+    def __call__(self, inputs):
+        pair = self.variable("cache", "pair", lambda: (jnp.zeros(()), jnp.ones(())))
+        pair.value = (pair.value[0] + 1, pair.value[1])
+        return linen.Dense(3)(inputs) * pair.value[1]
+
+
+def test_a_linen_variable_that_is_a_tuple_is_state():
+    module, batch = PairLinen(), classified(4).support
+    variables = module.init(jax.random.key(0), jnp.ones((2, 4)))
+    model = nn.from_linen_with_state(module, variables)
+    _, state = model.train_fn(model.params, batch, model.state)
+    assert state["cache"]["pair"][0] == model.state["cache"]["pair"][0] + 1
+    apply_fn, params = nn.from_linen(module, variables)
+    with pytest.raises(flax.errors.FlaxError):
+        apply_fn(params, batch)
+
+
+class GrowingLinen(linen.Module):
+    @linen.compact
+    def __call__(self, inputs):
+        seen = self.variable("cache", "seen", lambda: jnp.zeros((0, 4)))
+        seen.value = jnp.concatenate([seen.value, inputs])
+        return linen.Dense(3)(inputs)
+
+
+def test_a_linen_variable_that_grows_is_refused_by_its_name():
+    module = GrowingLinen()
+    model = nn.from_linen_with_state(module, module.init(jax.random.key(0), jnp.ones((2, 4))))
+    with pytest.raises(
+        ValueError, match=r"variable cache/seen from float32\[2, 4\] to float32\[8, 4"
+    ):
+        model.train_fn(model.params, classified(4).support, model.state)
+
+
+class Metric(nnx.Variable):
+    pass
+
+
+class SowingNNX(nnx.Module):
+    def __init__(self):
+        self.norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+        self.linear = nnx.Linear(4, 3, rngs=nnx.Rngs(1))
+
+    def __call__(self, inputs):
+        normed = self.norm(inputs)
+        self.sow(Metric, "mean", normed.mean())
+        return self.linear(normed)
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
+@pytest.mark.parametrize("num_calls", [0, 2])
+def test_an_nnx_module_that_sows_is_adapted(num_calls):
+    module, task = SowingNNX(), classified(4)
+    for _ in range(num_calls):
+        module(task.support["inputs"])
+    model = nn.from_nnx_with_state(module)
+    learner = jaxmaml.maml(nn.cross_entropy(model.train_fn), optax.sgd(0.1), 3)
+    _, info = jax.eval_shape(learner.loss, model.params, task, state=model.state)
+    assert jax.tree.structure(info.state) == jax.tree.structure(model.state)

@@ -108,3 +108,21 @@ def test_adapters_name_what_is_wrong():
         nn.from_haiku_with_state(plain, {}, {}, in_training, in_evaluation)
     with pytest.raises(ValueError, match="'inputs'"):
         nn.from_haiku(plain, {})[0]({}, {"images": jnp.ones((2, 4))})
+
+
+def test_a_haiku_state_that_grows_is_refused_by_its_name():
+    def network(inputs):
+        seen = hk.get_state("seen", (0, 4), init=jnp.zeros)
+        hk.set_state("seen", jnp.concatenate([seen, inputs]))
+        return hk.Linear(3)(inputs)
+
+    transformed, call = (
+        hk.transform_with_state(network),
+        lambda apply, batch: apply(batch["inputs"]),
+    )
+    variables = transformed.init(jax.random.key(0), jnp.ones((2, 4)))
+    model = nn.from_haiku_with_state(transformed, *variables, call, call)
+    with pytest.raises(
+        ValueError, match=r"variable ~/seen from float32\[0, 4\] to float32\[6, 4\]"
+    ):
+        model.train_fn(model.params, {"inputs": jnp.ones((6, 4))}, model.state)

@@ -213,8 +213,22 @@ def test_losses_keep_dtype_and_ranks(x64, loss, batch, params, _values):
         (nn.mean_squared_error, classified(targets=jnp.zeros((3, 1))), ValueError, "targets"),
         (nn.mean_squared_error, classified(weights=jnp.ones(2)), ValueError, "weights"),
         (nn.cross_entropy, classified(weights=jnp.ones((3, 1))), ValueError, "weights"),
-        (nn.binary_cross_entropy, classified(), ValueError, "targets must be \\[num_examples\\]"),
-        (nn.binary_cross_entropy, classified(targets=jnp.ones((3, 3))), ValueError, "targets"),
+        (nn.binary_cross_entropy, classified(), ValueError, "logits must be \\[num_examples\\]"),
+        (nn.binary_cross_entropy, classified(targets=jnp.ones((3, 3))), ValueError, "logits"),
+        (nn.binary_cross_entropy, judged(targets=jnp.ones((3, 2))), ValueError, "targets must be"),
+        (
+            nn.binary_cross_entropy,
+            judged(targets=jnp.ones((3, 1)) * 1j),
+            TypeError,
+            "targets must be real",
+        ),
+        (
+            nn.mean_squared_error,
+            regressed(targets=jnp.ones((3, 1)) * 1j),
+            TypeError,
+            "targets must be real",
+        ),
+        (nn.cross_entropy, classified(weights=jnp.ones(3) * 1j), TypeError, "weights must be real"),
         (nn.cross_entropy, {"inputs": jnp.ones((3, 3))}, ValueError, "'targets'"),
         (nn.cross_entropy, (jnp.ones((3, 3)), jnp.zeros(3)), TypeError, "batch"),
         (nn.cross_entropy, {"targets": jnp.zeros(3, int)}, ValueError, "'inputs'"),
@@ -227,8 +241,68 @@ def test_losses_keep_dtype_and_ranks(x64, loss, batch, params, _values):
 )
 def test_losses_name_what_is_wrong(loss, batch, error, named):
     loss_fn = loss(nn.from_function(linear))
+    params = jnp.eye(jnp.shape(batch["inputs"])[-1] if "inputs" in batch else 3)
     with pytest.raises(error, match=named):
-        jax.eval_shape(loss_fn, jnp.eye(3), batch)
+        jax.eval_shape(loss_fn, params, batch)
+
+
+WRONG = [
+    (nn.cross_entropy, classified, {"targets": jnp.array([0, -1, 1])}, "classes in 0..2; got -1"),
+    (nn.cross_entropy, classified, {"targets": jnp.array([0, 3, 1])}, "classes in 0..2; got 3"),
+    (nn.accuracy, classified, {"targets": jnp.array([0, -1, 1])}, "classes in 0..2; got -1"),
+    (nn.accuracy, classified, {"targets": jnp.array([0, 3, 1])}, "classes in 0..2; got 3"),
+    (nn.binary_cross_entropy, judged, {"targets": jnp.array([0, 2, 1])}, "in 0..1; got 2"),
+    (nn.binary_cross_entropy, judged, {"targets": jnp.array([0, -0.5, 1])}, "in 0..1; got -0.5"),
+    *(
+        (score, batch, {"weights": jnp.array([2.0, weight, 1.0])}, "0 or more and finite; got")
+        for score, batch in [
+            (nn.cross_entropy, classified),
+            (nn.accuracy, classified),
+            (nn.mean_squared_error, regressed),
+            (nn.binary_cross_entropy, judged),
+        ]
+        for weight in (-1.0, jnp.nan, jnp.inf)
+    ),
+]
+
+
+@pytest.mark.parametrize(("score", "batch", "wrong", "message"), WRONG)
+def test_a_wrong_target_or_weight_is_refused_or_where_it_is_traced_nan(
+    score, batch, wrong, message
+):
+    score_fn, batch = score(nn.from_function(linear)), batch(**wrong)
+    params = jnp.eye(batch["inputs"].shape[-1])
+    with pytest.raises(ValueError, match=message):
+        score_fn(params, batch)
+    value, grad = jax.jit(jax.value_and_grad(score_fn))(params, batch)
+    assert jnp.isnan(value)
+    if score is not nn.accuracy:
+        assert jnp.isnan(grad).any()
+
+
+def test_a_wrong_target_of_the_support_is_not_adapted_on():
+    """A constant NaN would have a gradient of zero, and leave a finite query loss."""
+    loss_fn = nn.cross_entropy(nn.from_function(linear))
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 1)
+    task = jaxmaml.Task(classified(targets=jnp.array([0, -1, 1])), classified())
+    with pytest.raises(ValueError, match="got -1"):
+        learner.loss(jnp.eye(3), task)
+    value_and_grad = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
+    (loss, _), grad = value_and_grad(jnp.eye(3), task)
+    assert jnp.isnan(loss)
+    assert jnp.isnan(grad).any()
+
+
+def test_binary_targets_may_have_the_shape_of_the_logits():
+    loss_fn = nn.binary_cross_entropy(nn.from_function(linear))
+    loss = loss_fn(jnp.eye(1), judged(targets=jnp.array([[0], [1], [1]])))
+    np.testing.assert_allclose(loss, BINARY_CROSS_ENTROPIES.mean(), rtol=1e-6)
+
+
+def test_targets_of_a_narrow_type_serve_more_ways_than_it_can_count():
+    batch = {"inputs": jnp.ones((2, 3)), "targets": jnp.array([0, 1], jnp.int8)}
+    loss = nn.cross_entropy(nn.from_function(linear))(jnp.zeros((3, 300)), batch)
+    np.testing.assert_allclose(loss, np.log(300), rtol=1e-6)
 
 
 @pytest.mark.parametrize("as_type", [int, float, bool])

@@ -82,7 +82,7 @@ def test_parameter_paths_and_counts():
 def test_normalization_decides_by_default_whether_there_are_biases(policy):
     options = {"norm": policy, "num_steps": 2 if policy == "per_step" else None}
     build = {
-        "conv": lambda **bias: nn.Conv4(5, num_filters=2, rngs=nnx.Rngs(0), **options, **bias),
+        "conv": lambda **bias: nn.Conv4(5, num_filters=10, rngs=nnx.Rngs(0), **options, **bias),
         "dense": lambda **bias: nn.MLP(4, 1, hidden=(9,), rngs=nnx.Rngs(0), **options, **bias),
     }
     params_of = lambda module: nn.from_nnx_with_state(module).params

@@ -47,9 +47,13 @@ def test_parameter_paths():
 @pytest.mark.parametrize("policy", POLICIES)
 def test_normalization_decides_whether_there_are_biases(policy):
     options = {"num_steps": 2} if policy == "per_step" else {}
-    model = nn.from_nnx_with_state(small_resnet12(jnp.float32, norm=policy, **options))
-    has_bias = policy in ("layer", "group", "none")
-    assert ("block/0/shortcut/bias" in trees.leaf_paths(model.params)) == has_bias
+    model = nn.from_nnx_with_state(
+        small_resnet12(jnp.float32, norm=policy, num_filters=(3, 10), **options)
+    )
+    names = trees.leaf_paths(model.params)
+    assert ("block/0/shortcut/bias" in names) == (policy in ("layer", "none"))
+    # Ten channels are five groups of two, three are three of one.
+    assert ("block/1/shortcut/bias" in names) == (policy in ("layer", "group", "none"))
 
 
 @pytest.mark.slow
