@@ -24,6 +24,7 @@ from jaxmaml import diagnostics
 from jaxmaml.experiments import learners, presets
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.experiment import Experiment, build_candidate, step_tasks
+from jaxmaml.files import check_absent
 from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, Task
 
 GRIDS = {"sinusoid": (0.003, 0.01, 0.03), "glyphs": (0.1, 0.4, 1.0), "omniglot": (0.4, 1.0, 2.0)}
@@ -50,6 +51,10 @@ def main() -> None:
 
 def _measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields the rows of one preset."""
+    picture = None if options.plots is None else options.plots / f"{name}-agreement.png"
+    if picture is not None:
+        check_absent(picture)
+
     # What all runs share.
     preset = presets.override(presets.get(name), num_outer_steps=options.num_outer_steps)
     if options.quick:
@@ -71,8 +76,8 @@ def _measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
             }  # fmt: skip
 
     # Both meta-gradients along the watched run.
-    if options.plots is not None:
-        _plot(watch, options.plots / f"{name}-agreement.png")
+    if picture is not None:
+        _plot(watch, picture)
     yield {
         "table": "layers", "preset": name, "inner_lr": preset.inner_lr, "step": watch.steps,
         "layers": watch.found,

@@ -182,8 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ),
         )
         return command()
-    except _UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (_UserError, files.WriteError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -203,13 +203,13 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
     from jaxmaml.experiments.compare import execute, prepare
 
     out = run.out or pathlib.Path("runs", f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    with _session(run.matmul_precision):
+    with _session(run.matmul_precision), contextlib.ExitStack() as stack:
         with _user_errors():
-            comparison = prepare(
+            comparison = stack.enter_context(prepare(
                 preset, specs, out,
                 seed=run.seed, num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,
                 streaming=_streaming(run), matmul_precision=run.matmul_precision,
-            )  # fmt: skip
+            ))  # fmt: skip
         runs = execute(comparison)
     print(f"written to {out}")
     stopped = [done for done in runs if done.stopped]

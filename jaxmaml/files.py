@@ -1,13 +1,14 @@
-"""Files that are written whole or not at all, and the directory for caches."""
+"""Files that are written whole or not at all, locks, digests, and the directory for caches."""
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def cache_dir() -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
     """Opens a file that appears under its name, complete, when the block ends without an error.
 
     The file is written beside `path` and then renamed. Two processes may write the same path at
@@ -48,11 +49,15 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
     Args:
         path: the file to write; missing parent directories are created.
+        replace: whether an existing file is replaced.
 
     Raises:
+        ValueError: `path` exists, and is not to be replaced.
         WriteError: the file cannot be written, for example because the disk is full. Nothing is
             left behind.
     """
+    if not replace:
+        check_absent(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,12 +66,72 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if not replace:
+            check_absent(path)  # it may have been made in the meantime
         os.replace(temporary, path)
     except OSError as error:
         raise WriteError(f"{path} cannot be written: {error}") from error
     finally:
         with contextlib.suppress(OSError):  # such as a parent that is not a directory
             temporary.unlink(missing_ok=True)  # does nothing after the rename
+
+
+def check_absent(path: Path) -> None:
+    """Raises ValueError if a file exists."""
+    if os.path.lexists(path):
+        raise ValueError(f"{path} exists already: remove it or choose another name")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of a file, which is made before and removed after it.
+
+    The kernel frees the lock of a process that dies. Its file, which then stays, locks nothing.
+
+    Args:
+        path: the file of the lock; missing parent directories are created.
+
+    Raises:
+        ValueError: another process, or another block of this one, holds the lock.
+        WriteError: the file cannot be written or locked.
+    """
+    try:
+        descriptor = _acquire(path)
+    except BlockingIOError:
+        raise ValueError(f"{path.parent} is in use by another process") from None
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        # Removed while it is held: who opens it now sees that it is gone, see `_acquire`.
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquire(path: Path, num_tries: int = 100) -> int:
+    """Returns the descriptor of a locked file. Raises OSError if the lock is not free."""
+    for _ in range(num_tries - 1):
+        # Whoever held the lock may remove its file and the directory at any moment.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            return _try_to_acquire(path)
+    return _try_to_acquire(path)
+
+
+def _try_to_acquire(path: Path) -> int:
+    """Does what `_acquire` does, or raises FileNotFoundError if the file is removed meanwhile."""
+    import fcntl  # not on Windows, where the library works without locks
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            raise FileNotFoundError(f"{path} was removed while it was opened")
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def map_array(path: Path) -> np.ndarray:
@@ -90,6 +155,16 @@ def digest(*parts: object) -> str:
         (True, False)
     """
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def json_digest(value: Any) -> str:
+    """Returns the SHA-256 of a value that JSON can hold; the order of keys does not count.
+
+    Example:
+        >>> json_digest({"a": 1, "b": (2,)}) == json_digest({"b": [2], "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(root: Path, paths: Iterable[Path]) -> str:

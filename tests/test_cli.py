@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -114,14 +115,47 @@ def test_train_stops_at_a_loss_that_is_not_finite(tmp_path, capsys):
 
 def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
     def interrupted(*args):
+        yield from itertools.islice(run_program(*args), 2)
         raise KeyboardInterrupt
 
+    run_program = fitting.run_program
     monkeypatch.setattr(fitting, "run_program", interrupted)
     out = tmp_path / "run"
     assert cli.main(["train", "sinusoid-5shot", "--out", str(out), *TINY]) == 130
     assert "interrupted" in capsys.readouterr().err
-    assert {path.name for path in out.iterdir()} <= {"config.json", "metrics.jsonl"}
+    assert {path.name for path in out.iterdir()} == {"config.json", "metrics.jsonl"}
     json.loads((out / "config.json").read_text())
+
+
+def test_a_run_that_was_interrupted_at_its_start_blocks_nothing(tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "compile_program", interrupted)
+        assert cli.main(["train", "sinusoid-5shot", "--out", str(out), *TINY]) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_while_saving_is_one_line(tmp_path, monkeypatch, capsys):
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    command = ["train", "sinusoid-5shot", "--order", "first", "--out", str(tmp_path / "r"), *TINY]
+    assert cli.main(command) == 2
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("error: checkpoint ")
+    assert "the disk has 0.0 MB left" in last
+    assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+def test_a_damaged_run_is_one_line(compared, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(compared[1], copy)
+    (copy / "checkpoints" / "exact" / "_METADATA").write_bytes(b"")
+    assert "exact/_METADATA is damaged" in _error(capsys, "evaluate", str(copy))
+    (copy / "config.json").write_text("[1]")
+    assert "config.json is not as it was written" in _error(capsys, "evaluate", str(copy))
 
 
 @pytest.mark.parametrize(
@@ -258,3 +292,7 @@ def test_an_episode_is_shown(tmp_path, capsys):
     assert cli.main(["data", "show", "sinusoid-10shot", "--out", str(picture)]) == 0
     assert capsys.readouterr().out.strip() == str(picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+    picture.write_bytes(b"my picture")
+    message = _error(capsys, "data", "show", "sinusoid-10shot", "--out", str(picture))
+    assert "shown.png exists already" in message
+    assert picture.read_bytes() == b"my picture"

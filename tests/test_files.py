@@ -1,7 +1,12 @@
 """Files appear whole or not at all, with the permissions that the user's files have."""
 
+import contextlib
 import os
+import signal
 import stat
+import subprocess
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -51,6 +56,78 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
     with pytest.raises(files.WriteError, match="file/x cannot be written"):
         write()
+
+
+def test_a_file_that_is_not_to_be_replaced_stays(tmp_path):
+    path = tmp_path / "x"
+
+    def write(*, meanwhile=False):
+        with files.atomic_write(path, replace=False) as file:
+            file.write(b"new")
+            if meanwhile:
+                path.write_bytes(b"another's")
+
+    with pytest.raises(ValueError, match="x exists already"):
+        write(meanwhile=True)
+    with pytest.raises(ValueError, match="x exists already"):
+        write()
+    assert path.read_bytes() == b"another's"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_of_many_that_lock_at_once_one_succeeds(tmp_path):
+    """The directory is removed after each try, as a start that fails removes it."""
+    num_threads, num_rounds = 4, 50
+    barrier, held = threading.Barrier(num_threads, timeout=30), []
+
+    def work():
+        counts, refusals = [], set()
+        for _ in range(num_rounds):
+            barrier.wait()
+            try:
+                with files.locked(tmp_path / "run" / ".lock"):
+                    held.append(1)
+                    counts.append(len(held))
+                    held.pop()
+            except ValueError as error:
+                refusals.add(str(error))
+            with contextlib.suppress(OSError):
+                (tmp_path / "run").rmdir()
+        return counts, refusals
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        done = [pool.submit(work) for _ in range(num_threads)]
+    counts = [count for work in done for count in work.result()[0]]
+    assert len(counts) >= num_rounds
+    assert set(counts) == {1}
+    refusals = set().union(*(work.result()[1] for work in done))
+    assert refusals <= {f"{tmp_path / 'run'} is in use by another process"}
+    assert not list(tmp_path.iterdir())
+
+
+LOCK_AND_DIE = """
+import os, pathlib, signal, sys
+from jaxmaml import files
+with files.locked(pathlib.Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_dead_process_holds_no_lock(tmp_path):
+    command = [sys.executable, "-c", LOCK_AND_DIE, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        with pytest.raises(ValueError, match="in use"), files.locked(tmp_path / ".lock"):
+            pass
+        process.communicate(b"x")
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / ".lock").exists()
+    with files.locked(tmp_path / ".lock"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fingerprint_changes_with_name_size_and_time(tmp_path):

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ DATASETS: dict[str, Dataset] = {
 def load(
     dataset: str,
     data_dir: str | os.PathLike[str] | None = None,
-    class_split: str | None = None,
+    class_split: str | ClassSplit | None = None,
     image_size: int | None = None,
 ) -> dict[str, Pool]:
     """Returns the pools of a dataset, with all images on the device.
@@ -94,7 +95,7 @@ def load(
 def images(
     dataset: str,
     data_dir: str | os.PathLike[str] | None = None,
-    class_split: str | None = None,
+    class_split: str | ClassSplit | None = None,
     image_size: int | None = None,
     *,
     cache: bool = True,
@@ -119,7 +120,8 @@ def images(
             Defaults to TFDS's ($TFDS_DATA_DIR, else ~/tensorflow_datasets), for glyphs to the
             user's cache directory.
         class_split: the name of a class split of the dataset; defaults to its first. For "tfds:"
-            and "folder:" the path of a file, see `class_splits.read`.
+            and "folder:" the path of a file, see `class_splits.read`. For any dataset, the class
+            names of each split.
         image_size: height and width in pixels. Defaults to the dataset's own, or 84 for "tfds:"
             and "folder:".
         cache: whether images are decoded once, see `stored_images.open_images`.
@@ -239,7 +241,9 @@ def _known(dataset: str) -> Dataset:
     return DATASETS[dataset]
 
 
-def _known_class_split(dataset: str, name: str) -> ClassSplit:
+def _known_class_split(dataset: str, name: str | ClassSplit) -> ClassSplit:
+    if isinstance(name, Mapping):
+        return name
     names = DATASETS[dataset].class_splits
     if name not in names:
         raise ValueError(f"class_split={name!r} is unknown; choose one of {', '.join(names)}")
@@ -248,7 +252,9 @@ def _known_class_split(dataset: str, name: str) -> ClassSplit:
     return class_splits.published("glyphs" if dataset == "glyphs" else name)
 
 
-def _own_class_split(dataset: str, path: str | None) -> ClassSplit:
+def _own_class_split(dataset: str, path: str | ClassSplit | None) -> ClassSplit:
+    if isinstance(path, Mapping):
+        return path
     needs = (
         f"dataset {dataset!r} needs a split file, which lists the classes for train, val and test"
     )

@@ -142,7 +142,16 @@ def comparison(
     if not inner_lrs:
         return [Spec(label, order, preset.inner_lr, name) for label, (name, order) in runs.items()]
     return [
-        Spec(f"{label}@{rate:g}", order, rate, name)
-        for rate in inner_lrs
+        Spec(f"{label}@{text}", order, rate, name)
+        for rate, text in zip(inner_lrs, _texts(inner_lrs), strict=True)
         for label, (name, order) in runs.items()
+    ]
+
+
+def _texts(rates: Sequence[float]) -> list[str]:
+    """Returns the text of each rate: short, or all digits where short ones would be equal."""
+    short = [f"{rate:g}" for rate in rates]
+    return [
+        repr(float(rate)) if short.count(text) > 1 else text
+        for rate, text in zip(rates, short, strict=True)
     ]

@@ -1,7 +1,8 @@
 """Runs of one experiment: same initial parameters, same episodes, one run directory."""
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -17,8 +18,15 @@ from jaxmaml.experiments.experiment import (
 )
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.run import Run, new_progress, train_and_test
-from jaxmaml.experiments.run_dir import Gradient, RunDir, make_config, make_results, write_json
-from jaxmaml.experiments.tasks import Streaming, input_shape
+from jaxmaml.experiments.run_dir import (
+    Gradient,
+    Recorder,
+    RunDir,
+    make_config,
+    make_results,
+    write_json,
+)
+from jaxmaml.experiments.tasks import Streaming, class_split_of, input_shape, located
 from jaxmaml.types import MetaState
 
 
@@ -38,6 +46,7 @@ class Comparison(NamedTuple):
     run_dir: RunDir
 
 
+@contextlib.contextmanager
 def prepare(
     preset: Preset,
     specs: Sequence[Spec],
@@ -48,8 +57,8 @@ def prepare(
     data_dir: pathlib.Path | None = None,
     streaming: Streaming | None = None,
     matmul_precision: str = "highest",
-) -> Comparison:
-    """Builds the experiment and the candidates, and creates the run directory.
+) -> Iterator[Comparison]:
+    """Builds the experiment and the candidates; keeps other processes out of the run directory.
 
     Args:
         preset: the settings.
@@ -65,27 +74,30 @@ def prepare(
         ValueError: the settings, the dataset or the directory do not allow the runs.
     """
     # Check what can be checked before a dataset is read.
-    run_dir = RunDir(out)
-    run_dir.check_vacant()
     for spec in specs:
         learners.check(preset, spec.learner, spec.order)
+    if len({spec.label for spec in specs}) < len(specs):
+        raise ValueError(f"the labels of runs must differ; got {[spec.label for spec in specs]}")
 
-    # Build the experiment and the learners.
-    experiment = build_experiment(
-        preset, seed=seed, data_dir=data_dir, num_test_tasks=num_test_tasks, streaming=streaming,
-        with_classes=any(learners.needs_class_numbers(preset, spec.learner) for spec in specs),
-    )  # fmt: skip
-    built = [build_candidate(experiment, spec) for spec in specs]
+    run_dir = RunDir(out)
+    with run_dir.claimed():
+        # Build the experiment and the learners.
+        experiment = build_experiment(
+            preset, seed=seed, data_dir=data_dir, num_test_tasks=num_test_tasks,
+            streaming=streaming,
+            with_classes=any(learners.needs_class_numbers(preset, spec.learner) for spec in specs),
+        )  # fmt: skip
+        built = [build_candidate(experiment, spec) for spec in specs]
 
-    # Create the directory last: a mistake leaves nothing behind.
-    config = make_config(
-        preset, specs, seed=seed, num_test_tasks=num_test_tasks, data_dir=data_dir,
-        matmul_precision=matmul_precision,
-        input_shape=input_shape(experiment.sources["train"]),
-        num_classes=experiment.num_classes,
-    )  # fmt: skip
-    run_dir.create(config)
-    return Comparison(experiment, built, config, run_dir)
+        # The paths are absolute, so that the runs can be evaluated from any directory.
+        where, directory = located(preset, data_dir)
+        config = make_config(
+            where, specs, seed=seed, num_test_tasks=num_test_tasks, data_dir=directory,
+            matmul_precision=matmul_precision,
+            input_shape=input_shape(experiment.sources["train"]),
+            class_split=class_split_of(experiment.sources),
+        )  # fmt: skip
+        yield Comparison(experiment, built, config, run_dir)
 
 
 def execute(comparison: Comparison) -> list[Run]:
@@ -104,7 +116,8 @@ def execute(comparison: Comparison) -> list[Run]:
 
     # Write. The results come last, so that a directory with results is a complete one.
     figures.draw_all(run_dir, experiment, runs, floor=floor, gradient=gradient)
-    write_json(run_dir.results, make_results(config, runs, floor=floor, gradient=gradient))
+    results = make_results(config, runs, floor=floor, gradient=gradient)
+    write_json(run_dir.results, results, replace=False)
 
     # Print.
     console = tables.console()
@@ -154,16 +167,16 @@ def _watch(comparison: Comparison) -> _Watch | None:
 
 def _train_all(comparison: Comparison, watch: _Watch | None) -> list[Run]:
     """Makes each run and saves its state."""
-    runs = []
+    runs, record = [], Recorder(comparison.run_dir, comparison.config)
     with new_progress() as progress:
         for candidate in comparison.candidates:
             run = train_and_test(
                 comparison.experiment, candidate,
                 num_test_tasks=comparison.config["num_test_tasks"],
-                record=comparison.run_dir.append_metrics, progress=progress,
+                record=record, progress=progress,
                 probe=watch.probe if watch is not None and candidate is watch.exact else None,
             )  # fmt: skip
-            comparison.run_dir.save_state(candidate.label, run.meta_state)
+            comparison.run_dir.save_state(candidate.label, run.meta_state, comparison.config)
             runs.append(run)
     return runs
 

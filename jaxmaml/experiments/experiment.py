@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 import jaxmaml
 from jaxmaml import averaging, parallel
+from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.pools import Pool
 from jaxmaml.experiments import candidates, networks
 from jaxmaml.experiments.candidates import Candidate, Spec
@@ -63,6 +64,7 @@ def build_experiment(
     streaming: Streaming | None = None,
     with_classes: bool = False,
     trained_as: Preset | None = None,
+    class_split: ClassSplit | None = None,
 ) -> Experiment:
     """Returns the experiment of a preset.
 
@@ -75,6 +77,7 @@ def build_experiment(
         streaming: how images are read during training; defaults to keeping them on the device.
         with_classes: whether training batches hold the number of each example's class among all.
         trained_as: the settings of the network, if `preset` has other tasks than those of training.
+        class_split: the class names of each split; defaults to the preset's.
 
     Raises:
         ValueError: the dataset is missing or cannot give such tasks.
@@ -82,7 +85,7 @@ def build_experiment(
     params_key, train_key = jax.random.split(jax.random.key(seed))
     sources = make_sources(
         preset, num_test_tasks=num_test_tasks, data_dir=data_dir, images=images,
-        streaming=streaming, with_classes=with_classes,
+        streaming=streaming, with_classes=with_classes, class_split=class_split,
     )  # fmt: skip
     shape = input_shape(sources["train"])
     return Experiment(

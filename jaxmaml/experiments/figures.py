@@ -16,6 +16,7 @@ from jaxmaml.experiments.experiment import Experiment, scored_tasks
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient, RunDir
+from jaxmaml.files import check_absent
 from jaxmaml.types import MetaParams, State, Task, as_stateful
 
 
@@ -64,8 +65,9 @@ def draw_episode(experiment: Experiment, path: pathlib.Path) -> None:
     """Draws the first test task of an experiment, without a model.
 
     Raises:
-        ValueError: the suffix of `path` is not a format of matplotlib.
+        ValueError: `path` exists, or its suffix is not a format of matplotlib.
     """
+    check_absent(path)
     task = _first_task(experiment)
     if experiment.preset.is_regression:
         x, y = (np.asarray(task.query[name]).ravel() for name in ("inputs", "targets"))

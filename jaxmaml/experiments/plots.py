@@ -236,10 +236,11 @@ def regression(x_grid: Any, curves: Mapping[str, Any], support_x: Any, support_y
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure in the format of the path's suffix, whole or not at all.
+    """Writes a figure in the format of the path's suffix, whole or not at all, to a new file.
 
     Raises:
-        ValueError: the suffix is not a format of matplotlib, or the file cannot be written.
+        ValueError: the file exists or cannot be written, or the suffix is not a format of
+            matplotlib.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -248,7 +249,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     ['plot.png']
     """
     path = Path(path)
-    with atomic_write(path) as file:
+    with atomic_write(path, replace=False) as file:
         figure.savefig(file, format=path.suffix.removeprefix(".") or None, dpi=150)
 
 

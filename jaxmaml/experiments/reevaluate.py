@@ -57,17 +57,20 @@ def restore(
     Raises:
         ValueError: a checkpoint or the dataset is missing, or the runs do not suit such tasks.
     """
-    # Settings.
+    # Settings. A damaged checkpoint is found before a dataset is read.
     directory = RunDir(run_dir)
     config = directory.read_config()
     trained, specs = preset_of(config), specs_of(config)
+    for spec in specs:
+        directory.verify_state(spec.label, config)
     preset = presets.override(trained, **changes)
     if preset.is_regression != trained.is_regression:
         raise ValueError(f"a run of {trained.dataset!r} cannot be tested on {preset.dataset!r}")
     _check_way(preset, trained, specs)
 
-    # Tasks.
+    # Tasks. Their classes are those of the run, whatever its split file holds today.
     used = config["data_dir"] and pathlib.Path(config["data_dir"])
+    has_own_classes = changes.get("dataset") is None and changes.get("split") is None
     built = build_experiment(
         preset,
         seed=config["seed"],
@@ -75,16 +78,17 @@ def restore(
         num_test_tasks=num_test_tasks,
         with_classes=any(learners.needs_class_numbers(trained, spec.learner) for spec in specs),
         trained_as=trained,
+        class_split=config["class_split"] if has_own_classes else None,
     )
     _check_shape(config, built)
 
     # States. They have the shape of the experiment that was trained, with its class head.
-    num_classes = config.get("num_classes", 0)
+    num_classes = len((config["class_split"] or {"train": ()})["train"])
     as_trained = built._replace(preset=trained, num_classes=num_classes)
     states = {}
     for spec in specs:
         start = init_state(as_trained, build_candidate(as_trained, spec))
-        states[spec] = directory.restore_state(spec.label, start)
+        states[spec] = directory.restore_state(spec.label, start, config)
     named = dataclasses.replace(preset, name=_name(trained, changes))
     return Restored(built._replace(preset=named, num_classes=num_classes), trained, states)
 

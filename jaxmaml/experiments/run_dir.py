@@ -2,21 +2,27 @@
 
 A directory holds one or several runs::
 
-    config.json        all that is needed to run or evaluate again, written first
+    config.json        all that is needed to run or evaluate again, written before the other files
     metrics.jsonl      one row per outer step and per validation of each run
     checkpoints/LABEL  the state of each run
     results.json       the scores and costs of each run, written last: a complete directory has it
     *.png              see `figures`
+    .lock              the lock of the process that writes the directory, removed at its end
 
+The first file is written after the first outer steps, so that a start that fails leaves nothing.
 JSON holds null for a number that is not finite. Files are written whole or not at all, and never
-over another run. The keys of results.json are a stable interface.
+over a file that was there before. config.json has a digest of itself, and each checkpoint one of the
+settings that it was trained with. The keys of results.json are a stable interface.
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
 import math
+import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,11 +32,17 @@ from jaxmaml.experiments import provenance
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.run import Run
-from jaxmaml.files import atomic_write
+from jaxmaml.files import WriteError, atomic_write, json_digest, locked
 from jaxmaml.types import MetaState
 
 Gradient: TypeAlias = dict[str, list[float]]
 """{"cosine", "norm_ratio", "step"}: first-order against exact meta-gradients along a run."""
+
+
+PLOTS = ("metric_per_step", "learning_curves", "gradient_agreement", "regression", "episode")
+"""The names of all plots of a run directory, without their suffix."""
+_NOT_TRAINED_WITH = ("versions", "commit", "num_test_tasks", "digest")
+"""Keys of config.json that do not decide which parameters a run has after a step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,51 +75,99 @@ class RunDir:
         return self.path / "checkpoints" / label
 
     def plot(self, name: str) -> pathlib.Path:
-        """Returns the file of a plot."""
+        """Returns the file of a plot, whose name is one of `PLOTS`."""
+        assert name in PLOTS, name
         return self.path / f"{name}.png"
 
     def check_vacant(self) -> None:
-        """Raises ValueError if the path is a file, or a directory with another run."""
+        """Raises ValueError if the path is a file, or a directory with any file of a run."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--out {self.path} is a file: name a directory")
-        found = [path.name for path in (self.config, self.results) if path.exists()]
+        plots = [self.plot(name) for name in PLOTS]
+        files = [self.config, self.results, self.metrics, self.path / "checkpoints", *plots]
+        found = [path.name for path in files if os.path.lexists(path)]
         if found:
             raise ValueError(
                 f"--out {self.path} holds another run ({found[0]}): name a new directory"
             )
 
-    def create(self, config: dict[str, Any]) -> None:
-        """Makes the directory, with its config.json.
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keeps every other process out of the directory, which must be vacant.
+
+        At the end, the directories that were made for it are removed if they are still empty.
 
         Raises:
-            ValueError: it holds another run, or it cannot be written.
+            ValueError: the directory is in use, holds another run, or cannot be written.
         """
         self.check_vacant()
-        write_json(self.config, config)
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        try:
+            with locked(self.path / ".lock"):
+                self.check_vacant()  # nobody else writes from here on
+                yield
+        finally:
+            with contextlib.suppress(OSError):  # not empty
+                for path in made:
+                    path.rmdir()
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Writes config.json.
+
+        Raises:
+            ValueError: the directory holds another run, or cannot be written.
+        """
+        self.check_vacant()
+        write_json(self.config, config, replace=False)
 
     def append_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Appends rows to metrics.jsonl in a single write, so that no row is ever cut."""
-        lines = "".join(json.dumps(to_json(row), allow_nan=False) + "\n" for row in rows)
-        with self.metrics.open("ab", buffering=0) as file:
-            file.write(lines.encode())
+        """Appends rows to metrics.jsonl in a single write, so that no row is ever cut.
 
-    def save_state(self, label: str, meta_state: MetaState) -> None:
-        """Saves the state of a run."""
-        checkpoint.save(self.checkpoint(label), meta_state)
+        Raises:
+            ValueError: the file cannot be written.
+        """
+        lines = "".join(json.dumps(to_json(row), allow_nan=False) + "\n" for row in rows).encode()
+        try:
+            with self.metrics.open("ab", buffering=0) as file:
+                before = self.metrics.stat().st_size
+                if file.write(lines) < len(lines):  # what is left of a disk that is almost full
+                    file.truncate(before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise WriteError(f"{self.metrics} cannot be written: {error}") from error
 
-    def restore_state(self, label: str, like: MetaState) -> MetaState:
+    def save_state(self, label: str, meta_state: MetaState, config: Mapping[str, Any]) -> None:
+        """Saves the state of a run.
+
+        Raises:
+            ValueError: the run has a state already, or it cannot be written.
+        """
+        path = self.checkpoint(label)
+        checkpoint.save(path, meta_state, config=_trained_with(label, config))
+
+    def restore_state(self, label: str, like: MetaState, config: Mapping[str, Any]) -> MetaState:
         """Returns the state of a run, in the structure of `like`.
 
         Raises:
-            ValueError: there is no such state, or it belongs to another model.
+            ValueError: see `verify_state`; or the state belongs to another model.
         """
-        return checkpoint.restore(self.checkpoint(label), like)
+        path = self.checkpoint(label)
+        return checkpoint.restore(path, like, config=_trained_with(label, config))
+
+    def verify_state(self, label: str, config: Mapping[str, Any]) -> None:
+        """Raises ValueError unless the state of a run is whole and was trained with a config.
+
+        Raises:
+            ValueError: there is no such state, a file of it is damaged, or it was trained with
+                another config or under another label.
+        """
+        checkpoint.verify(self.checkpoint(label), config=_trained_with(label, config))
 
     def read_config(self) -> dict[str, Any]:
         """Returns the contents of config.json.
 
         Raises:
-            ValueError: the directory holds no readable run.
+            ValueError: the directory holds no run, or its config.json is not as it was written.
         """
         if not self.config.is_file():
             raise ValueError(
@@ -115,9 +175,64 @@ class RunDir:
                 "jaxmaml train or jaxmaml compare wrote"
             )
         try:
-            return json.loads(self.config.read_text())
-        except json.JSONDecodeError as error:
+            config = json.loads(self.config.read_text("utf-8"))
+        except OSError as error:
+            raise ValueError(f"{self.config} cannot be read: {error}") from None
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.config} is not JSON: {error}") from None
+        self._check_config(config)
+        return config
+
+    def _check_config(self, config: Any) -> None:
+        """Raises ValueError unless a config.json is as it was written, by such a version."""
+        digest = config.get("digest") if isinstance(config, dict) else None
+        if digest is None or digest != _digest(config):
+            raise ValueError(
+                f"{self.config} is not as it was written (its digest differs): the checkpoints "
+                "belong to other settings than these, or it is of another version of jaxmaml"
+            )
+        try:
+            preset_of(config)
+            specs_of(config)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{self.config} is of another version of jaxmaml: {error}") from None
+
+
+@dataclasses.dataclass
+class Recorder:
+    """Writes rows of metrics, and config.json before them, from the first outer step on.
+
+    Until then it keeps the rows, so that a start that fails leaves no files.
+
+    Attributes:
+        run_dir: the directory to write to.
+        config: the contents of config.json.
+    """
+
+    run_dir: RunDir
+    config: dict[str, Any]
+    _kept: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    _has_started: bool = False
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._kept += rows
+        if self._has_started:
+            self.run_dir.append_metrics(self._kept)
+        elif any("loss" in row for row in self._kept):
+            self._start()
+        else:
+            return
+        self._kept, self._has_started = [], True
+
+    def _start(self) -> None:
+        """Writes the first files, both or none of them."""
+        self.run_dir.create(self.config)
+        try:
+            self.run_dir.append_metrics(self._kept)
+        except WriteError:
+            self.run_dir.config.unlink()
+            self.run_dir.metrics.unlink(missing_ok=True)
+            raise
 
 
 def make_config(
@@ -129,10 +244,21 @@ def make_config(
     data_dir: pathlib.Path | None,
     matmul_precision: str,
     input_shape: tuple[int, ...],
-    num_classes: int,
+    class_split: Mapping[str, Sequence[str]] | None,
 ) -> dict[str, Any]:
-    """Returns the contents of config.json: all that is needed to run or evaluate again."""
-    return {
+    """Returns the contents of config.json: all that is needed to run or evaluate again.
+
+    Args:
+        preset: the settings, with absolute paths.
+        specs: the descriptions of the runs.
+        seed: the seed of the initial parameters and of the training episodes.
+        num_test_tasks: tasks of the test.
+        data_dir: the directory of the dataset; None for the default of a dataset without one.
+        matmul_precision: the precision of matrix products.
+        input_shape: the shape of one example.
+        class_split: the class names of each split; None for regression.
+    """
+    config = {
         "preset": dataclasses.asdict(preset),
         "runs": [spec._asdict() for spec in specs],
         "seed": seed,
@@ -140,10 +266,12 @@ def make_config(
         "data_dir": None if data_dir is None else str(data_dir.absolute()),
         "matmul_precision": matmul_precision,
         "input_shape": list(input_shape),
-        "num_classes": num_classes,
+        "class_split": class_split,
         "versions": provenance.versions(),
         "commit": provenance.commit(),
     }
+    config = json.loads(json.dumps(to_json(config)))  # as it will be read again
+    return {**config, "digest": _digest(config)}
 
 
 def preset_of(config: dict[str, Any]) -> Preset:
@@ -223,8 +351,23 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a value to a file, whole or not at all."""
+def write_json(path: pathlib.Path, value: Any, *, replace: bool = True) -> None:
+    """Writes a value to a file, whole or not at all.
+
+    Raises:
+        ValueError: the file cannot be written, or it exists and is not to be replaced.
+    """
     text = json.dumps(to_json(value), indent=2, allow_nan=False) + "\n"
-    with atomic_write(path) as file:
+    with atomic_write(path, replace=replace) as file:
         file.write(text.encode())
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    """Returns the digest that a config.json holds of its other keys."""
+    return json_digest({name: value for name, value in config.items() if name != "digest"})
+
+
+def _trained_with(label: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what decides the parameters of a run, as its checkpoint keeps it."""
+    kept = {name: value for name, value in config.items() if name not in _NOT_TRAINED_WITH}
+    return {"label": label, "config": kept}

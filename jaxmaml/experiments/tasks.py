@@ -1,5 +1,6 @@
 """The tasks of a preset: a source for each of the splits "train", "val" and "test"."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ import jax
 from jaxmaml.checks import check_count
 from jaxmaml.data import datasets, pools, sinusoid
 from jaxmaml.data.augmentation import Augment
+from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.pools import Pool
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.sources import batches
@@ -47,6 +49,7 @@ def make_sources(
     images: Mapping[str, Pool] | None = None,
     streaming: Streaming | None = None,
     with_classes: bool = False,
+    class_split: ClassSplit | None = None,
 ) -> Sources:
     """Returns the sources of a preset.
 
@@ -59,6 +62,7 @@ def make_sources(
         streaming: how images are read during training; defaults to keeping all of them on the
             device. The episodes are the same.
         with_classes: whether training batches hold the number of each example's class among all.
+        class_split: the class names of each split; defaults to the preset's.
 
     Raises:
         ValueError: the dataset is missing or cannot give such tasks.
@@ -80,7 +84,7 @@ def make_sources(
         }
 
     # Images.
-    images, sampler = _images(preset, data_dir, images, streaming)
+    images, sampler = _images(preset, data_dir, images, streaming, class_split)
     return {
         split: sampler(
             images[split], num_tasks=counts[split], query=queries[split],
@@ -109,8 +113,36 @@ def input_shape(source: Source) -> tuple[int, ...]:
 
 def num_classes(source: Source) -> int:
     """Returns the number of classes of the images of a source; 0 for regression."""
+    return len(_class_names(source))
+
+
+def class_split_of(sources: Sources) -> ClassSplit | None:
+    """Returns the class names of each split; None for regression."""
+    class_split = {split: list(_class_names(source)) for split, source in sources.items()}
+    return class_split if any(class_split.values()) else None
+
+
+def located(preset: Preset, data_dir: pathlib.Path | None) -> tuple[Preset, pathlib.Path | None]:
+    """Returns a preset and the directory of its dataset with absolute paths.
+
+    They mean the same in another working directory and with other environment variables. The
+    directory is None if the dataset is not in one, or is made in the user's cache directory.
+    """
+    kind, _, rest = preset.dataset.partition(":")
+    if kind == "folder":
+        dataset = f"folder:{pathlib.Path(rest).expanduser().absolute()}"
+        preset = dataclasses.replace(preset, dataset=dataset)
+    if kind in ("folder", "tfds") and preset.split:
+        split = pathlib.Path(preset.split).expanduser().absolute()
+        preset = dataclasses.replace(preset, split=str(split))
+    if data_dir is None and (kind in ("folder", "glyphs") or preset.is_regression):
+        return preset, None
+    return preset, datasets.data_directory(data_dir).absolute()
+
+
+def _class_names(source: Source) -> tuple[str, ...]:
     images = source.args[0] if isinstance(source, jax.tree_util.Partial) else source.images
-    return len(getattr(images, "names", ()))
+    return getattr(images, "names", ())
 
 
 def _images(
@@ -118,9 +150,11 @@ def _images(
     data_dir: pathlib.Path | None,
     images: Mapping[str, Pool] | None,
     streaming: Streaming | None,
+    class_split: ClassSplit | None,
 ) -> tuple[Mapping[str, Any], Callable[..., Source]]:
     """Returns the images of each split, and the constructor of a source of episodes from them."""
-    where = (preset.dataset, data_dir, preset.split or None, preset.image_size or None)
+    classes = class_split or preset.split or None
+    where = (preset.dataset, data_dir, classes, preset.image_size or None)
     if streaming is None:
         return images or datasets.load(*where), pools.sampler
     from jaxmaml.data import stream

@@ -188,3 +188,9 @@ def test_the_data_directory_defaults_to_that_of_tfds(tmp_path, monkeypatch):
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert datasets.data_directory(None) == tmp_path / "home" / "tensorflow_datasets"
+
+
+def test_classes_may_be_given_by_name():
+    given = {"train": ["DIGIT ONE"], "val": ["DIGIT TWO"], "test": ["DIGIT SIX", "DIGIT SEVEN"]}
+    found = datasets.images("glyphs", class_split=given, cache=False)
+    assert {split: list(images.names) for split, images in found.items()} == given

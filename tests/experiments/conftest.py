@@ -40,8 +40,6 @@ def small_datasets(monkeypatch):
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory):
     """(comparison, runs) of exact against first-order MAML on sinusoids."""
-    comparison = compare.prepare(
-        REGRESSION, candidates.comparison(REGRESSION), tmp_path_factory.mktemp("compare") / "run",
-        num_test_tasks=5,
-    )  # fmt: skip
-    return comparison, compare.execute(comparison)
+    out, specs = tmp_path_factory.mktemp("compare") / "run", candidates.comparison(REGRESSION)
+    with compare.prepare(REGRESSION, specs, out, num_test_tasks=5) as comparison:
+        return comparison, compare.execute(comparison)

@@ -24,6 +24,13 @@ def test_learners_are_compared_at_each_rate():
     ]  # fmt: skip
 
 
+def test_rates_that_print_alike_have_labels_of_their_own():
+    labels = [spec.label for spec in candidates.comparison(PRESET, [0.01, 0.010000001, 2.0])]
+    assert labels == [
+        "exact@0.01", "first@0.01", "exact@0.010000001", "first@0.010000001", "exact@2", "first@2"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("learner", "order", "expected"),
     [

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.tiny import REGRESSION
+from jaxmaml import fitting
 from jaxmaml.experiments import candidates, compare, presets
 from jaxmaml.experiments.candidates import Spec
 
@@ -44,13 +45,13 @@ def test_the_gradients_are_compared_along_the_exact_run(compared):
 def test_the_states_of_the_runs_are_saved(compared):
     comparison, runs = compared
     for run in runs:
-        found = comparison.run_dir.restore_state(run.label, run.meta_state)
+        found = comparison.run_dir.restore_state(run.label, run.meta_state, comparison.config)
         jax.tree.map(np.testing.assert_array_equal, found, run.meta_state)
 
 
 def _watched(tmp_path, specs):
-    comparison = compare.prepare(REGRESSION, specs, tmp_path / "run", num_test_tasks=2)
-    watch = compare._watch(comparison)
+    with compare.prepare(REGRESSION, specs, tmp_path / "run", num_test_tasks=2) as comparison:
+        watch = compare._watch(comparison)
     return watch and (watch.exact.label, watch.first.label)
 
 
@@ -81,6 +82,38 @@ def test_runs_that_differ_in_more_than_the_order_are_not_watched(tmp_path):
 )
 def test_a_mistake_leaves_no_directory(changes, specs, message, tmp_path):
     preset = presets.override(REGRESSION, **changes)
-    with pytest.raises(ValueError, match=message):
-        compare.prepare(preset, specs, tmp_path / "run", data_dir=tmp_path)
+    prepared = compare.prepare(preset, specs, tmp_path / "a" / "run", data_dir=tmp_path)
+    with pytest.raises(ValueError, match=message), prepared:
+        pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("failing", ["compile_program", "run_program"])
+def test_a_start_that_fails_leaves_nothing_that_blocks_the_next(failing, tmp_path, monkeypatch):
+    """The first validation is made, but no outer step."""
+
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    out, specs = tmp_path / "new" / "run", [Spec("a", "exact", 0.1)]
+    monkeypatch.setattr(fitting, failing, fail)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        compare.prepare(REGRESSION, specs, out, num_test_tasks=2) as comparison,
+    ):
+        compare.execute(comparison)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_is_kept_from_other_processes(tmp_path):
+    specs = [Spec("a", "exact", 0.1)]
+    with compare.prepare(REGRESSION, specs, tmp_path, num_test_tasks=2):
+        second = compare.prepare(REGRESSION, specs, tmp_path, num_test_tasks=2)
+        with pytest.raises(ValueError, match="in use by another process"), second:
+            pass
+
+
+def test_two_runs_of_one_label_are_refused_before_training(tmp_path):
+    specs = [Spec("a", "exact", 0.1), Spec("a", "exact", 0.2)]
+    with pytest.raises(ValueError, match="labels of runs must differ"):
+        compare.prepare(REGRESSION, specs, tmp_path / "run").__enter__()

@@ -205,19 +205,23 @@ def test_save_writes_a_readable_image_and_nothing_else(tmp_path) -> None:
         assert len(image.convert("RGB").getcolors(1 << 20) or []) > 10
 
 
-def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "plot.png"
-    path.write_bytes(b"the last good picture")
-
+def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch) -> None:
     def interrupted(self: Figure, target: io.BytesIO, **_: object) -> None:
         target.write(b"half a picture")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Figure, "savefig", interrupted)
     with pytest.raises(KeyboardInterrupt):
+        plots.save(plots.learning_curves(CURVES, ylabel="query loss"), tmp_path / "plot.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_overwrites_no_file(tmp_path) -> None:
+    path = tmp_path / "plot.png"
+    path.write_bytes(b"my picture")
+    with pytest.raises(ValueError, match=r"plot\.png exists already"):
         plots.save(plots.learning_curves(CURVES, ylabel="query loss"), path)
-    assert [p.name for p in tmp_path.iterdir()] == ["plot.png"]
-    assert path.read_bytes() == b"the last good picture"
+    assert path.read_bytes() == b"my picture"
 
 
 def test_bad_input_is_named() -> None:

@@ -2,16 +2,22 @@
 
 import dataclasses
 import json
+import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data.image_sets import write_folder
 from rich.console import Console
 
-from experiments.tiny import OPTIONS
+from experiments.tiny import OPTIONS, PRESET, REGRESSION
 from jaxmaml import cli
-from jaxmaml.experiments import reevaluate
-from jaxmaml.experiments.run_dir import RunDir
+from jaxmaml.data import class_splits
+from jaxmaml.experiments import candidates, compare, presets, reevaluate
+from jaxmaml.experiments.experiment import init_state
+from jaxmaml.experiments.run_dir import RunDir, write_json
+from jaxmaml.experiments.tasks import class_split_of
 
 IMAGES = ["--model", "mlp", "--way", "4", "--num-validations", "1", *OPTIONS[:-4]]
 
@@ -107,3 +113,112 @@ def test_the_restored_state_is_that_of_the_run(compared):
         np.testing.assert_array_equal(
             state.params["head"]["kernel"], jnp.asarray(run.meta_state.params["head"]["kernel"])
         )
+
+
+def _as_states(restored):
+    return {spec.label: jax.tree.leaves(state) for spec, state in restored.states.items()}
+
+
+def _refused_after_edits(compared, tmp_path, num_positions):
+    """Flips one byte of any file at a time: a run that is not refused is what it was.
+
+    Returns the files by whose name the run was refused, and the messages.
+    """
+    source, copy = compared[0].run_dir.path, tmp_path / "run"
+    shutil.copytree(source, copy)
+    before = _as_states(reevaluate.restore(copy, num_test_tasks=5))
+    refused = {}
+    for path in sorted(path for path in copy.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for position in range(0, len(content), -(-len(content) // num_positions)):
+            flipped = bytes([content[position] ^ 1])
+            path.write_bytes(content[:position] + flipped + content[position + 1 :])
+            try:
+                found = _as_states(reevaluate.restore(copy, num_test_tasks=5))
+                jax.tree.map(np.testing.assert_array_equal, found, before)
+            except ValueError as error:
+                refused[path.relative_to(copy).as_posix()] = str(error)
+        path.write_bytes(content)
+    return refused
+
+
+def _check_refused(refused):
+    assert {"config.json", "checkpoints/exact/_METADATA", "checkpoints/first/_sharding"} <= set(
+        refused
+    )
+    assert "metrics.jsonl" not in refused
+    for name, message in refused.items():
+        assert name in message or name.endswith("/manifest.json")
+        assert "\n" not in message
+
+
+def test_a_changed_byte_is_refused_or_changes_nothing(compared, tmp_path):
+    _check_refused(_refused_after_edits(compared, tmp_path, 1))
+
+
+@pytest.mark.slow
+def test_a_changed_byte_anywhere_is_refused_or_changes_nothing(compared, tmp_path):
+    _check_refused(_refused_after_edits(compared, tmp_path, 10))
+
+
+def test_a_checkpoint_is_not_scored_under_another_configuration(compared, tmp_path):
+    """Without config.json and results.json a directory could be trained in once more."""
+    source, copy = compared[0].run_dir.path, RunDir(tmp_path / "run")
+    shutil.copytree(source, copy.path)
+    copy.config.unlink()
+    copy.results.unlink()
+    other = presets.override(REGRESSION, inner_lr=0.5)
+    again = compare.prepare(other, candidates.comparison(other), copy.path)
+    with pytest.raises(ValueError, match=r"holds another run \(metrics.jsonl\)"), again:
+        pass
+    # Even with a config.json of other settings the old parameters are not scored under it.
+    with compare.prepare(other, candidates.comparison(other), tmp_path / "other") as comparison:
+        write_json(copy.config, comparison.config)
+    with pytest.raises(ValueError, match="checkpoints/exact was trained with another config"):
+        reevaluate.restore(copy.path, num_test_tasks=5)
+
+
+@pytest.fixture
+def trained_on_a_folder(tmp_path, monkeypatch):
+    """(run directory, split file) of a run on a folder of images, named by relative paths."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "images", sizes=(4,) * 7)
+    names = [f"class{i}" for i in range(7)]
+    split = tmp_path / "split.json"
+    class_splits.write(split, {"train": names[:3], "val": names[3:5], "test": names[5:]})
+    preset = presets.override(
+        PRESET, way=2, shot=1, query=1, test_query=1,
+        dataset="folder:images", split="split.json", image_size=8,
+    )  # fmt: skip
+    directory = RunDir(tmp_path / "run")
+    with compare.prepare(preset, candidates.comparison(preset)[:1], directory.path) as comparison:
+        directory.create(comparison.config)
+        state = init_state(comparison.experiment, comparison.candidates[0])
+        directory.save_state("exact", state, comparison.config)
+    return directory.path, split
+
+
+def test_the_classes_are_those_of_the_run_and_not_of_the_split_file_today(trained_on_a_folder):
+    run_dir, split = trained_on_a_folder
+    classes = json.loads(split.read_text())
+    split.unlink()
+
+    def tested():
+        sources = reevaluate.restore(run_dir, num_test_tasks=2).experiment.sources
+        return class_split_of(sources)
+
+    assert tested() == classes
+    swapped = {**classes, "train": classes["test"], "test": classes["train"]}
+    class_splits.write(split, swapped)
+    assert tested() == classes
+    # A split that is given is the one of today.
+    restored = reevaluate.restore(run_dir, num_test_tasks=2, split=str(split))
+    assert class_split_of(restored.experiment.sources) == swapped
+
+
+def test_a_run_is_evaluated_from_another_directory(trained_on_a_folder, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    restored = reevaluate.restore(trained_on_a_folder[0], num_test_tasks=2)
+    assert restored.trained.dataset == f"folder:{tmp_path / 'images'}"
+    assert restored.trained.split == str(tmp_path / "split.json")

@@ -1,6 +1,8 @@
 """The run directory: what is written is read back, whole or not at all, never over another run."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,12 @@ import numpy as np
 import pytest
 
 from experiments.tiny import REGRESSION
+from jaxmaml import files
+from jaxmaml.experiments import run_dir
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.run_dir import (
+    PLOTS,
+    Recorder,
     RunDir,
     make_config,
     make_results,
@@ -27,7 +33,7 @@ def _config():
     return make_config(
         REGRESSION, SPECS,
         seed=3, num_test_tasks=5, data_dir=None, matmul_precision="highest",
-        input_shape=(1,), num_classes=0,
+        input_shape=(1,), class_split=None,
     )  # fmt: skip
 
 
@@ -39,7 +45,7 @@ def test_the_config_is_read_back(tmp_path):
     assert specs_of(config) == SPECS
     assert list(config) == [
         "preset", "runs", "seed", "num_test_tasks", "data_dir", "matmul_precision",
-        "input_shape", "num_classes", "versions", "commit",
+        "input_shape", "class_split", "versions", "commit", "digest",
     ]  # fmt: skip
     assert list(config["runs"][0]) == ["label", "order", "inner_lr", "learner"]
 
@@ -67,11 +73,87 @@ def test_another_run_is_not_overwritten(tmp_path):
     directory.create(_config())
     with pytest.raises(ValueError, match=r"holds another run \(config.json\)"):
         directory.create(_config())
-    directory.config.rename(directory.results)
-    with pytest.raises(ValueError, match=r"holds another run \(results.json\)"):
-        directory.check_vacant()
     with pytest.raises(ValueError, match="is a file"):
-        RunDir(directory.results).check_vacant()
+        RunDir(directory.config).check_vacant()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "results.json", "metrics.jsonl", "checkpoints", *(f"{p}.png" for p in PLOTS)],
+)
+def test_a_directory_with_any_file_of_a_run_is_refused(name, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"holds another run .{name}"), RunDir(tmp_path).claimed():
+        pass
+
+
+def test_a_claim_that_writes_nothing_leaves_nothing(tmp_path):
+    with RunDir(tmp_path / "a" / "b").claimed():
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / ".lock").touch()  # of a process that was killed
+    with RunDir(tmp_path).claimed():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(files.WriteError, match=r"file/run/\.lock cannot be written"),
+        RunDir(tmp_path / "file" / "run").claimed(),
+    ):
+        pass
+
+
+def test_nothing_is_written_before_the_first_outer_step(tmp_path):
+    directory = RunDir(tmp_path)
+    record = Recorder(directory, _config())
+    record([{"step": 0, "val_per_step": [1.0]}])
+    assert not list(tmp_path.iterdir())
+    record([{"step": 0, "loss": 1.0}])
+    record([{"step": 1, "val_per_step": [1.0]}])
+    assert directory.read_config() == _config()
+    assert len(directory.metrics.read_text().splitlines()) == 3
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_nothing(tmp_path, monkeypatch):
+    def fail(self, rows):
+        self.metrics.touch()
+        raise files.WriteError("full")
+
+    record = Recorder(RunDir(tmp_path), _config())
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "append_metrics", fail)
+        with pytest.raises(files.WriteError):
+            record([{"step": 0, "loss": 1.0}])
+    assert not list(tmp_path.iterdir())
+
+
+LIMITED = """
+import pathlib, resource, signal, sys
+from jaxmaml.experiments.run_dir import RunDir
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+directory = RunDir(pathlib.Path(sys.argv[1]))
+directory.append_metrics([{"step": 0}])
+resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
+directory.append_metrics([{"step": 1}])
+"""
+
+
+@pytest.mark.slow
+def test_no_row_of_metrics_is_cut_where_the_disk_is_full(tmp_path):
+    command = [sys.executable, "-c", LIMITED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "WriteError" in done.stderr
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n'
+
+
+def test_metrics_that_cannot_be_written_are_one_line(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(files.WriteError, match=r"metrics.jsonl cannot be written: .*No space"):
+        RunDir(tmp_path).append_metrics([{"step": 0}])
 
 
 def test_rows_are_appended(tmp_path):
@@ -91,18 +173,58 @@ def test_states_are_kept_by_label(tmp_path):
         for label, value, step in (("exact", 1.0, 3), ("first", 2.0, 4))
     }
     for label, state in states.items():
-        directory.save_state(label, state)
+        directory.save_state(label, state, _config())
     for label, state in states.items():
-        found = directory.restore_state(label, jax.tree.map(jnp.zeros_like, state))
+        found = directory.restore_state(label, jax.tree.map(jnp.zeros_like, state), _config())
         jax.tree.map(np.testing.assert_array_equal, found, state)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["exact", "first"]
+    # Neither another run's state nor one of other settings passes for it.
+    with pytest.raises(ValueError, match="another configuration"):
+        directory.restore_state("exact", states["exact"], {**_config(), "seed": 4})
+    directory.verify_state("exact", {**_config(), "versions": {}, "commit": None})
+    directory.checkpoint("first").rename(tmp_path / "first")
+    directory.checkpoint("exact").rename(directory.checkpoint("first"))
+    with pytest.raises(ValueError, match="another configuration"):
+        directory.verify_state("first", _config())
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
         RunDir(tmp_path).read_config()
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ValueError, match="holds no run"):
+        RunDir(tmp_path).read_config()
+
+
+def _without(name):
+    return {key: value for key, value in _config().items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        (b"\xff{}", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        *((text, "is not as it was written") for text in ("", "[]", "3", '"a"', "null", "{}")),
+        *((json.dumps(_without(key)), "is not as it was written") for key in _config()),
+        (json.dumps({**_config(), "seed": 4}), "is not as it was written"),
+        (json.dumps({**_config(), "seed": "3"}), "is not as it was written"),
+    ],
+)
+def test_a_damaged_config_is_refused_by_its_name(text, message, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    message = "is not JSON" if text == "" else message
+    with pytest.raises(ValueError, match=f"config.json {message}"):
+        RunDir(tmp_path).read_config()
+
+
+@pytest.mark.parametrize("changes", [{"preset": {"ways": 5}}, {"runs": [{"seed": 1}]}])
+def test_a_config_of_another_version_is_refused(changes, tmp_path):
+    config = {**_config(), **changes}
+    write_json(tmp_path / "config.json", {**config, "digest": run_dir._digest(config)})
+    with pytest.raises(ValueError, match=r"config.json is of another version"):
         RunDir(tmp_path).read_config()
 
 

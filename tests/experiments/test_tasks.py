@@ -1,6 +1,7 @@
 """The sources of a preset: the same tasks whatever feeds them, random changes in training only."""
 
 import itertools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,8 +13,10 @@ from jaxmaml.experiments import presets
 from jaxmaml.experiments.tasks import (
     MAX_TASKS_DRAWN,
     Streaming,
+    class_split_of,
     fixed_tasks,
     input_shape,
+    located,
     make_sources,
     num_classes,
 )
@@ -38,6 +41,34 @@ def test_each_split_has_its_own_sizes(images):
     assert shapes == {"train": (4, 6), "val": (7, 9), "test": (7, 9)}
     assert input_shape(sources["train"]) == IMAGE_SHAPE
     assert num_classes(sources["train"]) == 5
+
+
+def test_the_classes_of_each_split_are_named(images):
+    named = class_split_of(make_sources(PRESET, num_test_tasks=5, images=images))
+    assert named == {split: list("abcde") for split in ("train", "val", "test")}
+    assert class_split_of(make_sources(REGRESSION, num_test_tasks=5)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "data_dir", "expected"),
+    [
+        ({"dataset": "folder:a", "split": "s"}, None, ("folder:CWD/a", "CWD/s", None)),
+        ({"dataset": "folder:~/a", "split": "~/s"}, None, ("folder:HOME/a", "HOME/s", None)),
+        ({"dataset": "tfds:a", "split": "s"}, None, ("tfds:a", "CWD/s", "CWD/env")),
+        ({"dataset": "omniglot", "split": "finn"}, None, ("omniglot", "finn", "CWD/env")),
+        ({"dataset": "omniglot", "split": ""}, "d", ("omniglot", "", "CWD/d")),
+        ({"dataset": "glyphs"}, "~/d", ("glyphs", "script", "HOME/d")),
+        ({"dataset": "glyphs"}, None, ("glyphs", "script", None)),
+    ],
+)
+def test_paths_mean_the_same_in_another_directory(changes, data_dir, expected, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "env")
+    preset = presets.override(PRESET, **changes)
+    preset, found = located(preset, None if data_dir is None else Path(data_dir))
+    written = (preset.dataset, preset.split, None if found is None else str(found))
+    home, here = str(Path.home()), str(Path.cwd())
+    full = [x and x.replace("CWD", here).replace("HOME", home) for x in expected]
+    assert list(written) == full
 
 
 def test_each_split_draws_from_its_own_images(images):
