@@ -14,6 +14,24 @@ import numpy as np
 _HEADER_LOCK = threading.Lock()
 
 
+class WriteError(ValueError):
+    """A file cannot be written. The message names the file and the reason.
+
+    Example:
+        >>> issubclass(WriteError, ValueError)
+        True
+    """
+
+
+class ReadError(ValueError):
+    """A file cannot be read, or its contents are damaged. The message names the file.
+
+    Example:
+        >>> issubclass(ReadError, ValueError)
+        True
+    """
+
+
 def cache_dir() -> Path:
     """Returns the user's cache directory for this package."""
     import platformdirs
@@ -32,7 +50,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         path: the file to write; missing parent directories are created.
 
     Raises:
-        ValueError: the file cannot be written, for example because the disk is full. Nothing is
+        WriteError: the file cannot be written, for example because the disk is full. Nothing is
             left behind.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -45,7 +63,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error}") from error
+        raise WriteError(f"{path} cannot be written: {error}") from error
     finally:
         with contextlib.suppress(OSError):  # such as a parent that is not a directory
             temporary.unlink(missing_ok=True)  # does nothing after the rename

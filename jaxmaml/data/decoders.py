@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from jaxmaml import files
 from jaxmaml.data.records import Records
 
 IMAGES_PER_CHUNK = 1000
@@ -103,7 +104,7 @@ class Decoder:
                 decoded = _resized(image, self.format)
         except Exception as error:  # Pillow raises errors of many types for a damaged file
             where = self.records.where(int(number))
-            raise ValueError(f"{where}: image cannot be decoded: {error}") from error
+            raise files.ReadError(f"{where}: image cannot be decoded: {error}") from error
         return np.where(decoded > 0, 0, 255).astype(np.uint8) if self.format.ink else decoded
 
 

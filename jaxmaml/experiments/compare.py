@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from jaxmaml.experiments import figures, learners, probes, tables
+from jaxmaml.experiments import figures, learners, probes, ranges, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.experiment import (
     Experiment,
@@ -65,6 +65,7 @@ def prepare(
         ValueError: the settings, the dataset or the directory do not allow the runs.
     """
     # Check what can be checked before a dataset is read.
+    ranges.check_whole("num_test_tasks", num_test_tasks, minimum=2)
     run_dir = RunDir(out)
     run_dir.check_vacant()
     for spec in specs:

@@ -66,6 +66,7 @@ def draw_episode(experiment: Experiment, path: pathlib.Path) -> None:
     Raises:
         ValueError: the suffix of `path` is not a format of matplotlib.
     """
+    plots.check_format(path)
     task = _first_task(experiment)
     if experiment.preset.is_regression:
         x, y = (np.asarray(task.query[name]).ravel() for name in ("inputs", "targets"))

@@ -101,7 +101,9 @@ def cg_residuals(learner: MetaLearner, meta_state: MetaState, tasks: Task) -> tu
 
     @jax.jit
     def run(params: MetaParams, tasks: Task) -> tuple[Array, Array]:
-        residual = lambda task: diagnostics.cg_residual(learner, params, task)
+        residual = lambda task: diagnostics.cg_residual(
+            learner, params, task, state=meta_state.state
+        )
         return jax.tree.map(jnp.mean, jax.lax.map(residual, tasks))
 
     solved, minimum = run(jax.device_get(averaged(meta_state).params), tasks)
