@@ -204,7 +204,8 @@ def test_every_option_has_help(command, capsys):
 
 def test_the_residual_of_imaml_is_printed(tmp_path, capsys):
     command = ["train", "sinusoid-5shot", "--learner", "imaml", "--out", str(tmp_path / "run")]
-    assert cli.main([*command, *TINY]) == 0
+    steps = ["--num-test-inner-steps", "16", "--headline-step", "16"]
+    assert cli.main([*command, *TINY, *steps]) == 0
     assert re.search(r"imaml: conjugate gradients leave [\d.e-]+ of", capsys.readouterr().out)
 
 

@@ -62,11 +62,12 @@ def restore(
     directory = RunDir(run_dir)
     config = directory.read_config()
     trained, specs = preset_of(config), specs_of(config)
+    dataset = changes.get("dataset") or trained.dataset
+    if (dataset == "sinusoid") != trained.is_regression:
+        raise ValueError(f"a run of {trained.dataset!r} cannot be tested on {dataset!r}")
     preset = presets.override(trained, **changes)
     given = [name for name, value in changes.items() if value is not None]
     learners.check_used(preset, given, [spec.learner for spec in specs])
-    if preset.is_regression != trained.is_regression:
-        raise ValueError(f"a run of {trained.dataset!r} cannot be tested on {preset.dataset!r}")
     _check_way(preset, trained, specs)
 
     # Tasks.

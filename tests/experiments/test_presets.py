@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxmaml.experiments import presets
+from jaxmaml.experiments import presets, settings
 
 
 def test_the_presets_that_the_documents_name_exist():
@@ -75,8 +75,8 @@ def test_mini_imagenet_is_the_papers_protocol():
 def test_every_option_has_a_help_text():
     documentation = {"name", "paper", "table", "expected", "cost"}
     names = {field.name for field in dataclasses.fields(presets.Preset)}
-    assert set(presets.options()) == names - documentation
-    assert all(field.metadata["help"] for field in presets.options().values())
+    assert set(settings.options()) == names - documentation
+    assert all(field.metadata["help"] for field in settings.options().values())
 
 
 def test_unknown_preset_names_the_nearest():

@@ -13,7 +13,7 @@ from jaxmaml import cli
 from jaxmaml.experiments import reevaluate
 from jaxmaml.experiments.run_dir import RunDir
 
-IMAGES = ["--model", "mlp", "--way", "4", "--num-validations", "1", *OPTIONS[:-4]]
+IMAGES = ["--model", "mlp", "--way", "4", "--num-validations", "1", *OPTIONS[:-5]]
 
 
 def _shown(table):
@@ -36,8 +36,8 @@ def test_other_tasks_are_named_and_scored(compared):
     restored = reevaluate.restore(
         comparison.run_dir.path, num_test_tasks=5, shot=7, num_test_inner_steps=4, way=None
     )
-    assert restored.experiment.preset.name == "sinusoid-5shot, shot=7, num_test_inner_steps=4"
     shown = _shown(reevaluate.scores_table(restored, 5))
+    assert "sinusoid-5shot, shot=7, test_query=3, num_test_inner_steps=4: test MSE" in shown
     assert "4 (headline)" in shown or "\n  4 " in shown
 
 
@@ -51,7 +51,7 @@ def test_the_statistics_of_the_support_alone_are_scored_too(compared):
     assert [suffix for suffix, *_ in variants] == ["", ", inductive"]
     assert variants[0][2] == ()
     assert variants[1][2] != ()
-    without_state = spec._replace(learner="imaml")
+    without_state = spec._replace(learner="cavia")
     variants = reevaluate._variants(restored._replace(trained=trained), without_state)
     assert [suffix for suffix, *_ in variants] == [""]
 
