@@ -150,7 +150,7 @@ class TFDSRecords:
         try:
             return [builder.as_data_source(name, decoders=decoders) for name in self.tfds_splits]
         except Exception as error:  # the reader raises errors of many types for damaged files
-            raise ValueError(f"{self.directory} cannot be read: {error}") from error
+            raise files.ReadError(f"{self.directory} cannot be read: {error}") from error
 
     def _read_labels(self) -> np.ndarray:
         read: list[int] = []
@@ -180,7 +180,7 @@ class TFDSRecords:
         try:
             return self._fetch(data_sources, [number])[0]
         except Exception as error:  # the reader raises errors of many types for damaged files
-            raise ValueError(f"{self.where(number)} cannot be read: {error}") from error
+            raise files.ReadError(f"{self.where(number)} cannot be read: {error}") from error
 
     def _fetch(self, data_sources: list[Any], numbers: Sequence[int]) -> list[Any]:
         """Returns rows in the order of `numbers`, with one call per TFDS split."""
@@ -258,7 +258,7 @@ class FolderRecords:
         try:
             return self._files[number].read_bytes()
         except OSError as error:
-            raise ValueError(f"{self.where(number)} cannot be read: {error}") from error
+            raise files.ReadError(f"{self.where(number)} cannot be read: {error}") from error
 
 
 def prepared_versions(dataset: str, data_dir: Path) -> list[Path]:
