@@ -89,8 +89,9 @@ def evaluate(
     from jaxmaml.experiments.run_dir import RunDir
 
     with _user_errors():
-        precision = RunDir(run_dir).read_config()["matmul_precision"]
-    with _session(precision):
+        config = RunDir(run_dir).read_config()
+        options.check_data_dir(tasks.dataset or config["preset"]["dataset"], data_dir)
+    with _session(config["matmul_precision"]):
         with _user_errors():
             restored = reevaluate.restore(
                 run_dir,

@@ -69,6 +69,11 @@ def test_evaluate_reads_the_run_back(compared, capsys):
         assert f"{run['mse_per_step'][2]:.3f} ± {run['ci95_per_step'][2]:.3f}" in shown
 
 
+def test_a_directory_of_data_without_effect_is_refused(compared, capsys):
+    message = _error(capsys, "evaluate", str(compared[1]), "--data-dir", ".")
+    assert "data_dir has no effect on dataset='sinusoid'" in message
+
+
 def test_the_average_is_scored_and_training_stays_the_same(compared, tmp_path, capsys):
     out = tmp_path / "run"
     options = ["--out", str(out), *TINY, "--averaging", "0.9"]

@@ -61,11 +61,14 @@ def test_the_statistics_of_the_support_alone_are_scored_too(compared):
     [
         ({"dataset": "glyphs"}, "a run of 'sinusoid' cannot be tested on 'glyphs'"),
         ({"way": 2}, "way must be 1 for regression"),
+        ({"split": "x"}, "split has no effect on sinusoid-5shot"),
+        ({"image_size": 28}, "image_size has no effect on sinusoid-5shot"),
+        ({"num_test_tasks": 1}, "num_test_tasks must be an integer, 2 or more"),
     ],
 )
 def test_tasks_that_a_run_cannot_serve_are_refused(compared, changes, message):
     with pytest.raises(ValueError, match=message):
-        reevaluate.restore(compared[0].run_dir.path, num_test_tasks=5, **changes)
+        reevaluate.restore(compared[0].run_dir.path, **{"num_test_tasks": 5, **changes})
 
 
 def test_a_missing_checkpoint_is_named(compared, tmp_path):
