@@ -79,7 +79,7 @@ def build(preset: Preset, order: str) -> Problem:
     shape = (1,) if preset.is_regression else IMAGE_SHAPE
     model, params, _ = networks.build(preset, shape, jax.random.key(0))
     spec = candidates.Spec(order, order, preset.inner_lr)
-    learner = candidates.build(spec, preset, model, num_classes=0).learner
+    learner = candidates.build(spec, preset, model, 0, jax.random.key(0)).learner
     return Problem(preset, learner, model.loss_fn, params, _tasks(preset))
 
 

@@ -1,7 +1,8 @@
 """Checks of arguments that many functions share."""
 
+import difflib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -53,6 +54,27 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def check_known(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raises ValueError unless a name is one of those that are known; suggests one that is near.
+
+    Args:
+        kind: what is named, for the message.
+        name: what was given.
+        known: every name.
+
+    Example:
+        >>> check_known("learner", "MAML", ["maml", "anil"])
+        Traceback (most recent call last):
+        ValueError: unknown learner 'MAML': did you mean 'maml'? Known are maml, anil
+    """
+    known = list(known)
+    if name in known:
+        return
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {kind} {name!r}:{hint} Known are {', '.join(known)}")
 
 
 def zero_or_nan(

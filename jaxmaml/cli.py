@@ -1,16 +1,20 @@
 """The command line: `jaxmaml compare`, `train`, `evaluate`, `presets` and `data`.
 
 Exit codes: 0 success; 1 training stopped at a loss or a gradient that is not finite; 2 a wrong
-argument; 130 interrupted.
+argument, or something that the user can mend, such as a full disk; 70 a bug, with its traceback; 130
+interrupted.
 """
 
 import contextlib
 import dataclasses
 import functools
+import io
 import os
 import pathlib
+import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,12 +25,17 @@ from jaxmaml.experiments import options, presets
 from jaxmaml.experiments.options import List, Prepare, RunOptions, Settings, Show, Split
 from jaxmaml.experiments.presets import Preset
 
+SUCCESS, STOPPED, MISTAKE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
+"""The exit codes; 70 is EX_SOFTWARE of sysexits.h."""
+MAX_ARGUMENT, MAX_WORD = 1000, 200
+"""The most characters of an argument, and of a word in a message."""
+
 _RUN = RunOptions()
 _AS_TRAINED = options.TaskOptions()
 
 
 class _UserError(Exception):
-    """A mistake of the user. Its text is all that is shown."""
+    """Something that the user can mend. Its text is all that is shown."""
 
 
 def compare(
@@ -44,6 +53,9 @@ def compare(
         chosen = options.chosen_preset(preset, preset_settings)
         names = [name.strip() for name in learners.split(",")] if learners else []
         specs = candidates.comparison(chosen, inner_lrs, names)
+        _check_used(chosen, specs, preset_settings)
+        if inner_lrs and preset_settings.inner_lr is not None:
+            raise ValueError("inner_lr has no effect with inner_lrs: leave one of them out")
     return _execute(chosen, specs, run)
 
 
@@ -51,7 +63,7 @@ def train(
     preset: options.PositionalPreset,
     *,
     learner: options.LearnerName = "maml",
-    order: options.Order = "exact",
+    order: options.Order = None,
     run: RunOptions = _RUN,
     preset_settings: Settings = options.UNCHANGED,
 ) -> int:
@@ -61,6 +73,7 @@ def train(
     with _user_errors():
         chosen = options.chosen_preset(preset, preset_settings)
         spec = candidates.single(chosen, learner, order)
+        _check_used(chosen, [spec], preset_settings)
     return _execute(chosen, [spec], run)
 
 
@@ -76,8 +89,9 @@ def evaluate(
     from jaxmaml.experiments.run_dir import RunDir
 
     with _user_errors():
-        precision = RunDir(run_dir).read_config()["matmul_precision"]
-    with _session(precision):
+        config = RunDir(run_dir).read_config()
+        options.check_data_dir(tasks.dataset or config["preset"]["dataset"], data_dir)
+    with _session(config["matmul_precision"]):
         with _user_errors():
             restored = reevaluate.restore(
                 run_dir,
@@ -107,12 +121,18 @@ def data(action: options.Action) -> int:
 
 
 def _show(action: Show) -> int:
+    _check_matplotlib()
     from jaxmaml.experiments.experiment import build_experiment
     from jaxmaml.experiments.figures import draw_episode
+    from jaxmaml.experiments.plots import check_format
 
-    with _user_errors(), _session("highest"):
+    with _user_errors():
         chosen = options.chosen_preset(action.preset, action.preset_settings)
-        path = action.out or pathlib.Path(f"{action.preset}.png")
+        _check_used(chosen, [], action.preset_settings)
+        options.check_data_dir(chosen.dataset, action.data_dir)
+        path = action.out or pathlib.Path(f"{presets.file_name(chosen)}.png")
+        check_format(path)
+    with _user_errors(), _session("highest"):
         built = build_experiment(chosen, seed=0, data_dir=action.data_dir, num_test_tasks=1)
         draw_episode(built, path)
     print(path)
@@ -145,6 +165,7 @@ def _split(action: Split) -> int:
     from jaxmaml.data import class_splits, datasets
 
     with _user_errors():
+        options.check_data_dir(action.dataset, action.data_dir)
         names = datasets.class_names(action.dataset, action.data_dir)
         listed = class_splits.draw(names, action.fractions, action.seed)
         about = {"dataset": action.dataset, "fractions": action.fractions, "seed": action.seed}
@@ -166,11 +187,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "presets": list_presets,
         "data": data,
     }
-    # The command runs outside tyro, which takes a ValueError for a mistake in the options.
-    later = {name: _deferred(command) for name, command in commands.items()}
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _accept_all_characters()
     try:
+        _check_lengths(arguments)
+        # The command runs outside tyro, which takes a ValueError for a mistake in the options.
         command = tyro.extras.subcommand_cli_from_dict(
-            later,
+            {name: _deferred(command) for name, command in commands.items()},
             prog="jaxmaml",
             description="Gradient-based meta-learning in JAX.",
             args=arguments,
@@ -181,13 +204,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tyro.conf.DisallowNone,
             ),
         )
-        return command()
-    except (_UserError, files.WriteError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        code = command()
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except SystemExit as stop:
+        # tyro stops at a mistake in the options, and rich with 1 at an output that is closed.
+        if stop.code == STOPPED:
+            return MISTAKE
+        raise
+    except Exception as error:
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """Prints an error, and returns the exit code: a line for what the user can mend, or a bug."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        message = f"out of memory; smaller sizes or a smaller chunk_size need less ({error})"
+    elif isinstance(error, _UserError | files.WriteError | files.ReadError | OSError):
+        message = str(error)
+    else:
+        traceback.print_exception(error)
+        print("This is a bug in jaxmaml: please report it.", file=sys.stderr)
+        return BUG
+    print(f"error: {_one_line(message)}", file=sys.stderr)
+
+    # What cannot be written now cannot be written at the end of the process either.
+    with contextlib.suppress(OSError, ValueError):  # an output that is not a file, or is closed
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return MISTAKE
+
+
+def _one_line(message: str) -> str:
+    """Returns a message as one line, without the middle of words that are very long."""
+    shorten = lambda word: f"{word[0][:60]}... ({len(word[0]):,} characters)"
+    return re.sub(rf"\S{{{MAX_WORD},}}", shorten, " ".join(message.split()))
+
+
+def _check_lengths(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if len(argument) > MAX_ARGUMENT:
+            raise _UserError(
+                f"an argument has {len(argument):,} characters, and the limit is "
+                f"{MAX_ARGUMENT:,}: {argument[:60]}..."
+            )
+
+
+def _accept_all_characters() -> None:
+    """Lets the output replace what its encoding does not have, as ASCII has no plus-minus sign."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
@@ -198,11 +270,23 @@ def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
     return parsed
 
 
+def _check_used(preset: Preset, specs: Sequence[Any], preset_settings: Settings) -> None:
+    from jaxmaml.experiments import learners
+
+    names = [spec.learner for spec in specs]
+    learners.check_used(preset, options.given(preset_settings), names)
+
+
 def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
     """Makes the runs of `train` or `compare`, and returns the exit code."""
+    _check_matplotlib()
     from jaxmaml.experiments.compare import execute, prepare
 
-    out = run.out or pathlib.Path("runs", f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    out = run.out or pathlib.Path(
+        "runs", f"{presets.file_name(preset)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    with _user_errors():
+        options.check_data_dir(preset.dataset, run.data_dir)
     with _session(run.matmul_precision), contextlib.ExitStack() as stack:
         with _user_errors():
             comparison = stack.enter_context(prepare(
@@ -219,7 +303,7 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
             f"{comparison.run_dir.checkpoint(done.label)}",
             file=sys.stderr,
         )
-    return 1 if stopped else 0
+    return STOPPED if stopped else SUCCESS
 
 
 def _streaming(run: RunOptions) -> Any:
@@ -237,12 +321,22 @@ def _streaming(run: RunOptions) -> Any:
 def _user_errors() -> Iterator[None]:
     """Turns the errors of a preparation into one line.
 
-    It does not surround training: a ValueError there is a bug, and keeps its traceback.
+    It does not surround training: there a ValueError is a bug, and keeps its traceback, except where
+    a file cannot be read or written.
     """
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        raise _UserError(" ".join(str(error).split())) from None
+        raise _UserError(str(error)) from None
+
+
+def _check_matplotlib() -> None:
+    """Raises an error for the user if matplotlib refuses its settings, before anything is drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ValueError as error:
+        name = os.environ.get("MPLBACKEND")
+        raise _UserError(f"matplotlib cannot be loaded with MPLBACKEND={name!r}: {error}") from None
 
 
 @contextlib.contextmanager
@@ -259,5 +353,11 @@ def _session(matmul_precision: str) -> Iterator[None]:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(files.cache_dir() / "compilation"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    try:
+        jax.devices()
+    except Exception as error:  # JAX has an AssertionError without text among them
+        platforms = os.environ.get("JAX_PLATFORMS")
+        reason = str(error) or "there is no such backend"
+        raise _UserError(f"JAX cannot start with JAX_PLATFORMS={platforms!r}: {reason}") from None
     with jax.default_matmul_precision(matmul_precision):
         yield

@@ -1,17 +1,22 @@
 """The commands, in process, with settings that take seconds."""
 
+import errno
+import io
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from experiments.tiny import OPTIONS as TINY
 
-from jaxmaml import cli, fitting
+from jaxmaml import cli, files, fitting
+from jaxmaml.experiments import experiment, figures, tables
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,6 +68,11 @@ def test_evaluate_reads_the_run_back(compared, capsys):
     results = json.loads((compared[1] / "results.json").read_text())
     for run in results["runs"].values():
         assert f"{run['mse_per_step'][2]:.3f} ± {run['ci95_per_step'][2]:.3f}" in shown
+
+
+def test_a_directory_of_data_without_effect_is_refused(compared, capsys):
+    message = _error(capsys, "evaluate", str(compared[1]), "--data-dir", ".")
+    assert "data_dir has no effect on dataset='sinusoid'" in message
 
 
 def test_the_average_is_scored_and_training_stays_the_same(compared, tmp_path, capsys):
@@ -191,6 +201,25 @@ def test_a_damaged_run_is_one_line(compared, tmp_path, capsys):
         (["train", "sinusoid-5shot", "--learner", "reptile", "--order", "first"], "has no order"),
         (["train", "glyphs-5w1s", "--learner", "r2d2", "--norm", "inductive"], "norm='inductive'"),
         (["train", "glyphs-5w1s", "--norm", "per_step"], "only 'maml_plus_plus'"),
+        (["train", "sinusoid-5shot", "--flip"], "flip has no effect on sinusoid-5shot"),
+        (["train", "glyphs-5w1s", "--hidden-sizes=-1"], "each of hidden_sizes must be an"),
+        (["train", "glyphs-5w1s", "--hidden-sizes", "8"], "hidden_sizes has no effect"),
+        (["train", "glyphs-5w1s", "--learner", "fomaml", "--order", "exact"], "is first order"),
+        (["train", "glyphs-5w1s", "--learner", "MAML"], "did you mean 'maml'?"),
+        (["train", "glyphs-5w1s", "--learner", "x"], "unknown learner 'x': Known are maml,"),
+        (["compare", "glyphs-5w1s", "--learners", "protonet", "--inner-lrs", "1"], "not use it"),
+        (["compare", "glyphs-5w1s", "--inner-lr", "1", "--inner-lrs", "2"], "with inner_lrs"),
+        (["train", "sinusoid-5shot", "--data-dir", "d"], "data_dir has no effect on dataset="),
+        (["train", "glyphs-5w1s", "--num-filters", "1000000000"], "the limit is 1,000,000,000"),
+        (["train", "glyphs-5w1s", "--num-inner-steps", "9" * 21], "must be at most 100,000"),
+        (["train", "sinusoid-5shot", "--outer-lr", "1e39"], "outer_lr must be 0 or more, and"),
+        (["train", "sinusoid-5shot", "--seed", "-1"], "seed must be an integer, 0 or more"),
+        (["train", "sinusoid-5shot", "--seed", "4294967296"], "seed must be at most 4,294"),
+        (["train", "sinusoid-5shot", "--num-test-tasks", "1"], "num_test_tasks must be an"),
+        (["data", "show", "sinusoid-5shot", "--out", "noext"], "a file with a suffix: .png"),
+        (["data", "show", "sinusoid-5shot", "--way", "2"], "way must be 1"),
+        (["data", "prepare", "glyphs", "--archive-dir", "."], "archive_dir has no effect"),
+        (["data", "split", "folder:.", "--out", "s", "--data-dir", "d"], "data_dir has no effect"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, expected, tmp_path, monkeypatch, capsys):
@@ -205,6 +234,89 @@ def test_exit_code_and_no_traceback_in_a_process(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown preset 'nothing'")
     assert "Traceback" not in done.stderr
+
+
+def test_a_matplotlib_that_does_not_load_is_one_line(tmp_path):
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxmaml", "train", "sinusoid-5shot", "--out", str(out)],
+        capture_output=True, text=True, check=False, env={**os.environ, "MPLBACKEND": "nothing"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: matplotlib cannot be loaded with MPLBACKEND='nothing'")
+    assert done.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+# Without its plugin, JAX raises an AssertionError without text for "cuda".
+@pytest.mark.parametrize("error", [RuntimeError("no backend 'x'"), AssertionError()])
+def test_a_backend_that_is_not_there_is_one_line(error, tmp_path, monkeypatch, capsys):
+    def devices(*args):
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "x")
+    message = _error(capsys, "train", "sinusoid-5shot", "--out", str(tmp_path / "run"))
+    assert message.startswith("error: JAX cannot start with JAX_PLATFORMS='x': ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_without_unicode_is_written(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert cli.main(["presets"]) == 0
+    assert b"98.7 ? 0.4 %" in written.getvalue()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_an_output_that_is_full_is_one_line(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["presets"]) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        files.WriteError("run/results.json cannot be written"),
+        files.ReadError("images/a.png: image cannot be decoded"),
+        MemoryError("16 GiB"),
+        RuntimeError("RESOURCE_EXHAUSTED: out of memory while trying to allocate 16 GiB"),
+    ],
+)
+def test_what_a_user_can_mend_after_the_start_is_one_line(error, monkeypatch, capsys):
+    _fail_in_presets(monkeypatch, error)
+    assert str(error) in _error(capsys, "presets")
+
+
+@pytest.mark.parametrize("error", [ValueError("shapes differ"), KeyError("mean"), TypeError("x")])
+def test_a_bug_has_its_traceback_and_an_exit_code_of_its_own(error, monkeypatch, capsys):
+    _fail_in_presets(monkeypatch, error)
+    assert cli.main(["presets"]) == cli.BUG == 70
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert "This is a bug in jaxmaml" in printed
+
+
+def _fail_in_presets(monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(tables, "presets_table", fail)
+
+
+def test_an_output_that_is_closed_is_not_a_run_that_stopped(monkeypatch):
+    # rich exits with 1 at a broken pipe.
+    _fail_in_presets(monkeypatch, SystemExit(1))
+    assert cli.main(["presets"]) == 2
+
+
+@pytest.mark.parametrize("number", [300, 3000])
+def test_a_long_value_is_not_echoed_whole(number, capsys):
+    assert len(_error(capsys, "train", "x" * number)) < 600
+    assert len(_error(capsys, "train", "glyphs-5w1s", "--way", "9" * number)) < 600
 
 
 def test_presets_are_listed(capsys):
@@ -225,7 +337,8 @@ def test_presets_are_listed(capsys):
         "data split",
     ],
 )
-def test_every_option_has_help(command, capsys):
+def test_every_option_has_help_that_fits_the_terminal(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit, match="0"):
         cli.main([*command.split(), "--help"])
     lines = capsys.readouterr().out.replace("│", " ").splitlines()
@@ -234,11 +347,13 @@ def test_every_option_has_help(command, capsys):
             text = line.strip().partition("  ")[2] or following.strip()
             assert text, line
             assert not re.match(r"--[a-z]", text), line
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_residual_of_imaml_is_printed(tmp_path, capsys):
     command = ["train", "sinusoid-5shot", "--learner", "imaml", "--out", str(tmp_path / "run")]
-    assert cli.main([*command, *TINY]) == 0
+    steps = ["--num-test-inner-steps", "16", "--headline-step", "16"]
+    assert cli.main([*command, *TINY, *steps]) == 0
     assert re.search(r"imaml: conjugate gradients leave [\d.e-]+ of", capsys.readouterr().out)
 
 
@@ -296,3 +411,22 @@ def test_an_episode_is_shown(tmp_path, capsys):
     message = _error(capsys, "data", "show", "sinusoid-10shot", "--out", str(picture))
     assert "shown.png exists already" in message
     assert picture.read_bytes() == b"my picture"
+
+
+def test_a_picture_of_another_dataset_is_named_after_it(small_pictures, capsys):
+    command = ["data", "show", "glyphs-5w1s", "--dataset", "omniglot", "--way", "3"]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out.strip() == "glyphs-5w1s-dataset=omniglot-way=3.png"
+
+
+@pytest.fixture
+def small_pictures(monkeypatch, tmp_path):
+    """Lets `data show` build and draw nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiment, "build_experiment", lambda *args, **options: None)
+    monkeypatch.setattr(figures, "draw_episode", lambda built, path: None)
+
+
+def test_a_picture_takes_only_the_settings_that_it_shows(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["data", "show", "glyphs-5w1s", "--inner-lr", "0.1"])

@@ -1,5 +1,7 @@
 """The examples of README.md run in their order, and what they say happens."""
 
+import ast
+import builtins
 import contextlib
 import io
 import re
@@ -66,6 +68,30 @@ def test_the_model_learns_and_is_scored_on_600_tasks(blocks: list[Block]) -> Non
     assert scored.names["scores"].shape == (600, 6)
     assert scored.names["mean"][-1] > 1.5 * scored.names["mean"][0]
     assert re.fullmatch(r"test accuracy 0\.\d{3} ± 0\.0\d\d\n", scored.printed)
+
+
+def test_the_programs_import_what_they_use() -> None:
+    # A block that begins with an import starts a program; the blocks after it continue it.
+    starts = [(line, source) for line, source in _blocks() if source.startswith("import ")]
+    assert len(starts) == 2
+    for line, source in starts:
+        assert not _unbound(ast.parse(source)), f"README.md:{line}"
+
+
+def _unbound(tree: ast.AST) -> set[str]:
+    """Returns the names that a module reads and never binds."""
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    read = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import() | ast.ImportFrom():
+                bound |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+            case ast.FunctionDef():
+                bound.add(node.name)
+            case ast.arg():
+                bound.add(node.arg)
+    return read - bound - set(dir(builtins))
 
 
 def test_learned_rates_are_read_back_by_layer(blocks: list[Block]) -> None:

@@ -147,6 +147,9 @@ def _check_archives(builder: Any, archive_dir: Path | None) -> None:
         raise ValueError(
             f"{builder.name} needs --archive-dir: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS.strip()}"
         )
+    needs_archives = builder.MANUAL_DOWNLOAD_INSTRUCTIONS or builder.url_infos
+    if archive_dir is not None and not needs_archives:
+        raise ValueError(f"archive_dir has no effect on {builder.name}: leave it out")
     if archive_dir is not None and not archive_dir.is_dir():
         raise ValueError(f"archive_dir={str(archive_dir)!r} is not a directory")
     present = set() if archive_dir is None else {path.name for path in archive_dir.iterdir()}

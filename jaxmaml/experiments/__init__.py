@@ -3,7 +3,8 @@
 This package is not public API: its names may change with every release. The library does not import
 it. What a module is for:
 
-- `presets`: the settings of each benchmark; `options`: the options of the command line.
+- `settings`: what each setting means and when it has an effect; `ranges`: which values it may have;
+  `presets`: the settings of each benchmark; `options`: the options of the command line.
 - `networks`: the network of a preset as pure functions; `learners`: the learners by name, and what
   each of them can do; `candidates`: a learner that is built for a run.
 - `tasks`: the train, val and test sources of a preset; `experiment`: what all runs of a preset share.

@@ -1,15 +1,14 @@
 """Candidates: the learners of a run, each built once and passed on to all that use it."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxmaml.batching import ChunkSize
-from jaxmaml.experiments import learners
+from jaxmaml.experiments import learners, ranges
 from jaxmaml.experiments.learners import LEARNERS, Entry, Recipe
 from jaxmaml.experiments.networks import Model
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.types import MetaLearner
+from jaxmaml.types import Array, MetaLearner
 
 
 class Spec(NamedTuple):
@@ -58,7 +57,7 @@ class Candidate(NamedTuple):
         return LEARNERS[self.spec.learner]
 
 
-def build(spec: Spec, preset: Preset, model: Model, num_classes: int) -> Candidate:
+def build(spec: Spec, preset: Preset, model: Model, num_classes: int, key: Array) -> Candidate:
     """Returns the candidate of a run.
 
     Args:
@@ -66,6 +65,7 @@ def build(spec: Spec, preset: Preset, model: Model, num_classes: int) -> Candida
         preset: the settings.
         model: the functions of the network.
         num_classes: classes of the training split; 0 for regression.
+        key: the PRNG key of initial parameters that only this learner has.
 
     Raises:
         ValueError: an unknown learner or order, or one that does not suit the preset.
@@ -79,6 +79,7 @@ def build(spec: Spec, preset: Preset, model: Model, num_classes: int) -> Candida
         spec.inner_lr,
         learners.ADJOINTS[spec.order],
         entry.num_inner_steps(preset),
+        key,
     )
     return Candidate(
         spec=spec,
@@ -90,23 +91,25 @@ def build(spec: Spec, preset: Preset, model: Model, num_classes: int) -> Candida
     )
 
 
-def single(preset: Preset, learner: str, order: str = "exact") -> Spec:
+def single(preset: Preset, learner: str, order: str | None = None) -> Spec:
     """Returns the description of a run of one learner at the preset's inner rate.
 
     Args:
         preset: the settings.
         learner: a name of `learners.LEARNERS` or `ALIASES`.
-        order: "exact" or "first"; an alias has its own.
+        order: "exact" or "first", for a learner that has both; defaults to exact.
 
     Raises:
-        ValueError: an unknown learner.
+        ValueError: an unknown learner, or an order for one that has no choice.
 
     >>> from jaxmaml.experiments import presets
     >>> single(presets.get("glyphs-5w1s"), "maml", "first").label
     'first'
     """
     name, own_order = learners.resolve(learner)
-    order = order if own_order == "exact" else own_order
+    if order is not None:
+        learners.check_order(learner)
+    order = order or own_order
     label = order if learner == learners.DEFAULT else learner
     return Spec(label, order, preset.inner_lr, name)
 
@@ -123,7 +126,8 @@ def comparison(
             whose runs are called "exact" and "first".
 
     Raises:
-        ValueError: a rate or a learner is given twice, or a learner does not exist.
+        ValueError: a rate or a learner is given twice, a rate is out of its range, or a learner does
+            not exist or has no inner rate.
 
     >>> from jaxmaml.experiments import presets
     >>> preset = presets.get("glyphs-5w1s")
@@ -135,10 +139,13 @@ def comparison(
     for option, given in (("inner_lrs", inner_lrs), ("learners", names)):
         if len(set(given)) != len(given):
             raise ValueError(f"{option} must differ from each other; got {tuple(given)}")
-    if not all(map(math.isfinite, inner_lrs)):
-        raise ValueError(f"inner_lrs must be finite; got {tuple(inner_lrs)}")
+    for rate in inner_lrs:
+        ranges.check_number("each of inner_lrs", rate)
     runs = {name: learners.resolve(name) for name in names}
     runs = runs or {order: (learners.DEFAULT, order) for order in learners.ADJOINTS}
+    for label, (name, _) in runs.items():
+        if inner_lrs and (reason := LEARNERS[name].why_unused(preset, "inner_lr")):
+            raise ValueError(f"inner_lrs has no effect: learner {label!r} {reason}; leave one out")
     if not inner_lrs:
         return [Spec(label, order, preset.inner_lr, name) for label, (name, order) in runs.items()]
     return [

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from jaxmaml.experiments import figures, learners, probes, tables
+from jaxmaml.experiments import figures, learners, probes, ranges, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.experiment import (
     Experiment,
@@ -74,6 +74,7 @@ def prepare(
         ValueError: the settings, the dataset or the directory do not allow the runs.
     """
     # Check what can be checked before a dataset is read.
+    ranges.check_whole("num_test_tasks", num_test_tasks, minimum=2)
     for spec in specs:
         learners.check(preset, spec.learner, spec.order)
     if len({spec.label for spec in specs}) < len(specs):

@@ -5,6 +5,7 @@ and seed give the same experiment.
 """
 
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import jaxmaml
 from jaxmaml import averaging, parallel
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.pools import Pool
-from jaxmaml.experiments import candidates, networks
+from jaxmaml.experiments import candidates, networks, ranges
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.networks import Network
 from jaxmaml.experiments.presets import Preset
@@ -31,6 +32,11 @@ from jaxmaml.experiments.tasks import (
 from jaxmaml.sources import batches
 from jaxmaml.types import Array, MetaState, Task
 
+MAX_SEED = 2**32 - 1
+"""The largest seed: JAX would take a larger one modulo 2^32."""
+SCORING_SEED = 0
+"""The seed of the scored tasks, which do not depend on the seed of the run."""
+
 
 class Experiment(NamedTuple):
     """The data, network and optimizer that all runs of one preset and seed share.
@@ -42,6 +48,7 @@ class Experiment(NamedTuple):
         sources: the source of each split.
         num_classes: classes of the training split; 0 for regression.
         train_key: the key of the training episodes.
+        learner_key: the key of initial parameters that only one learner has.
         mesh: the devices over which the tasks of an outer step are spread.
     """
 
@@ -51,6 +58,7 @@ class Experiment(NamedTuple):
     sources: Sources
     num_classes: int
     train_key: Array
+    learner_key: Array
     mesh: Mesh
 
 
@@ -82,7 +90,7 @@ def build_experiment(
     Raises:
         ValueError: the dataset is missing or cannot give such tasks.
     """
-    params_key, train_key = jax.random.split(jax.random.key(seed))
+    train_key = key_of(seed, "training tasks")  # a seed that is refused is refused first
     sources = make_sources(
         preset, num_test_tasks=num_test_tasks, data_dir=data_dir, images=images,
         streaming=streaming, with_classes=with_classes, class_split=class_split,
@@ -90,11 +98,12 @@ def build_experiment(
     shape = input_shape(sources["train"])
     return Experiment(
         preset=preset,
-        network=networks.build(trained_as or preset, shape, params_key),
+        network=networks.build(trained_as or preset, shape, key_of(seed, "parameters")),
         optimizer=averaging.with_average(_outer_optimizer(preset), preset.averaging),
         sources=sources,
         num_classes=num_classes(sources["train"]),
         train_key=train_key,
+        learner_key=key_of(seed, "parameters of a learner"),
         mesh=parallel.task_mesh(preset.num_tasks),
     )
 
@@ -106,8 +115,9 @@ def build_candidate(experiment: Experiment, spec: Spec) -> Candidate:
         ValueError: an unknown learner or order, or one that does not suit the preset.
     """
     return candidates.build(
-        spec, experiment.preset, experiment.network.model, experiment.num_classes
-    )
+        spec, experiment.preset, experiment.network.model, experiment.num_classes,
+        experiment.learner_key,
+    )  # fmt: skip
 
 
 def init_state(experiment: Experiment, candidate: Candidate) -> MetaState:
@@ -125,7 +135,25 @@ def step_tasks(experiment: Experiment, step: int) -> Task:
 
 def scored_tasks(experiment: Experiment, split: str, num_tasks: int) -> Iterator[Task]:
     """Yields at least `num_tasks` tasks of "val" or "test", some at a time, always the same ones."""
-    return fixed_tasks(experiment.sources, split, num_tasks)
+    key = key_of(SCORING_SEED, f"{split} tasks")
+    return fixed_tasks(experiment.sources[split], key, num_tasks)
+
+
+def key_of(seed: int, name: str) -> Array:
+    """Returns the PRNG key of one use of a seed.
+
+    Each use has its own name, and nothing uses the root key of a seed, so that no two uses of a seed
+    and no two seeds share random bits.
+
+    Args:
+        seed: 0 to 2^32 - 1.
+        name: what the key is for.
+
+    Raises:
+        TypeError, ValueError: the seed is not such an integer.
+    """
+    ranges.check_whole("seed", seed, minimum=0, maximum=MAX_SEED)
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 def _outer_optimizer(preset: Preset) -> optax.GradientTransformation:

@@ -67,6 +67,7 @@ def draw_episode(experiment: Experiment, path: pathlib.Path) -> None:
     Raises:
         ValueError: `path` exists, or its suffix is not a format of matplotlib.
     """
+    plots.check_format(path)
     check_absent(path)
     task = _first_task(experiment)
     if experiment.preset.is_regression:

@@ -1,20 +1,18 @@
 """The learners that the commands know by name, and what each of them can do."""
 
-import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 import jaxmaml
 from jaxmaml.adjoints import Adjoint, Exact, FirstOrder
-from jaxmaml.checks import check_choice
-from jaxmaml.experiments import networks
+from jaxmaml.checks import check_choice, check_known
+from jaxmaml.experiments import networks, settings
 from jaxmaml.experiments.networks import Model
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.learners import heads
-from jaxmaml.types import Mask, MetaLearner
+from jaxmaml.types import Array, Mask, MetaLearner
 
 ADJOINTS: dict[str, Adjoint] = {"exact": Exact(), "first": FirstOrder()}
 """The orders of the command line, and the adjoints that they stand for."""
@@ -22,6 +20,10 @@ DEFAULT = "maml"
 """The learner that needs no name: its runs are called by their order."""
 IMAML_PROXIMAL = 2.0
 """The strength of iMAML's proximal term in its paper (Omniglot)."""
+STEP_SETTINGS = ("num_inner_steps", "num_test_inner_steps", "headline_step")
+"""The settings that a learner may replace by more steps, see `Entry`."""
+NOT_IN_FILLED = ("inner_lr", "adapt_norm", "head_scale", *STEP_SETTINGS)
+"""The settings that a learner does not use if it computes the head from the support."""
 
 
 class Recipe(NamedTuple):
@@ -34,6 +36,7 @@ class Recipe(NamedTuple):
         inner_lr: the inner learning rate.
         adjoint: how the meta-gradient is computed.
         num_inner_steps: inner steps in training.
+        key: the PRNG key of initial parameters that only this learner has.
     """
 
     preset: Preset
@@ -42,6 +45,7 @@ class Recipe(NamedTuple):
     inner_lr: float
     adjoint: Adjoint
     num_inner_steps: int
+    key: Array
 
 
 class Entry(NamedTuple):
@@ -60,6 +64,7 @@ class Entry(NamedTuple):
         solves_linear_system: its meta-gradient is the approximate solution of a linear system, whose
             residual can be measured.
         least_inner_steps: it trains with at least this number of inner steps.
+        unused: the settings of a preset that it does not use.
     """
 
     make: Callable[[Recipe], MetaLearner]
@@ -72,6 +77,7 @@ class Entry(NamedTuple):
     needs_class_numbers: bool = False
     solves_linear_system: bool = False
     least_inner_steps: int = 0
+    unused: tuple[str, ...] = ()
 
     def num_inner_steps(self, preset: Preset) -> int:
         """Returns the number of inner steps in training."""
@@ -91,25 +97,27 @@ class Entry(NamedTuple):
         last = self.num_test_inner_steps(preset)
         return preset.headline_step if last == preset.num_test_inner_steps else last
 
+    def why_unused(self, preset: Preset, setting: str) -> str:
+        """Returns why this learner does not use the value of a setting; "" if it does."""
+        if setting in self.unused:
+            return "does not use it"
+        if setting in STEP_SETTINGS:
+            made, given = getattr(self, setting)(preset), getattr(preset, setting)
+            return "" if made == given else f"uses {setting}={made} instead"
+        return ""
+
 
 def resolve(name: str) -> tuple[str, str]:
     """Returns (learner, order) for a name of `LEARNERS` or `ALIASES`.
 
     Raises:
-        ValueError: no learner has this name; the message suggests the nearest one.
+        ValueError: no learner has this name; the message suggests a near one.
 
     >>> resolve("fomaml")
     ('maml', 'first')
     """
-    if name in ALIASES:
-        return ALIASES[name]
-    if name in LEARNERS:
-        return name, "exact"
-    names = [*LEARNERS, *ALIASES]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    raise ValueError(
-        f"unknown learner {name!r}: did you mean {near[0]!r}? The learners are {', '.join(names)}"
-    )
+    check_known("learner", name, [*LEARNERS, *ALIASES])
+    return ALIASES.get(name, (name, "exact"))
 
 
 def check(preset: Preset, learner: str, order: str) -> None:
@@ -130,6 +138,41 @@ def check(preset: Preset, learner: str, order: str) -> None:
         raise ValueError(
             f"learner {learner!r} does not support norm={preset.norm!r}, which carries statistics"
         )
+
+
+def check_used(preset: Preset, given: Iterable[str], names: Sequence[str]) -> None:
+    """Raises ValueError if a setting that a user has given has no effect.
+
+    Args:
+        preset: the settings.
+        given: the names of the settings that the user has given.
+        names: the learners that run, of which one at least must use each setting.
+
+    >>> from jaxmaml.experiments import presets
+    >>> check_used(presets.get("glyphs-5w1s"), ["inner_lr"], ["maml", "protonet"])
+    """
+    for setting in given:
+        if reason := settings.why_unused(preset, setting):
+            raise ValueError(
+                f"{setting} has no effect on {preset.name} with {reason}: leave it out"
+            )
+        reasons = [LEARNERS[name].why_unused(preset, setting) for name in names]
+        if names and all(reasons):
+            raise ValueError(
+                f"{setting} has no effect: learner {names[0]!r} {reasons[0]}; leave it out"
+            )
+
+
+def check_order(learner: str) -> None:
+    """Raises ValueError if a learner's name leaves no order of the meta-gradient to choose.
+
+    >>> check_order("maml")
+    """
+    name, order = resolve(learner)
+    if not LEARNERS[name].has_order:
+        raise ValueError(f"order has no effect: learner {learner!r} has no order; leave it out")
+    if learner in ALIASES:
+        raise ValueError(f"order has no effect: learner {learner!r} is {order} order; leave it out")
 
 
 def needs_class_numbers(preset: Preset, learner: str) -> bool:
@@ -203,7 +246,7 @@ def _proto_maml(recipe: Recipe) -> MetaLearner:
 def _cavia(recipe: Recipe) -> MetaLearner:
     """Makes CAVIA on the preset's network, with features that a context scales and shifts."""
     learner = _plain(jaxmaml.cavia, mask=False)(recipe)
-    return learner._replace(init=lambda params: networks.add_context(params, jax.random.key(0)))
+    return learner._replace(init=lambda params: networks.add_context(params, recipe.key))
 
 
 def _reptile(recipe: Recipe) -> MetaLearner:
@@ -214,7 +257,9 @@ def _reptile(recipe: Recipe) -> MetaLearner:
 
 
 def _imaml(recipe: Recipe) -> MetaLearner:
-    return jaxmaml.imaml(*_problem(recipe), proximal=IMAML_PROXIMAL, mask=_mask(recipe.preset))
+    options = _shared(recipe)
+    del options["adjoint"]
+    return jaxmaml.imaml(*_problem(recipe), proximal=IMAML_PROXIMAL, **options)
 
 
 def _fine_tuning(recipe: Recipe) -> MetaLearner:
@@ -240,26 +285,29 @@ def _features_fn(recipe: Recipe) -> heads.FeaturesFn:
 LEARNERS: dict[str, Entry] = {
     "maml": Entry(_plain(jaxmaml.maml)),
     "maml_plus_plus": Entry(_maml_plus_plus, counts_inner_steps=True),
-    "anil": Entry(_plain(jaxmaml.anil, mask=False)),
-    "boil": Entry(_plain(jaxmaml.boil, mask=False)),
+    "anil": Entry(_plain(jaxmaml.anil, mask=False), unused=("adapt_norm",)),
+    "boil": Entry(_plain(jaxmaml.boil, mask=False), unused=("adapt_norm",)),
     "meta_sgd": Entry(_meta_sgd),
     "meta_curvature": Entry(_plain(jaxmaml.meta_curvature)),
-    "cavia": Entry(_cavia, takes_state=False),
+    "cavia": Entry(_cavia, takes_state=False, unused=("adapt_norm",)),
     "unicorn": Entry(_unicorn, classifies_only=True, serves_any_way=True),
-    "proto_maml": Entry(_proto_maml, classifies_only=True, serves_any_way=True, takes_state=False),
+    "proto_maml": Entry(
+        _proto_maml, classifies_only=True, serves_any_way=True, takes_state=False,
+        unused=("head_scale",),
+    ),
     # With one inner step, Reptile would be joint training. Its paper makes 5.
     "reptile": Entry(_reptile, has_order=False, least_inner_steps=5),
     # iMAML's gradient is that of a minimum. Its paper makes 16 steps (Omniglot).
     "imaml": Entry(
-        _imaml, has_order=False, least_inner_steps=16, takes_state=False, solves_linear_system=True
+        _imaml, has_order=False, least_inner_steps=16, solves_linear_system=True,
     ),
     "protonet": Entry(
         _protonet, has_order=False, classifies_only=True, serves_any_way=True, takes_state=False,
-        fills_head=True,
+        fills_head=True, unused=NOT_IN_FILLED,
     ),
     "r2d2": Entry(
         _r2d2, has_order=False, classifies_only=True, serves_any_way=True, takes_state=False,
-        fills_head=True,
+        fills_head=True, unused=NOT_IN_FILLED,
     ),
     # In a test, its head starts from scratch.
     "fine_tuning": Entry(

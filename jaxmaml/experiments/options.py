@@ -2,11 +2,12 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from jaxmaml.experiments import presets
+from jaxmaml.experiments import presets, settings
 from jaxmaml.experiments.presets import Preset
 
 PositionalPreset = Annotated[
@@ -16,6 +17,14 @@ PositionalDataset = Annotated[
     str,
     tyro.conf.Positional,
     tyro.conf.arg(metavar="NAME", help="omniglot, cifar-fs, ..., or any dataset of TFDS"),
+]
+OwnDataset = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="NAME",
+        help="omniglot, cifar-fs, ..., any prepared dataset of TFDS, or folder:PATH",
+    ),
 ]
 DataDir = Annotated[
     pathlib.Path | None,
@@ -57,34 +66,53 @@ LearnerName = Annotated[
     str,
     tyro.conf.arg(metavar="NAME", help="maml, fomaml, anil, meta_sgd, reptile, protonet, ..."),
 ]
-Order = Annotated[str, tyro.conf.arg(metavar="{exact,first}", help="order of the meta-gradient")]
+Order = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="{exact,first}",
+        help="order of the meta-gradient",
+        help_behavior_hint="(default: exact, where a learner has both)",
+    ),
+]
 Precision = Literal["default", "high", "highest"]
 
 _LIKE_TRAINING = tyro.conf.arg(help_behavior_hint="(default: as in training)")
 
-_Settings = dataclasses.make_dataclass(
-    "Settings",
-    [
-        (
-            name,
-            Annotated[
-                field.type | None,
-                tyro.conf.arg(help=field.metadata["help"], help_behavior_hint=""),
-            ],
-            None,
-        )
-        for name, field in presets.options().items()
-    ],
-    frozen=True,
-    namespace={"__doc__": "Each option replaces a setting of the preset."},
-)
-"""Every option of a preset; None keeps the preset's own value."""
+SHOWN = ("dataset", "way", "shot", "test_query", "split", "image_size", "rotate_test")
+"""The settings of a preset that decide what a test episode looks like."""
+
+
+def _settings(class_name: str, names: Iterable[str]) -> Any:
+    """Returns a dataclass whose fields are options of a preset; None keeps the preset's value."""
+    fields = {name: settings.options()[name] for name in names}
+    return dataclasses.make_dataclass(
+        class_name,
+        [
+            (
+                name,
+                Annotated[
+                    field.type | None,
+                    tyro.conf.arg(help=field.metadata["help"], help_behavior_hint=""),
+                ],
+                None,
+            )
+            for name, field in fields.items()
+        ],
+        frozen=True,
+        namespace={"__doc__": "Each option replaces a setting of the preset."},
+    )
+
+
+_Settings = _settings("Settings", settings.options())
+_ShownSettings = _settings("ShownSettings", SHOWN)
 if TYPE_CHECKING:
     Settings: TypeAlias = Any  # a type checker does not know a class that is made at run time
+    ShownSettings: TypeAlias = Any
 else:
-    Settings = _Settings
+    Settings, ShownSettings = _Settings, _ShownSettings
 UNCHANGED = _Settings()
 """The settings that keep those of the preset."""
+_SHOWN_UNCHANGED = _ShownSettings()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,11 +174,13 @@ class Show:
     out: Annotated[
         pathlib.Path | None,
         tyro.conf.arg(
-            metavar="FILE", help="picture to write", help_behavior_hint="(default: PRESET.png)"
+            metavar="FILE",
+            help="picture to write",
+            help_behavior_hint="(default: named after PRESET)",
         ),
     ] = None
     data_dir: DataDir = None
-    preset_settings: Settings = UNCHANGED
+    preset_settings: ShownSettings = _SHOWN_UNCHANGED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +210,14 @@ class Prepare:
 class Split:
     """Divide the classes of a dataset at random and write a split file, for --split."""
 
-    dataset: PositionalDataset
+    dataset: OwnDataset
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE", help="split file to write")]
     fractions: Annotated[
         tuple[float, float, float],
-        tyro.conf.arg(metavar="TRAIN VAL TEST", help="fractions of the classes; their sum is 1"),
+        tyro.conf.arg(
+            metavar="FRACTION FRACTION FRACTION",
+            help="fractions of the classes for train, val and test; their sum is 1",
+        ),
     ] = (0.64, 0.16, 0.2)
     seed: int = 0
     """seed of the shuffle"""
@@ -200,6 +233,11 @@ Action = (
 """The actions of `jaxmaml data`."""
 
 
+def given(options: Any) -> dict[str, Any]:
+    """Returns the options of a dataclass that are not None: those that a user has given."""
+    return {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+
+
 def chosen_preset(name: str, settings: Settings) -> Preset:
     """Returns the preset of a name, with the given settings.
 
@@ -207,4 +245,10 @@ def chosen_preset(name: str, settings: Settings) -> Preset:
         TypeError: a count is not an integer.
         ValueError: an unknown preset, or a setting outside its range.
     """
-    return presets.override(presets.get(name), **dataclasses.asdict(settings))
+    return presets.override(presets.get(name), **given(settings))
+
+
+def check_data_dir(dataset: str, data_dir: pathlib.Path | None) -> None:
+    """Raises ValueError if a directory of data is given for a dataset that is not in one."""
+    if data_dir is not None and dataset.partition(":")[0] in ("sinusoid", "folder"):
+        raise ValueError(f"data_dir has no effect on dataset={dataset!r}: leave it out")

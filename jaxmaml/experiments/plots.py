@@ -29,6 +29,7 @@ Curve: TypeAlias = Mapping[str, Any]
 LEARNER_COLORS = {"exact": "#0072B2", "first": "#D55E00", "maml": "#0072B2", "fomaml": "#D55E00"}
 OTHER_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 VARIANTS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (6, 1, 1, 1, 1, 1)), "v"))
+FORMATS = ("png", "pdf", "svg", "eps", "ps", "jpg", "jpeg", "tif", "tiff", "webp")
 REFERENCE = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
 RIGHT_COLOR, WRONG_COLOR = "#009E73", "#CC2529"
 CELL_INCHES, CELL_STRIDE, GAP = 0.55, 1.16, 0.7
@@ -235,12 +236,22 @@ def regression(x_grid: Any, curves: Mapping[str, Any], support_x: Any, support_y
     return figure
 
 
+def check_format(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError unless the suffix of a path is one of `FORMATS`.
+
+    >>> check_format("plot.png")
+    """
+    if Path(path).suffix.lower().removeprefix(".") not in FORMATS:
+        raise ValueError(
+            f"{os.fspath(path)!r} must be the name of a file with a suffix: .{', .'.join(FORMATS)}"
+        )
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure in the format of the path's suffix, whole or not at all, to a new file.
 
     Raises:
-        ValueError: the file exists or cannot be written, or the suffix is not a format of
-            matplotlib.
+        ValueError: the file exists or cannot be written, or the suffix is not one of `FORMATS`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -249,8 +260,9 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     ['plot.png']
     """
     path = Path(path)
+    check_format(path)
     with atomic_write(path, replace=False) as file:
-        figure.savefig(file, format=path.suffix.removeprefix(".") or None, dpi=150)
+        figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150)
 
 
 def _figure(title: str, num_panels: int = 1) -> tuple[Figure, list[Axes]]:

@@ -100,11 +100,12 @@ def cg_residuals(learner: MetaLearner, meta_state: MetaState, tasks: Task) -> tu
     """
 
     @jax.jit
-    def run(params: MetaParams, tasks: Task) -> tuple[Array, Array]:
-        residual = lambda task: diagnostics.cg_residual(learner, params, task)
+    def run(params: MetaParams, state: State, tasks: Task) -> tuple[Array, Array]:
+        residual = lambda task: diagnostics.cg_residual(learner, params, task, state=state)
         return jax.tree.map(jnp.mean, jax.lax.map(residual, tasks))
 
-    solved, minimum = run(jax.device_get(averaged(meta_state).params), tasks)
+    params, state = jax.device_get((averaged(meta_state).params, meta_state.state))
+    solved, minimum = run(params, state, tasks)
     return float(solved), float(minimum)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from rich.table import Table
 
-from jaxmaml.experiments import candidates, learners, networks, presets, tables
+from jaxmaml.experiments import candidates, learners, networks, presets, ranges, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.experiment import (
     Experiment,
@@ -58,14 +58,18 @@ def restore(
         ValueError: a checkpoint or the dataset is missing, or the runs do not suit such tasks.
     """
     # Settings. A damaged checkpoint is found before a dataset is read.
+    ranges.check_whole("num_test_tasks", num_test_tasks, minimum=2)
     directory = RunDir(run_dir)
     config = directory.read_config()
     trained, specs = preset_of(config), specs_of(config)
     for spec in specs:
         directory.verify_state(spec.label, config)
+    dataset = changes.get("dataset") or trained.dataset
+    if (dataset == "sinusoid") != trained.is_regression:
+        raise ValueError(f"a run of {trained.dataset!r} cannot be tested on {dataset!r}")
     preset = presets.override(trained, **changes)
-    if preset.is_regression != trained.is_regression:
-        raise ValueError(f"a run of {trained.dataset!r} cannot be tested on {preset.dataset!r}")
+    given = [name for name, value in changes.items() if value is not None]
+    learners.check_used(preset, given, [spec.learner for spec in specs])
     _check_way(preset, trained, specs)
 
     # Tasks. Their classes are those of the run, whatever its split file holds today.
@@ -89,8 +93,7 @@ def restore(
     for spec in specs:
         start = init_state(as_trained, build_candidate(as_trained, spec))
         states[spec] = directory.restore_state(spec.label, start, config)
-    named = dataclasses.replace(preset, name=_name(trained, changes))
-    return Restored(built._replace(preset=named, num_classes=num_classes), trained, states)
+    return Restored(built._replace(num_classes=num_classes), trained, states)
 
 
 def scores_table(restored: Restored, num_test_tasks: int) -> Table:
@@ -137,14 +140,10 @@ def _served(restored: Restored, spec: Spec, norm: Any) -> tuple[Candidate, State
         jax.random.key(0),
         served_way=None if is_whole else preset.way,
     )
-    candidate = candidates.build(spec, preset, network.model, experiment.num_classes)
+    candidate = candidates.build(
+        spec, preset, network.model, experiment.num_classes, experiment.learner_key
+    )
     return candidate, network.state
-
-
-def _name(trained: Preset, changes: dict[str, Any]) -> str:
-    """Returns the name of a preset with its changes."""
-    given = [f"{name}={value}" for name, value in changes.items() if value is not None]
-    return ", ".join([trained.name, *given])
 
 
 def _check_way(preset: Preset, trained: Preset, specs: list[Spec]) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxmaml.data.preparation import Prepared
-from jaxmaml.experiments.presets import Preset
+from jaxmaml.experiments.presets import Preset, title
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient
 from jaxmaml.experiments.scoring import Score
@@ -198,7 +198,7 @@ def score_text(preset: Preset, score: Score, step: int) -> str:
 
 def _title(preset: Preset, num_test_tasks: int) -> str:
     unit = "" if preset.is_regression else ", %"
-    return f"{preset.name}: test {preset.metric}{unit}, 95 % CI over {num_test_tasks} tasks"
+    return f"{title(preset)}: test {preset.metric}{unit}, 95 % CI over {num_test_tasks} tasks"
 
 
 def _cell(preset: Preset, score: Score, step: int, *, mark: bool) -> str:

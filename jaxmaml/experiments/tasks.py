@@ -15,7 +15,7 @@ from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.pools import Pool
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.sources import batches
-from jaxmaml.types import Task
+from jaxmaml.types import Array, Task
 
 Source: TypeAlias = Any
 """The result of a `sampler` of `jaxmaml.data`: a `jax.tree_util.Partial` or an `ImageStream`."""
@@ -25,8 +25,6 @@ Sources: TypeAlias = Mapping[str, Source]
 SPLITS = ("train", "val", "test")
 MAX_TASKS_DRAWN = 100
 """Validation and test draw at most this number of tasks at a time, which bounds their memory."""
-SCORING_SEEDS = {"val": 1, "test": 2}
-"""Seeds of the scored tasks, which do not depend on the seed of the run."""
 
 
 class Streaming(NamedTuple):
@@ -94,10 +92,10 @@ def make_sources(
     }  # fmt: skip
 
 
-def fixed_tasks(sources: Sources, split: str, num_tasks: int) -> Iterator[Task]:
-    """Yields at least `num_tasks` tasks of "val" or "test", some at a time, always the same ones."""
+def fixed_tasks(source: Source, key: Array, num_tasks: int) -> Iterator[Task]:
+    """Yields at least `num_tasks` tasks, some at a time, always the same ones for the same key."""
     num_drawn = 0
-    for tasks in batches(sources[split], jax.random.key(SCORING_SEEDS[split])):
+    for tasks in batches(source, key):
         num_drawn += len(jax.tree.leaves(tasks)[0])
         yield tasks
         if num_drawn >= num_tasks:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxmaml import files
 from jaxmaml.data.decoders import Decoder, Format
 from jaxmaml.data.folders import FolderRecords
 
@@ -81,7 +82,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n not an image")
     decoder = Decoder(FolderRecords(tmp_path), Format(6))
-    with pytest.raises(ValueError, match=r"cat/2\.png: image cannot be decoded"):
+    with pytest.raises(files.ReadError, match=r"cat/2\.png: image cannot be decoded"):
         decoder.read(np.array([0]))
     with pytest.raises(ValueError, match=r"decoded: not an image that Pillow can read$"):
         decoder.read(np.array([0]))

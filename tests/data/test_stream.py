@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from image_sets import noise
 
+from jaxmaml import files
 from jaxmaml.data import datasets, pools, stream
 from jaxmaml.data.augmentation import Augment
 
@@ -187,7 +188,7 @@ def test_a_step_that_cannot_be_is_refused(step, error, tmp_path, monkeypatch):
 def test_an_image_that_cannot_be_decoded_is_named(folder):
     (folder.path / "class1" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n not an image")
     images = folder.open(cache=False)
-    with pytest.raises(ValueError, match=r"class1/2\.png: image cannot be decoded"):
+    with pytest.raises(files.ReadError, match=r"class1/2\.png: image cannot be decoded"):
         streamed(images, 0, 200, way=2)
 
 

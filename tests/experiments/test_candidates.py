@@ -10,6 +10,8 @@ from jaxmaml.experiments import candidates, networks, presets
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.learners import LEARNERS
 
+KEY = jax.random.key(0)
+
 
 def test_the_default_comparison_is_exact_against_first_order_maml():
     assert candidates.comparison(PRESET) == [
@@ -36,7 +38,9 @@ def test_rates_that_print_alike_have_labels_of_their_own():
     [
         ("maml", "exact", ("exact", "exact", 0.4, "maml")),
         ("maml", "first", ("first", "first", 0.4, "maml")),
-        ("fomaml", "exact", ("fomaml", "first", 0.4, "maml")),
+        ("fomaml", None, ("fomaml", "first", 0.4, "maml")),
+        ("maml", None, ("exact", "exact", 0.4, "maml")),
+        ("protonet", None, ("protonet", "exact", 0.4, "protonet")),
         ("anil", "first", ("anil", "first", 0.4, "anil")),
     ],
 )
@@ -48,7 +52,11 @@ def test_a_single_run_is_called_by_its_learner_or_order(learner, order, expected
     ("rates", "names", "message"),
     [
         ([0.1, 0.1], [], "inner_lrs must differ"),
-        ([math.inf], [], "inner_lrs must be finite"),
+        ([math.inf], [], "each of inner_lrs must be 0 or more"),
+        ([1e39], [], "each of inner_lrs must be 0 or more"),
+        ([-0.1], [], "each of inner_lrs must be 0 or more"),
+        ([1e-46], [], "each of inner_lrs must be 0 or more"),
+        ([0.1, 0.2], ["maml", "protonet"], "inner_lrs has no effect: learner 'protonet'"),
         ([], ["maml", "maml"], "learners must differ"),
         ([], ["mamo"], "did you mean 'maml'"),
     ],
@@ -59,15 +67,22 @@ def test_a_comparison_that_makes_no_sense_is_refused(rates, names, message):
 
 
 def test_a_candidate_holds_what_scoring_needs():
-    network = networks.build(PRESET, IMAGE_SHAPE, jax.random.key(0))
+    network = networks.build(PRESET, IMAGE_SHAPE, KEY)
     preset = presets.override(PRESET, headline_step=2, chunk_size="all")
-    built = candidates.build(Spec("run", "exact", 0.1), preset, network.model, 5)
+    built = candidates.build(Spec("run", "exact", 0.1), preset, network.model, 5, KEY)
     assert (built.label, built.entry) == ("run", LEARNERS["maml"])
     assert (built.num_test_inner_steps, built.headline_step) == (3, 2)
     assert built.chunk_size is None
 
 
+@pytest.mark.parametrize("order", ["exact", "first"])
+@pytest.mark.parametrize("learner", ["fomaml", "reptile", "protonet"])
+def test_an_order_without_effect_is_refused(learner, order):
+    with pytest.raises(ValueError, match=f"order has no effect: learner '{learner}'"):
+        candidates.single(PRESET, learner, order)
+
+
 def test_an_unknown_order_is_refused():
-    network = networks.build(PRESET, IMAGE_SHAPE, jax.random.key(0))
+    network = networks.build(PRESET, IMAGE_SHAPE, KEY)
     with pytest.raises(ValueError, match="order must be one of exact, first; got 'second'"):
-        candidates.build(Spec("run", "second", 0.1), PRESET, network.model, 5)
+        candidates.build(Spec("run", "second", 0.1), PRESET, network.model, 5, KEY)

@@ -77,7 +77,11 @@ def test_runs_that_differ_in_more_than_the_order_are_not_watched(tmp_path):
     ("changes", "specs", "message"),
     [
         ({}, [Spec("a", "exact", 0.1, "protonet")], "'protonet' classifies"),
-        ({"dataset": "omniglot"}, [Spec("a", "exact", 0.1)], "jaxmaml data prepare omniglot"),
+        (
+            {"dataset": "omniglot", "way": 3},
+            [Spec("a", "exact", 0.1)],
+            "jaxmaml data prepare omniglot",
+        ),
     ],
 )
 def test_a_mistake_leaves_no_directory(changes, specs, message, tmp_path):

@@ -13,6 +13,7 @@ from jaxmaml.experiments.experiment import (
     build_candidate,
     build_experiment,
     init_state,
+    key_of,
     scored_tasks,
     step_tasks,
 )
@@ -39,6 +40,41 @@ def test_the_seed_gives_the_parameters_and_the_training_tasks():
 def test_the_scored_tasks_do_not_depend_on_the_seed():
     found = [next(scored_tasks(_build(seed=seed), "test", 2)) for seed in (0, 1)]
     _assert_equal(*found)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 2**31, 2**32 - 1])
+def test_no_key_of_an_experiment_is_the_root_key_of_a_seed(seed):
+    names = ("parameters", "training tasks", "parameters of a learner", "val tasks", "test tasks")
+    keys = [tuple(jax.random.key_data(key_of(seed, name)).tolist()) for name in names]
+    assert len(set(keys)) == len(names)
+    # The root key of a seed is (0, seed).
+    assert all(first != 0 for first, _ in keys)
+    # The keys that are split from a root key are those folded into it with small numbers.
+    split = jax.random.key_data(jax.random.split(jax.random.key(seed), 100)).tolist()
+    assert not {tuple(key) for key in split} & set(keys)
+
+
+def test_the_training_tasks_of_no_seed_are_those_of_the_test():
+    test = next(scored_tasks(_build(), "test", 2)).query["inputs"]
+    for seed in (1, 2):
+        draw = _build(seed=seed).sources["test"]
+        for key in (jax.random.key(seed), key_of(seed, "training tasks")):
+            assert not np.array_equal(draw(key).query["inputs"], test)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63 - 1, 1.5])
+def test_a_seed_that_jax_would_wrap_is_refused(seed):
+    with pytest.raises((ValueError, TypeError), match=r"^seed must be"):
+        _build(seed=seed)
+
+
+def test_the_parameters_that_only_one_learner_has_depend_on_the_seed():
+    films = []
+    for seed in (0, 1):
+        experiment = _build(seed=seed)
+        candidate = build_candidate(experiment, Spec("x", "exact", 0.1, "cavia"))
+        films.append(np.asarray(init_state(experiment, candidate).params["film"]))
+    assert not np.array_equal(*films)
 
 
 def test_every_learner_starts_from_the_same_parameters():

@@ -5,21 +5,21 @@ from typing import Any
 
 import pytest
 
-from jaxmaml.experiments import options, presets
+from jaxmaml.experiments import options, presets, settings
 
 Settings: Any = options.Settings
 
 
 def test_every_setting_of_a_preset_is_an_option_and_keeps_its_value():
     names = [field.name for field in dataclasses.fields(Settings)]
-    assert names == list(presets.options())
+    assert names == list(settings.options())
     for preset in presets.PRESETS.values():
         assert options.chosen_preset(preset.name, options.UNCHANGED) == preset
 
 
 def test_a_given_setting_replaces_that_of_the_preset():
-    settings = Settings(way=3, inner_lr=0.1)
-    chosen = options.chosen_preset("glyphs-5w1s", settings)
+    given = Settings(way=3, inner_lr=0.1)
+    chosen = options.chosen_preset("glyphs-5w1s", given)
     assert chosen == dataclasses.replace(presets.get("glyphs-5w1s"), way=3, inner_lr=0.1)
 
 
@@ -30,5 +30,5 @@ def test_a_setting_out_of_range_is_refused():
 
 def test_the_options_of_other_tasks_are_settings_of_a_preset():
     names = {field.name for field in dataclasses.fields(options.TaskOptions)}
-    assert names < set(presets.options())
+    assert names < set(settings.options())
     assert all(value is None for value in dataclasses.asdict(options.TaskOptions()).values())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxmaml.experiments import presets
+from jaxmaml.experiments import presets, settings
 
 
 def test_the_presets_that_the_documents_name_exist():
@@ -75,13 +75,33 @@ def test_mini_imagenet_is_the_papers_protocol():
 def test_every_option_has_a_help_text():
     documentation = {"name", "paper", "table", "expected", "cost"}
     names = {field.name for field in dataclasses.fields(presets.Preset)}
-    assert set(presets.options()) == names - documentation
-    assert all(field.metadata["help"] for field in presets.options().values())
+    assert set(settings.options()) == names - documentation
+    assert all(field.metadata["help"] for field in settings.options().values())
 
 
 def test_unknown_preset_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'glyphs-5w1s'"):
-        presets.get("glyph-5w1s")
+    with pytest.raises(ValueError, match=r"unknown preset .* did you mean 'glyphs-5w1s'\?"):
+        presets.get("Glyph-5W1S")
+
+
+def test_no_preset_is_suggested_for_a_name_that_resembles_none():
+    with pytest.raises(ValueError, match="unknown preset 'xyz': Known are sinusoid-5shot"):
+        presets.get("xyz")
+
+
+def test_another_dataset_has_its_own_class_split():
+    preset = presets.get("glyphs-5w1s")
+    assert presets.override(preset, dataset="folder:x").split == ""
+    assert presets.override(preset, dataset="omniglot", split="vinyals").split == "vinyals"
+    assert presets.override(preset, dataset="glyphs").split == "script"
+
+
+def test_a_title_states_what_is_tested():
+    preset = presets.get("glyphs-5w1s")
+    assert presets.title(preset) == "glyphs-5w1s"
+    assert presets.title(presets.override(preset, outer_lr=0.1)) == "glyphs-5w1s"
+    other = presets.override(preset, dataset="omniglot", shot=5)
+    assert presets.title(other) == "glyphs-5w1s, dataset=omniglot, shot=5"
 
 
 def test_fewer_test_steps_move_the_headline_and_the_selection():

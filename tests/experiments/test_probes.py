@@ -88,6 +88,19 @@ def test_cg_residuals_are_zero_at_a_solution_and_not_before():
             assert minimum == pytest.approx(1 - 2 * rate, rel=1e-5)
 
 
+def test_cg_residuals_of_a_network_with_statistics():
+    # The inner loss depends on the state: its minimum is where the parameters equal the state.
+    @jaxmaml.with_state
+    def loss_fn(params, batch, state):
+        return jnp.mean((params - batch * state) ** 2), state
+
+    learner = jaxmaml.imaml(loss_fn, optax.sgd(0.5), 1)
+    state = jaxmaml.init_state(learner, OPTIMIZER, jnp.array(0.0), jnp.array(3.0))
+    tasks = Task(jnp.ones((2, 4)), jnp.full((2, 4), 2.0))
+    solved, _ = probes.cg_residuals(learner, state, tasks)
+    assert solved == pytest.approx(0.0, abs=1e-6)
+
+
 def test_probes_use_the_average_of_the_parameters():
     learner = jaxmaml.maml(lambda params, batch: jnp.mean(params**2), optax.sgd(0.1), 1)
     state = jaxmaml.init_state(learner, with_average(OPTIMIZER, 0.9), jnp.array(1.0))

@@ -19,7 +19,7 @@ from jaxmaml.experiments.experiment import init_state
 from jaxmaml.experiments.run_dir import RunDir, write_json
 from jaxmaml.experiments.tasks import class_split_of
 
-IMAGES = ["--model", "mlp", "--way", "4", "--num-validations", "1", *OPTIONS[:-4]]
+IMAGES = ["--model", "mlp", "--way", "4", "--num-validations", "1", *OPTIONS[:-5]]
 
 
 def _shown(table):
@@ -42,8 +42,8 @@ def test_other_tasks_are_named_and_scored(compared):
     restored = reevaluate.restore(
         comparison.run_dir.path, num_test_tasks=5, shot=7, num_test_inner_steps=4, way=None
     )
-    assert restored.experiment.preset.name == "sinusoid-5shot, shot=7, num_test_inner_steps=4"
     shown = _shown(reevaluate.scores_table(restored, 5))
+    assert "sinusoid-5shot, shot=7, test_query=3, num_test_inner_steps=4: test MSE" in shown
     assert "4 (headline)" in shown or "\n  4 " in shown
 
 
@@ -57,7 +57,7 @@ def test_the_statistics_of_the_support_alone_are_scored_too(compared):
     assert [suffix for suffix, *_ in variants] == ["", ", inductive"]
     assert variants[0][2] == ()
     assert variants[1][2] != ()
-    without_state = spec._replace(learner="imaml")
+    without_state = spec._replace(learner="cavia")
     variants = reevaluate._variants(restored._replace(trained=trained), without_state)
     assert [suffix for suffix, *_ in variants] == [""]
 
@@ -67,11 +67,14 @@ def test_the_statistics_of_the_support_alone_are_scored_too(compared):
     [
         ({"dataset": "glyphs"}, "a run of 'sinusoid' cannot be tested on 'glyphs'"),
         ({"way": 2}, "way must be 1 for regression"),
+        ({"split": "x"}, "split has no effect on sinusoid-5shot"),
+        ({"image_size": 28}, "image_size has no effect on sinusoid-5shot"),
+        ({"num_test_tasks": 1}, "num_test_tasks must be an integer, 2 or more"),
     ],
 )
 def test_tasks_that_a_run_cannot_serve_are_refused(compared, changes, message):
     with pytest.raises(ValueError, match=message):
-        reevaluate.restore(compared[0].run_dir.path, num_test_tasks=5, **changes)
+        reevaluate.restore(compared[0].run_dir.path, **{"num_test_tasks": 5, **changes})
 
 
 def test_a_missing_checkpoint_is_named(compared, tmp_path):

@@ -43,7 +43,7 @@ def many(compared):
 def test_scores_have_a_row_per_inner_step():
     scores = {"exact": _score(0.2, 0.805), "first": _score(0.2, 0.7, num_nonfinite=3)}
     lines = _shown(tables.scores_table(PRESET, scores, 600, 0.41))
-    assert "glyphs-5w1s: test accuracy, %, 95 % CI over 600 tasks" in lines[0]
+    assert "glyphs-5w1s, way=3, shot=2: test accuracy, %, 95 % CI over 600 tasks" in lines[0]
     rows = [line.split("  ") for line in lines[3:]]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert cells == [

@@ -12,11 +12,11 @@ PRESET = presets.override(
 REGRESSION = presets.override(
     presets.get("sinusoid-5shot"),
     hidden_sizes=(4,), num_tasks=2, num_outer_steps=6, test_query=3, num_val_tasks=5,
-    num_validations=2, num_test_inner_steps=2,
+    num_validations=2, num_test_inner_steps=2, selection_steps=(),
 )  # fmt: skip
 OPTIONS = [
     *("--hidden-sizes", "4", "--num-tasks", "2", "--num-outer-steps", "6", "--test-query", "3"),
     *("--num-test-tasks", "5", "--num-val-tasks", "5", "--num-validations", "2"),
-    *("--num-test-inner-steps", "2"),
+    *("--num-test-inner-steps", "2", "--selection-steps"),
 ]
 """Options of `jaxmaml train` and `compare` for the settings of REGRESSION."""

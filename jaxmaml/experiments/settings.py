@@ -1,0 +1,210 @@
+"""The settings of a benchmark: what each of them means, and when it has an effect.
+
+Every field with a `help` text is an option of the command line.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+Condition: TypeAlias = Callable[["Preset"], str]
+"""Returns the other setting because of which a setting has no effect; "" if it has one."""
+
+
+def _option(help: str, *, where: Condition | None = None, **kwargs: Any) -> Any:
+    """Returns a dataclass field that is an option of the command line.
+
+    Args:
+        help: the text of the option.
+        where: when the setting has an effect; defaults to always.
+        **kwargs: arguments of `dataclasses.field`.
+    """
+    return dataclasses.field(metadata={"help": help, "where": where or (lambda _: "")}, **kwargs)
+
+
+def _on_images(preset: "Preset") -> str:
+    return f"dataset={preset.dataset!r}" if preset.is_regression else ""
+
+
+def _in_models(*models: str) -> Condition:
+    return lambda preset: "" if preset.model in models else f"model={preset.model!r}"
+
+
+def _with_hidden_layers(preset: "Preset") -> str:
+    is_linear = preset.model == "mlp" and not preset.hidden_sizes
+    return "hidden_sizes=()" if is_linear else ""
+
+
+def _normalized(preset: "Preset") -> str:
+    return "norm='none'" if preset.norm == "none" else _with_hidden_layers(preset)
+
+
+def _normalized_per_step(preset: "Preset") -> str:
+    is_per_step = preset.norm == "per_step"
+    return _with_hidden_layers(preset) if is_per_step else f"norm={preset.norm!r}"
+
+
+def _validated(preset: "Preset") -> str:
+    return "" if preset.num_validations else "num_validations=0"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The settings of one benchmark.
+
+    The attributes without a help text identify and document the preset: `paper` and `table` name
+    its source, `expected` is the number to reproduce, and `cost` is the time that training exact
+    MAML takes on two CPU cores ("est." marks an estimate).
+
+    >>> Preset(name="mine", dataset="omniglot", paper="", table="", expected="", cost="").way
+    5
+    """
+
+    name: str
+    dataset: str = _option(
+        "sinusoid, glyphs, omniglot, cifar-fs, fc100, cub, mini-imagenet, tfds:NAME or folder:PATH"
+    )
+    paper: str
+    table: str
+    expected: str
+    cost: str
+
+    # Tasks.
+    way: int = _option("classes per task (1 for regression)", default=5)
+    shot: int = _option("support examples per class", default=1)
+    query: int = _option("query examples per class in training", default=1)
+    test_query: int = _option(
+        "query examples per class in validation and test; affects batch statistics",
+        default=1,
+    )
+    split: str = _option(
+        "division of the classes: finn or vinyals for omniglot, a file for tfds: and folder:",
+        where=_on_images,
+        default="",
+    )
+    image_size: int = _option(
+        "height and width of the images in pixels (0: as in the dataset)",
+        where=_on_images,
+        default=0,
+    )
+    rotate_train: bool = _option(
+        "rotate each class by a random multiple of 90 degrees in training",
+        where=_on_images,
+        default=False,
+    )
+    rotate_test: bool = _option(
+        "rotate each class by a random multiple of 90 degrees in validation and test",
+        where=_on_images,
+        default=False,
+    )
+    crop: int = _option(
+        "largest random shift of a training image, in pixels", where=_on_images, default=0
+    )
+    flip: bool = _option("mirror half of the training images", where=_on_images, default=False)
+    jitter: float = _option(
+        "largest relative change of brightness, contrast and saturation of a training image",
+        where=_on_images,
+        default=0.0,
+    )
+
+    # Network.
+    model: Literal["conv", "mlp", "resnet12"] = _option("the network", default="conv")
+    num_filters: int = _option(
+        "filters of each convolution (conv) or of the first block (resnet12)",
+        where=_in_models("conv", "resnet12"),
+        default=64,
+    )
+    pooled: bool = _option(
+        "max-pooling instead of stride 2 (conv)", where=_in_models("conv"), default=False
+    )
+    hidden_sizes: tuple[int, ...] = _option(
+        "units of each hidden layer (mlp)", where=_in_models("mlp"), default=(40, 40)
+    )
+    norm: Literal["transductive", "inductive", "running", "per_step", "layer", "group", "none"] = (
+        _option(
+            "statistics of the normalization: of the batch (transductive), of the support "
+            "(inductive), accumulated in training (running), the same per inner step (per_step), "
+            "of each example (layer, group), or no normalization",
+            where=_with_hidden_layers,
+            default="transductive",
+        )
+    )
+    per_step_weights: bool = _option(
+        "with norm per_step: learn a scale and an offset per inner step too",
+        where=_normalized_per_step,
+        default=True,
+    )
+    norm_scale: bool = _option(
+        "learn a scale in the normalization", where=_normalized, default=True
+    )
+    adapt_norm: bool = _option(
+        "adapt the normalization in the inner loop, not only in the outer loop",
+        where=_normalized,
+        default=True,
+    )
+    head_scale: float = _option("standard deviation of the initial head", default=0.01)
+
+    # Training.
+    inner_lr: float = _option("inner learning rate, for a mean loss", default=0.4)
+    num_inner_steps: int = _option("inner steps in training", default=1)
+    num_test_inner_steps: int = _option("inner steps in validation and test", default=3)
+    headline_step: int = _option("inner step whose test score is the headline", default=3)
+    outer_lr: float = _option("outer learning rate (Adam)", default=1e-3)
+    outer_clip: float = _option(
+        "clip each entry of the meta-gradient to this magnitude (0: no clipping)", default=0.0
+    )
+    num_tasks: int = _option("tasks per outer step", default=32)
+    num_outer_steps: int = _option("outer steps", default=60_000)
+    chunk_size: int | Literal["auto", "all"] = _option(
+        "tasks computed at once: a number, auto or all", default="auto"
+    )
+    outer_schedule: Literal["constant", "cosine"] = _option(
+        "schedule of the outer learning rate; cosine ends at one hundredth", default="constant"
+    )
+    averaging: float = _option(
+        "decay of the moving average of the parameters, which is scored (0: no average)",
+        default=0.0,
+    )
+    compute_dtype: Literal["float32", "bfloat16"] = _option(
+        "dtype of the network's computation; parameters and updates stay in float32",
+        default="float32",
+    )
+
+    # Validation.
+    num_validations: int = _option("validations during training", default=6)
+    num_val_tasks: int = _option("tasks per validation", where=_validated, default=100)
+    selection_steps: tuple[int, ...] = _option(
+        "inner steps whose validation scores select the parameters (none: keep the last ones)",
+        where=_validated,
+        default=(),
+    )
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether tasks are scored by mean squared error instead of accuracy."""
+        return self.dataset == "sinusoid"
+
+    @property
+    def metric(self) -> str:
+        """The name of the score, as in the axis label of a plot."""
+        return "MSE" if self.is_regression else "accuracy"
+
+    @property
+    def core_chunk_size(self) -> int | Literal["auto"] | None:
+        """The chunk size as `jaxmaml.meta_grad` takes it: None for all tasks."""
+        return None if self.chunk_size == "all" else self.chunk_size
+
+
+def options() -> dict[str, dataclasses.Field[Any]]:
+    """Returns the fields that are options of the command line, by name."""
+    return {f.name: f for f in dataclasses.fields(Preset) if "help" in f.metadata}
+
+
+def why_unused(preset: Preset, name: str) -> str:
+    """Returns the setting because of which another one has no effect; "" if it has one.
+
+    >>> mine = Preset(name="mine", dataset="sinusoid", paper="", table="", expected="", cost="")
+    >>> why_unused(mine, "flip"), why_unused(mine, "shot")
+    ("dataset='sinusoid'", '')
+    """
+    return options()[name].metadata["where"](preset)
