@@ -21,7 +21,10 @@ Three things go wrong if an optimizer that was written for training is different
 
 Adam's exact derivative at a gradient of zero is the learning rate divided by `eps`, a large number:
 the update jumps from -lr to lr within a few `eps`. It matters where the gradient is zero at the first
-step only, as under a head of zeros. A parameter whose gradient is always zero has no part in it.
+step only, as under a head of zeros, and an `eps_root` makes it smaller. A parameter whose gradient
+is always zero has no part in it. An `eps_root` is not neutral: in five steps at a rate of 0.01 on a
+small tanh network, 1e-8 moved the exact meta-gradient by 15 %, 1e-12 by 3e-5 and 1e-16 by 3e-9. Use
+the smallest value that serves.
 LAMB, LARS and `scale_by_trust_ratio` are not continuous at all where the update of an array is zero;
 their derivative there is that of the branch that optax takes, a ratio of one.
 """
@@ -163,10 +166,13 @@ def _refuse(primals: tuple[Any], tangents: tuple[Any]) -> Any:
 
 def _with_finite_derivative(eqn: JaxprEqn, *operands: Any) -> list[Array]:
     """An elementwise operation, with the derivative zero where JAX's own is not finite."""
-    places = [i for i, is_float in enumerate(trees.is_float(list(operands))) if is_float]
+    arrays = jnp.broadcast_arrays(*operands)  # a scalar operand is one number per output
+    places = [i for i, is_float in enumerate(trees.is_float(arrays)) if is_float]
+    if not places:
+        return [eqn.primitive.bind(*arrays, **eqn.params)]
 
     def primitive(*floats: Any) -> Array:
-        filled = list(operands)
+        filled = list(arrays)
         for place, value in zip(places, floats, strict=True):
             filled[place] = value
         return eqn.primitive.bind(*filled, **eqn.params)
@@ -181,8 +187,7 @@ def _with_finite_derivative(eqn: JaxprEqn, *operands: Any) -> list[Array]:
         tangent = jax.jvp(primitive, safe, tangents)[1]
         return operation(*primals), jnp.where(finite, tangent, jnp.zeros_like(tangent))
 
-    shape = eqn.outvars[0].aval.shape  # a scalar operand is one number per output
-    return [operation(*(jnp.broadcast_to(operands[place], shape) for place in places))]
+    return [operation(*(arrays[place] for place in places))]
 
 
 def _has_finite_derivatives(function: Callable[..., Array], primals: tuple[Any, ...]) -> Array:

@@ -25,6 +25,8 @@ CORE = (
     ("mixed_mode",),
     ("adjoints",),
     ("schedules",),
+    ("rewriting",),
+    ("inner_optimizers",),
     ("inner",),
     ("learners",),
     ("sources",),

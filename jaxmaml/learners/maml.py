@@ -69,7 +69,7 @@ def maml(
 
         >>> learner = jaxmaml.maml(
         ...     loss_fn,
-        ...     optax.adam(1e-2, eps_root=1e-8),
+        ...     optax.adam(1e-2),
         ...     5,
         ...     query_weights=jaxmaml.multi_step_weights(5, 10_000),
         ... )
