@@ -246,7 +246,7 @@ def _sum_over_chunks(
     sums, infos = jax.lax.scan(add, zeros, chunks)
 
     # What is reported per task, in the order of the tasks.
-    state = jax.tree.map(lambda leaf: leaf[-1], infos.state)
+    state = jax.tree.map(lambda leaf: leaf[0], infos.state)
     join = lambda leaf: leaf.reshape(num_chunks * size, *leaf.shape[2:])[:num_tasks]
     return sums, jax.tree.map(join, infos._replace(state=()))._replace(state=state)
 

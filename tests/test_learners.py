@@ -302,13 +302,18 @@ def test_vmap_equals_a_loop_and_every_chunk_size_agrees(row):
 
 
 @each_row
-def test_every_device_count_gives_the_same_gradient(row):
+@pytest.mark.parametrize(
+    "num_devices",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3],
+)
+def test_every_device_count_gives_the_same_gradient(row, num_devices):
     meta_params, tasks, _ = _program(row, smooth, jnp.float32, 3)
     expected = _meta_grad(row, smooth, jnp.float32, 3)[:2]
-    learner = row.learner(smooth())
-    for num_devices in (1, 2, 4) if row is MOST_USED else (4,):
-        found = _on_devices(num_devices, learner, meta_params, tasks)
-        assert_close(found, expected, 2e-5)
+    # Four tasks and two without weight, which three devices divide evenly.
+    weights = jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    tasks = jax.tree.map(lambda leaf: leaf[jnp.array([0, 1, 2, 3, 0, 0])], tasks)
+    found = _on_devices(num_devices, row.learner(smooth()), meta_params, tasks, weights)
+    assert_close(found, expected, 2e-5)
 
 
 def test_devices_without_a_task_that_counts_have_no_part():
@@ -327,7 +332,10 @@ def _on_devices(num_devices, learner, params, tasks, weights=None):
     def on_a_device(params, tasks, weights):
         return jaxmaml.meta_grad(learner, params, tasks, weights=weights, axis_name="tasks")[:2]
 
-    run = jax.shard_map(on_a_device, mesh=mesh, in_specs=(whole, shared, shared), out_specs=whole)
+    run = jax.shard_map(
+        on_a_device,
+        mesh=mesh, in_specs=(whole, shared, shared), out_specs=whole, check_vma=False,
+    )  # fmt: skip
     place = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
     return jax.jit(run)(place(params, whole), place(tasks, shared), place(weights, shared))
 

@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 from comparing import assert_close
+from flax import nnx
 from jax.sharding import AxisType
 from problems import smooth
 
 import jaxmaml
-from jaxmaml import parallel
+from jaxmaml import nn, parallel
 
 PROBLEM = smooth()
 LEARNER = jaxmaml.maml(PROBLEM.loss_fn, optax.sgd(0.1), 2)
@@ -87,3 +88,90 @@ def test_the_tasks_are_spread_over_their_own_axis_of_a_mesh():
         lambda state, tasks: parallel.meta_step(LEARNER, OPTIMIZER, state, tasks, mesh=mesh)
     )(meta_state, tasks)
     assert_close(found.params, expected.params, 1e-5)
+
+
+def _matching(learner, optimizer, meta_state, tasks, num_devices):
+    """Checks that one step over a mesh is that of one device; returns the state after it."""
+    mesh = parallel.task_mesh(tasks.support["targets"].shape[0], jax.devices()[:num_devices])
+    assert mesh.size == num_devices
+    step = lambda state, tasks: parallel.meta_step(learner, optimizer, state, tasks, mesh=mesh)
+    found, _ = jax.jit(step)(parallel.replicate(meta_state, mesh), tasks)
+    alone = lambda state, tasks: jaxmaml.meta_step(learner, optimizer, state, tasks)
+    expected, _ = jax.jit(alone)(meta_state, tasks)
+    assert_close(found.params, expected.params, 1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        (found.state, found.step), (expected.state, expected.step),
+    )  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.apply_if_finite(optax.adam(1e-2), 3),
+        optax.chain(optax.sgd(1e-2), optax.contrib.reduce_on_plateau()),
+        optax.MultiSteps(optax.sgd(1e-2), 2).gradient_transformation(),
+    ],
+    ids=["apply_if_finite", "reduce_on_plateau", "multi_steps"],
+)
+def test_any_optimizer_with_counters_runs_over_a_mesh(optimizer):
+    learner = jaxmaml.maml(PROBLEM.loss_fn, optimizer, 2)
+    meta_state = jaxmaml.init_state(learner, optimizer, PROBLEM.params)
+    _matching(learner, optimizer, meta_state, TASKS, 2)
+
+
+def test_a_loss_that_scans_from_a_constant_runs_over_a_mesh():
+    # As a recurrent network does, whose first state is zeros.
+    def loss_fn(params, batch):
+        last, _ = jax.lax.scan(
+            lambda carry, row: (jnp.tanh(carry + row @ params["a"]["kernel"]), None),
+            jnp.zeros(8), batch["inputs"],
+        )  # fmt: skip
+        return jnp.mean((last @ params["head"]["kernel"]) ** 2)
+
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2)
+    _matching(learner, OPTIMIZER, jaxmaml.init_state(learner, OPTIMIZER, PROBLEM.params), TASKS, 2)
+
+
+def test_counters_and_keys_of_a_state_are_those_of_a_device_whose_tasks_count():
+    @jaxmaml.with_state
+    def loss_fn(params, batch, state):
+        loss = PROBLEM.loss_fn(params, batch)
+        total = state["total"] + jnp.sum(batch["targets"])  # differs between tasks
+        key = jax.random.fold_in(state["key"], jnp.sum(batch["targets"]))
+        return loss, {"count": state["count"] + 1, "total": total, "key": key, "loss": loss}
+
+    state = {
+        "count": jnp.array(0), "total": jnp.array(0), "key": jax.random.key(0), "loss": jnp.zeros(()),
+    }  # fmt: skip
+    targets = jnp.arange(4)[:, None] % 3 * jnp.ones((4, 6), jnp.int32)
+    tasks = jax.tree.map(lambda batch: batch, TASKS)
+    tasks.support["targets"], tasks.query["targets"] = targets, targets
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2)
+    mesh = parallel.task_mesh(4, jax.devices()[:2])
+    weights = jnp.array([0.0, 0.0, 1.0, 1.0])
+    step = lambda meta_state, tasks: parallel.meta_step(
+        learner, OPTIMIZER, meta_state, tasks, mesh=mesh, weights=weights
+    )
+    meta_state = jaxmaml.init_state(learner, OPTIMIZER, PROBLEM.params, state)
+    after, _ = jax.jit(step)(parallel.replicate(meta_state, mesh), tasks)
+    # Three passes over the third task, whose six targets are 2.
+    assert int(after.state["count"]) == 3
+    assert int(after.state["total"]) == 3 * 6 * 2
+    expected = jax.random.key(0)
+    for _ in range(3):
+        expected = jax.random.fold_in(expected, 12)
+    assert bool(after.state["key"] == expected)
+    shards = after.state["total"].addressable_shards
+    assert {int(shard.data) for shard in shards} == {36}
+
+
+def test_normalization_per_step_runs_over_a_mesh():
+    model = nn.from_nnx_with_state(
+        nn.MLP(4, 3, hidden=(5,), norm="per_step", num_steps=2, rngs=nnx.Rngs(0))
+    )
+    learner = jaxmaml.maml_plus_plus(nn.cross_entropy(model.train_fn), 2, inner_lr=0.1)
+    meta_state = jaxmaml.init_state(learner, OPTIMIZER, model.params, model.state)
+    after = _matching(learner, OPTIMIZER, meta_state, TASKS, 2)
+    assert {leaf.dtype.kind for leaf in jax.tree.leaves(after.state)} >= {"f", "i"}
