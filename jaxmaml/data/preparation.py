@@ -52,8 +52,8 @@ def prepare(dataset: str, data_dir: Path | None = None, archive_dir: Path | None
         The directory that holds the dataset.
 
     Raises:
-        ValueError: the dataset is unknown, TensorFlow or the network is missing, the folder of
-            images is incomplete, or the directory cannot be written.
+        ValueError: the dataset is unknown or needs no archives, TensorFlow or the network is missing,
+            the folder of images is incomplete, or the directory cannot be written.
 
     Example:
         >>> from jaxmaml import files
@@ -61,9 +61,13 @@ def prepare(dataset: str, data_dir: Path | None = None, archive_dir: Path | None
         >>> prepare("glyphs", files.cache_dir() / "tfds").name
         '1.0.0'
     """
-    # Nothing to do?
     directory = datasets.data_directory(data_dir)
     builder = _builder(dataset, directory)
+    needs_archives = builder.MANUAL_DOWNLOAD_INSTRUCTIONS or builder.url_infos
+    if archive_dir is not None and not needs_archives:
+        raise ValueError(f"archive_dir has no effect on {builder.name}: leave it out")
+
+    # Nothing to do?
     if Path(builder.data_dir, "dataset_info.json").exists():
         return Path(builder.data_dir)
 
@@ -147,9 +151,6 @@ def _check_archives(builder: Any, archive_dir: Path | None) -> None:
         raise ValueError(
             f"{builder.name} needs --archive-dir: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS.strip()}"
         )
-    needs_archives = builder.MANUAL_DOWNLOAD_INSTRUCTIONS or builder.url_infos
-    if archive_dir is not None and not needs_archives:
-        raise ValueError(f"archive_dir has no effect on {builder.name}: leave it out")
     if archive_dir is not None and not archive_dir.is_dir():
         raise ValueError(f"archive_dir={str(archive_dir)!r} is not a directory")
     present = set() if archive_dir is None else {path.name for path in archive_dir.iterdir()}

@@ -17,6 +17,7 @@ from jaxmaml.experiments.experiment import (
     scored_tasks,
     step_tasks,
 )
+from jaxmaml.sources import batches
 
 
 def _build(preset=REGRESSION, seed=0, **options):
@@ -57,9 +58,9 @@ def test_no_key_of_an_experiment_is_the_root_key_of_a_seed(seed):
 def test_the_training_tasks_of_no_seed_are_those_of_the_test():
     test = next(scored_tasks(_build(), "test", 2)).query["inputs"]
     for seed in (1, 2):
-        draw = _build(seed=seed).sources["test"]
+        source = _build(seed=seed).sources["test"]
         for key in (jax.random.key(seed), key_of(seed, "training tasks")):
-            assert not np.array_equal(draw(key).query["inputs"], test)
+            assert not np.array_equal(next(batches(source, key)).query["inputs"], test)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**63 - 1, 1.5])
