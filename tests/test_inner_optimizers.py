@@ -41,45 +41,70 @@ def _then_sgd(name: str, *args: Any, module: Any = optax, **options: Any) -> Row
     return Row(lambda: optax.chain(getattr(module, name)(*args, **options), optax.sgd(LR)))
 
 
-def _matrices(params):
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+_matrices: Any = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+_early: Any = lambda step, *_, **__: step < 2
 
 
 _contrib = functools.partial(_alone, module=contrib)
 ALIASES = [
-    *(
-        "adabelief",
-        "adadelta",
-        "adafactor",
-        "adagrad",
-        "adam",
-        "adamax",
-        "adamaxw",
-        "adamw",
-        "adan",
-    ),
-    *(
-        "amsgrad",
-        "fromage",
-        "lamb",
-        "lars",
-        "lion",
-        "nadam",
-        "nadamw",
-        "novograd",
-        "optimistic_adam",
-    ),
-    *("optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop", "rprop", "sgd"),
-    *("sign_sgd", "signum", "sm3", "yogi"),
+    "adabelief",
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamaxw",
+    "adamw",
+    "adan",
+    "amsgrad",
+    "fromage",
+    "lamb",
+    "lars",
+    "lion",
+    "nadam",
+    "nadamw",
+    "novograd",
+    "optimistic_adam",
+    "optimistic_adam_v2",
+    "optimistic_gradient_descent",
+    "radam",
+    "rmsprop",
+    "rprop",
+    "sgd",
+    "sign_sgd",
+    "signum",
+    "sm3",
+    "yogi",
 ]
 WITHOUT_ARGUMENTS = [
-    *("centralize", "identity", "keep_params_nonnegative", "normalize_by_update_norm"),
-    *("scale_by_adadelta", "scale_by_adam", "scale_by_adamax", "scale_by_adan", "scale_by_amsgrad"),
-    *("scale_by_belief", "scale_by_distance_over_gradients", "scale_by_lbfgs", "scale_by_lion"),
-    *("scale_by_novograd", "scale_by_optimistic_gradient", "scale_by_param_block_norm"),
-    *("scale_by_param_block_rms", "scale_by_polyak", "scale_by_radam", "scale_by_rms"),
-    *("scale_by_rss", "scale_by_sign", "scale_by_sm3", "scale_by_stddev", "scale_by_trust_ratio"),
-    *("scale_by_yogi", "set_to_zero", "zero_nans"),
+    "centralize",
+    "identity",
+    "keep_params_nonnegative",
+    "normalize_by_update_norm",
+    "scale_by_adadelta",
+    "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_adan",
+    "scale_by_amsgrad",
+    "scale_by_belief",
+    "scale_by_distance_over_gradients",
+    "scale_by_lbfgs",
+    "scale_by_lion",
+    "scale_by_novograd",
+    "scale_by_optimistic_gradient",
+    "scale_by_param_block_norm",
+    "scale_by_param_block_rms",
+    "scale_by_polyak",
+    "scale_by_radam",
+    "scale_by_rms",
+    "scale_by_rss",
+    "scale_by_sign",
+    "scale_by_sm3",
+    "scale_by_stddev",
+    "scale_by_trust_ratio",
+    "scale_by_yogi",
+    "set_to_zero",
+    "zero_nans",
 ]
 TABLE: dict[str, Row] = {
     **{name: _alone(name, LR) for name in ALIASES},
@@ -109,10 +134,10 @@ TABLE: dict[str, Row] = {
     "chain": Row(lambda: optax.chain(optax.scale(0.5), optax.adam(LR))),
     "named_chain": Row(lambda: optax.named_chain(("a", optax.scale(0.5)), ("b", optax.sgd(LR)))),
     "conditionally_mask": Row(
-        lambda: optax.conditionally_mask(optax.sgd(LR), lambda step, *_, **__: step < 2)
+        lambda: optax.conditionally_mask(optax.sgd(LR), _early)
     ),
     "conditionally_transform": Row(
-        lambda: optax.conditionally_transform(optax.sgd(LR), lambda step, *_, **__: step < 2)
+        lambda: optax.conditionally_transform(optax.sgd(LR), _early)
     ),
     "flatten": Row(lambda: optax.flatten(optax.adam(LR))),
     "freeze": Row(lambda: optax.chain(optax.sgd(LR), optax.freeze(_matrices))),
