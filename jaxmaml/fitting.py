@@ -1,26 +1,21 @@
 """The training loop: many outer steps per dispatch if the source can be traced."""
 
 import functools
-import itertools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxmaml import batching, diagnostics, outer, parallel, sources, trees
+from jaxmaml import batching, diagnostics, dispatch, outer, sources
 from jaxmaml.batching import ChunkSize
 from jaxmaml.checks import check_count
+from jaxmaml.dispatch import Metrics, States
 from jaxmaml.sources import Source
-from jaxmaml.types import Array, MetaLearner, MetaState, Scalar, Task
-
-Metrics: TypeAlias = dict[str, Any]
-"""The metrics of `meta_step`, by name."""
-MetaStep: TypeAlias = Callable[[MetaState, Task], tuple[MetaState, Metrics]]
+from jaxmaml.types import Array, MetaLearner, MetaState
 
 _OVERFLOW = (
     "the outer update, whose loss and gradient are finite: its learning rate may be too large"
@@ -29,6 +24,19 @@ _OVERFLOW = (
 MAX_STEPS_PER_DISPATCH = 500
 MIN_DISPATCHES = 12
 """The minimum number of dispatches, so that even a short run reports progress."""
+SLICE_SECONDS = 1.0
+"""The host looks at a dispatch about once in this time, so that it can be interrupted."""
+
+
+class Checkpoints(Protocol):
+    """Saves the states of a training, and restores one; see `jaxmaml.checkpoint.Manager`."""
+
+    every: int | None
+
+    def restore(self, like: Any) -> Any: ...
+    def is_due(self, step: int) -> bool: ...
+    def save(self, state: Any) -> None: ...
+    def wait(self) -> None: ...
 
 
 class NonFiniteError(FloatingPointError):
@@ -71,18 +79,6 @@ class NonFiniteError(FloatingPointError):
         return type(self), arguments
 
 
-class States(NamedTuple):
-    """The states of a training.
-
-    Attributes:
-        good: the last state whose loss was finite.
-        current: the state after the last step, whose loss is not known before the next step.
-    """
-
-    good: MetaState
-    current: MetaState
-
-
 class Program(NamedTuple):
     """A compiled dispatch of outer steps.
 
@@ -114,6 +110,7 @@ def fit(
     chunk_size: ChunkSize = "auto",
     num_steps_per_dispatch: int = 100,
     mesh: Mesh | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Iterator[tuple[MetaState, Metrics]]:
     """Trains for `num_outer_steps` outer steps from `meta_state`.
 
@@ -133,13 +130,20 @@ def fit(
             the host.
         mesh: the devices over which the tasks are spread, see `jaxmaml.parallel.task_mesh`. None
             uses one.
+        checkpoints: a `jaxmaml.checkpoint.Manager`. Training goes on with its newest checkpoint, as if
+            it had never been interrupted: `meta_state`, an iterable and `num_outer_steps` are those of
+            the start, and the steps that are done are left out. States are saved along the training
+            and at its end.
 
     Yields:
         (meta_state, metrics) after every `num_steps_per_dispatch` steps and after the last. The
-        metrics of `jaxmaml.meta_step` are NumPy arrays `[steps since the last item]`.
+        metrics of `jaxmaml.meta_step` are NumPy arrays `[steps since the last item]`. If checkpoints
+        say that all steps are done, the one item is the last state, with metrics of no steps.
 
     Raises:
-        ValueError: no steps, a key that is missing or not wanted, or an iterable that ends too early.
+        ValueError: no steps, a key that is missing or not wanted, an iterable that ends too early, or
+            checkpoints of another model or configuration. A WriteError, which is one, says at the
+            end that the last state cannot be saved.
         NonFiniteError: a loss, a meta-gradient or the updated parameters are not finite. It carries
             the last good state.
 
@@ -161,12 +165,23 @@ def fit(
     """
     check_count("num_outer_steps", num_outer_steps)
     check_count("num_steps_per_dispatch", num_steps_per_dispatch)
+    first, start = int(meta_state.step), meta_state
+    found = None if checkpoints is None else checkpoints.restore(start)
+    if found is not None:
+        start = found.state
+    num_done = int(start.step) - first
+    if num_done < 0:
+        raise ValueError(
+            f"the checkpoint of step {first + num_done} is before meta_state.step={first}"
+        )
+    if num_done >= num_outer_steps:
+        return iter([(start, {name: np.zeros(0, np.float32) for name in outer.METRICS})])
     program = compile_program(
-        learner, optimizer, meta_state, source,
+        learner, optimizer, start, sources.after(source, num_done),
         key=key, chunk_size=chunk_size, mesh=mesh,
         num_steps_per_dispatch=min(num_steps_per_dispatch, num_outer_steps),
     )  # fmt: skip
-    return run_program(program, meta_state, num_outer_steps)
+    return run_program(program, start, num_outer_steps - num_done, first, checkpoints)
 
 
 def compile_program(
@@ -183,12 +198,14 @@ def compile_program(
     """Compiles a dispatch of up to `num_steps_per_dispatch` outer steps; see `fit`."""
     check_count("num_steps_per_dispatch", num_steps_per_dispatch)
     sources.check_key(source, key)
-    meta_step = _meta_step(learner, optimizer, chunk_size, mesh)
+    meta_step = dispatch.make_meta_step(learner, optimizer, chunk_size, mesh)
     if sources.is_traceable(source):
-        compiled = _compile_steps(meta_step, meta_state, source, key, num_steps_per_dispatch, mesh)
+        compiled = dispatch.compile_steps(
+            meta_step, meta_state, source, key, num_steps_per_dispatch, mesh
+        )
     else:
         batches = sources.batches(source, key, int(meta_state.step))
-        compiled = _compile_batches(meta_step, meta_state, batches, mesh)
+        compiled = dispatch.compile_batches(meta_step, meta_state, batches, mesh)
     return Program(
         run=compiled.run,
         num_steps_per_dispatch=num_steps_per_dispatch,
@@ -199,19 +216,116 @@ def compile_program(
 
 
 def run_program(
-    program: Program, meta_state: MetaState, num_outer_steps: int
+    program: Program,
+    meta_state: MetaState,
+    num_outer_steps: int,
+    first_step: int | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Iterator[tuple[MetaState, Metrics]]:
-    """Makes `num_outer_steps` steps with a compiled program; yields and raises as `fit` does."""
+    """Makes `num_outer_steps` steps with a compiled program; yields and raises as `fit` does.
+
+    Args:
+        program: the result of `compile_program`.
+        meta_state: the state to start from.
+        num_outer_steps: the number of steps to make.
+        first_step: the step from which dispatches are counted; defaults to that of `meta_state`.
+        checkpoints: where states are saved.
+    """
     check_count("num_outer_steps", num_outer_steps)
-    states = States(meta_state, meta_state)
-    while num_outer_steps > 0:
-        num_steps = min(num_outer_steps, program.num_steps_per_dispatch)
+    first_step = int(meta_state.step) if first_step is None else first_step
+    every = getattr(checkpoints, "every", None)
+    slices = run_slices(program, meta_state, num_outer_steps, first_step=first_step, every=every)
+    return _by_dispatch(_saved(slices, checkpoints), first_step, program.num_steps_per_dispatch)
+
+
+def run_slices(
+    program: Program,
+    meta_state: MetaState,
+    num_outer_steps: int,
+    *,
+    first_step: int = 0,
+    every: int | None = None,
+) -> Iterator[tuple[MetaState, Metrics]]:
+    """Makes the steps of `run_program`, and yields about once per second.
+
+    A slice does not go beyond the end of a dispatch, and its states and metrics do not depend on where
+    it ends: the program is the same, and the number of steps is its argument.
+
+    Args:
+        program: the result of `compile_program`.
+        meta_state: the state to start from.
+        num_outer_steps: the number of steps to make.
+        first_step: the step from which dispatches are counted.
+        every: a slice ends at the multiples of this step, too.
+
+    Yields:
+        (meta_state, metrics [steps of the slice]).
+
+    Raises:
+        NonFiniteError: as `fit` does, with the metrics of the slice.
+    """
+    states, step = States(meta_state, meta_state), int(meta_state.step)
+    last_step, size = step + num_outer_steps, 1
+    while step < last_step:
+        # Up to the next end.
+        most = program.num_steps_per_dispatch
+        ends = [last_step - step, most - (step - first_step) % most]
+        if every is not None:
+            ends.append(every - step % every)
+        num_steps = min(size, *ends)
+
+        # Make the steps. The size of the next slice follows from their time.
+        start = time.perf_counter()
         states, metrics, num_done = program.run(states, num_steps)
         metrics, num_done = jax.device_get(metrics), int(num_done)
         if num_done < num_steps:
             raise _error(program, states, metrics, num_done)
+        seconds = (time.perf_counter() - start) / num_steps
+        size = max(1, min(10 * size, int(SLICE_SECONDS / seconds)))
+        step += num_steps
         yield states.current, {name: rows[:num_steps] for name, rows in metrics.items()}
-        num_outer_steps -= num_steps
+
+
+def _saved(
+    slices: Iterator[tuple[MetaState, Metrics]], checkpoints: Checkpoints | None
+) -> Iterator[tuple[MetaState, Metrics]]:
+    """Yields the items of an iterator, and saves their states where this is due, and the last one."""
+    if checkpoints is None:
+        yield from slices
+        return
+    meta_state, is_saved = None, True
+    for meta_state, metrics in slices:
+        is_saved = checkpoints.is_due(int(meta_state.step))
+        if is_saved:
+            checkpoints.save(meta_state)
+        yield meta_state, metrics
+    if not is_saved:
+        checkpoints.save(meta_state)
+    checkpoints.wait()
+
+
+def _by_dispatch(
+    slices: Iterator[tuple[MetaState, Metrics]], first_step: int, num_steps_per_dispatch: int
+) -> Iterator[tuple[MetaState, Metrics]]:
+    """Yields the last state and all metrics of each dispatch."""
+    kept: list[tuple[MetaState, Metrics]] = []
+    try:
+        for meta_state, metrics in slices:
+            kept.append((meta_state, metrics))
+            if (int(meta_state.step) - first_step) % num_steps_per_dispatch == 0:
+                yield meta_state, _joined(kept)
+                kept = []
+    except NonFiniteError as error:
+        error.metrics = _joined([*kept, (error.meta_state, error.metrics)])
+        raise
+    if kept:
+        yield kept[-1][0], _joined(kept)
+
+
+def _joined(parts: list[tuple[MetaState, Metrics]]) -> Metrics:
+    """Returns the metrics of some slices, one after the other."""
+    names = parts[0][1]
+    return {name: np.concatenate([metrics[name] for _, metrics in parts]) for name in names}
 
 
 def steps_per_dispatch(num_outer_steps: int) -> int:
@@ -222,165 +336,6 @@ def steps_per_dispatch(num_outer_steps: int) -> int:
         (500, 50, 1)
     """
     return max(1, min(MAX_STEPS_PER_DISPATCH, num_outer_steps // MIN_DISPATCHES))
-
-
-class _Compiled(NamedTuple):
-    """A compiled dispatch; see `Program`."""
-
-    run: Callable[[States, int], tuple[States, Metrics, Array]]
-    seconds: float
-    temp_bytes: int | None
-
-
-def _compile_steps(
-    meta_step: MetaStep,
-    meta_state: MetaState,
-    source: Any,
-    key: Any,
-    num_steps_per_dispatch: int,
-    mesh: Mesh | None,
-) -> _Compiled:
-    """One program of many outer steps that draws its tasks itself.
-
-    The number of steps is an argument of the program: a shorter last dispatch compiles nothing.
-    """
-    is_pytree = isinstance(source, jax.tree_util.Partial)
-
-    def dispatch(states: States, num_steps: Scalar, key: Array, arrays: Any) -> Any:
-        draw = arrays if is_pytree else source
-
-        # All keys at once: on a CPU, making one costs a tenth of a small network's step.
-        steps = states.current.step + jnp.arange(num_steps_per_dispatch)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(steps)
-
-        def step(states: States, number: Scalar) -> Any:
-            return _guarded(meta_step, states, draw(keys[number]))
-
-        return _many_steps(step, states, num_steps, num_steps_per_dispatch)
-
-    arrays = source if is_pytree else ()
-    meta_state, key, arrays = _place((meta_state, key, arrays), mesh)
-    states = States(meta_state, meta_state)
-    compiled, seconds, temp_bytes = _compile(dispatch, states, np.int32(1), key, arrays)
-    run = lambda states, number: compiled(_place(states, mesh), np.int32(number), key, arrays)
-    return _Compiled(run, seconds, temp_bytes)
-
-
-def _compile_batches(
-    meta_step: MetaStep, meta_state: MetaState, batches: Iterator[Any], mesh: Mesh | None
-) -> _Compiled:
-    """A program of one outer step, for tasks that the host brings.
-
-    The first batch is drawn for its shapes, and is that of the first step. The host waits for the
-    device at the end of a dispatch only, so that it can read ahead. With several CPU devices it also
-    waits before each step: concurrent programs can deadlock, since each waits for all devices in its
-    all-reduce while it holds threads that the others need, and XLA ends the process after 40 seconds.
-    """
-    meta_state, first = _place(meta_state, mesh), _spread(_next_batch(batches, 0), mesh)
-    step, states = functools.partial(_guarded, meta_step), States(meta_state, meta_state)
-    compiled, seconds, temp_bytes = _compile(step, states, first, jnp.array(True))
-    drawn = itertools.chain([first], (_spread(tasks, mesh) for tasks in _checked(batches)))
-    one_at_a_time = mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-
-    def run(states: States, num_steps: int) -> tuple[States, Metrics, Array]:
-        rows, alive = [], jnp.array(True)
-        for tasks in itertools.islice(drawn, num_steps):
-            if one_at_a_time:
-                jax.block_until_ready(alive)
-            states, metrics, alive = compiled(_place(states, mesh), tasks, alive)
-            rows.append((metrics, alive))
-        metrics, oks = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
-        return states, metrics, oks.sum()
-
-    return _Compiled(run, seconds, temp_bytes)
-
-
-def _compile(function: Callable[..., Any], *args: Any) -> tuple[Any, float, int | None]:
-    """(compiled program, seconds, bytes of temporary memory)."""
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
-    seconds = time.perf_counter() - start
-    analysis = compiled.memory_analysis()
-    return compiled, seconds, None if analysis is None else int(analysis.temp_size_in_bytes)
-
-
-def _meta_step(
-    learner: MetaLearner,
-    optimizer: optax.GradientTransformation,
-    chunk_size: ChunkSize,
-    mesh: Mesh | None,
-) -> MetaStep:
-    """An outer step on one device, or over a mesh of several."""
-    if mesh is None or mesh.size == 1:
-        return functools.partial(outer.meta_step, learner, optimizer, chunk_size=chunk_size)
-    return functools.partial(
-        parallel.meta_step, learner, optimizer, mesh=mesh, chunk_size=chunk_size
-    )
-
-
-def _place(tree: Any, mesh: Mesh | None) -> Any:
-    tree = jax.tree.map(jnp.asarray, tree)
-    return tree if mesh is None else parallel.replicate(tree, mesh)
-
-
-def _spread(tasks: Task, mesh: Mesh | None) -> Task:
-    tasks = jax.tree.map(jnp.asarray, tasks)
-    return tasks if mesh is None else parallel.spread(tasks, mesh)
-
-
-def _guarded(
-    meta_step: MetaStep, states: States, tasks: Task, alive: Any = True
-) -> tuple[States, Metrics, Array]:
-    """An outer step that changes nothing from the first step that is not finite."""
-    # A state is good once its loss is finite; it is left once all that follows from it is, too.
-    stepped, metrics = meta_step(states.current, tasks)
-    is_good = alive & jnp.isfinite(metrics["loss"])
-    alive = is_good & jnp.isfinite(metrics["grad_norm"]) & _are_finite(stepped.params)
-    good = _where(is_good, states.current, states.good)
-    return States(good, _where(alive, stepped, states.current)), metrics, alive
-
-
-def _are_finite(tree: Any) -> Array:
-    """Whether all floating-point values of a pytree are finite."""
-    floats = trees.partition(tree, trees.is_float(tree))[0]
-    return jax.tree.reduce(lambda ok, leaf: ok & jnp.isfinite(leaf).all(), floats, jnp.array(True))
-
-
-def _where(condition: Array, first: MetaState, second: MetaState) -> MetaState:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
-
-
-def _many_steps(
-    step: Callable[[States, Scalar], Any], states: States, num_steps: Scalar, most: int
-) -> tuple[States, Metrics, Array]:
-    """Steps until `num_steps` are done or one is not finite: (states, metrics [most], number done)."""
-    _, shapes, _ = jax.eval_shape(step, states, 0)
-    metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
-
-    def body(carry: Any) -> Any:
-        states, metrics, done, _ = carry
-        states, row, ok = step(states, done)
-        metrics = jax.tree.map(lambda rows, x: rows.at[done].set(x), metrics, row)
-        return states, metrics, done + ok, ok
-
-    start = states, metrics, jnp.zeros((), jnp.int32), jnp.array(True)
-    unfinished = lambda carry: carry[3] & (carry[2] < num_steps)
-    return jax.lax.while_loop(unfinished, body, start)[:3]
-
-
-def _checked(batches: Iterator[Any]) -> Iterator[Task]:
-    for num_drawn in itertools.count(1):
-        yield _next_batch(batches, num_drawn)
-
-
-def _next_batch(batches: Iterator[Any], num_drawn: int) -> Task:
-    tasks = next(batches, None)
-    if tasks is None:
-        raise ValueError(
-            f"source ended after {num_drawn} batches of tasks; every outer step needs one"
-        )
-    batching.check_tasks(tasks)
-    return tasks
 
 
 def _error(program: Program, states: States, metrics: Metrics, num_good: int) -> NonFiniteError:

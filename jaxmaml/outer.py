@@ -35,6 +35,9 @@ from jaxmaml.types import (
     as_stateful,
 )
 
+METRICS = ("loss", "query_loss", "grad_norm")
+"""The metrics of `meta_step`."""
+
 
 def init_state(
     learner: MetaLearner,
@@ -161,11 +164,8 @@ def meta_step(
     )
     optimizer = optax.with_extra_args_support(optimizer)
     updates, opt_state = optimizer.update(means.grads, opt_state, params, value=means.loss)
-    metrics = {
-        "loss": means.loss,
-        "query_loss": means.query_loss,
-        "grad_norm": optax.tree.norm(means.grads),
-    }
+    values = means.loss, means.query_loss, optax.tree.norm(means.grads)
+    metrics = dict(zip(METRICS, values, strict=True))
     params = optax.apply_updates(params, updates)
     return MetaState(params, opt_state, step + 1, info.state), metrics
 

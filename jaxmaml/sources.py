@@ -73,6 +73,20 @@ def batches(source: Source, key: Array | None, first_step: int = 0) -> Iterator[
     return iter(source)
 
 
+def after(source: Source, num_steps: int) -> Source:
+    """Returns a source whose first tasks are those after the first `num_steps` steps.
+
+    It is the source itself, except for an iterable: the other kinds are given a step to start at.
+
+    Example:
+        >>> list(after([10, 11, 12], 2))
+        [12]
+    """
+    if callable(source) or isinstance(source, Stream):
+        return source
+    return itertools.islice(source, num_steps, None)
+
+
 def _started(stream: Stream, key: Any, first_step: int) -> Iterator[Task]:
     with stream.start(key, first_step) as tasks:
         yield from tasks

@@ -41,7 +41,7 @@ PUBLIC = {
     "jaxmaml.data.stream": "ImageStream StreamIterator sampler",
     "jaxmaml.data.variable": "Composition VariableEpisode composition sampler",
     "jaxmaml.averaging": "AveragingState averaged with_average",
-    "jaxmaml.checkpoint": "restore save verify",
+    "jaxmaml.checkpoint": "Checkpoint Manager read_record restore save verify",
     "jaxmaml.diagnostics": """
         agreement agreement_by_layer agreement_by_step cg_residual cka count_flops feature_reuse
         first_nonfinite inner_losses label_permutations metric_by_permutation update_norms

@@ -1,4 +1,4 @@
-"""Saving a `MetaState` with orbax, and restoring it.
+"""Saving a pytree of arrays with orbax, and restoring it.
 
 A checkpoint is a directory with the files of orbax and `manifest.json`, which holds the SHA-256 of
 each of them: orbax itself reads most damaged files without an error. The manifest is written before
@@ -15,15 +15,16 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from jaxmaml.files import WriteError, json_digest
+from jaxmaml.files import ReadError, WriteError, json_digest
 from jaxmaml.trees import leaf_paths
-from jaxmaml.types import MetaState
+
+StateT = TypeVar("StateT")
 
 _MANIFEST = "manifest.json"
 _SPACE_FOR_METADATA = 200_000
@@ -32,17 +33,20 @@ _TIMES = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Files that orbax writes after the manifest, and that are not read here."""
 
 
-def save(path: str | os.PathLike[str], meta_state: MetaState, *, config: Any = None) -> None:
-    """Writes the parameters, optimizer state, step and state to the new directory `path`.
+def save(
+    path: str | os.PathLike[str], state: Any, *, config: Any = None, record: Any = None
+) -> None:
+    """Writes a state, such as a `MetaState`, to the new directory `path`.
 
     It returns when everything is on disk. orbax renames the directory last, so that an interruption
     leaves no directory of that name.
 
     Args:
         path: a directory that does not exist.
-        meta_state: what to save.
-        config: what `meta_state` was trained with, any value that JSON can hold. The checkpoint
-            keeps its digest, which `restore` compares.
+        state: a pytree of arrays.
+        config: what `state` was trained with, any value that JSON can hold. The checkpoint keeps its
+            digest, which `restore` compares.
+        record: any value that JSON can hold, NaN and infinity included; `read_record` returns it.
 
     Raises:
         ValueError: `path` exists already.
@@ -63,8 +67,10 @@ def save(path: str | os.PathLike[str], meta_state: MetaState, *, config: Any = N
     path = pathlib.Path(path).absolute()
     if path.exists():
         raise ValueError(f"checkpoint {path} exists already: name a new directory")
-    leaves = _leaves(meta_state)
-    about = {"config": json_digest(config), "leaves": _described(leaves)}
+    leaves = _leaves(state)
+    about = {
+        "config": json_digest(config), "leaves": _described(leaves), "record": json.dumps(record)
+    }  # fmt: skip
     _check_space(path, leaves)
     try:
         with _quiet(), ocp.Checkpointer(_Handler()) as checkpointer:
@@ -73,11 +79,10 @@ def save(path: str | os.PathLike[str], meta_state: MetaState, *, config: Any = N
         reason = " ".join(f"{error}".split())[:300] or repr(error)
         raise WriteError(f"checkpoint {path} cannot be written: {reason}") from error
     finally:
-        for partial in path.parent.glob(f"{glob.escape(path.name)}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(partial, ignore_errors=True)
+        remove_partial(path.parent, path.name)
 
 
-def restore(path: str | os.PathLike[str], like: MetaState, *, config: Any = None) -> MetaState:
+def restore(path: str | os.PathLike[str], like: StateT, *, config: Any = None) -> StateT:
     """Reads a checkpoint.
 
     Args:
@@ -91,8 +96,9 @@ def restore(path: str | os.PathLike[str], like: MetaState, *, config: Any = None
         The saved state.
 
     Raises:
-        ValueError: there is no checkpoint at `path`, a file of it is damaged, or it belongs to
-            another model or another configuration.
+        ReadError: a file of the checkpoint is damaged. It is a ValueError.
+        ValueError: there is no checkpoint at `path`, or it belongs to another model or another
+            configuration.
 
     Example:
         >>> import pathlib, tempfile, jax.numpy as jnp, optax, jaxmaml
@@ -128,8 +134,8 @@ def verify(path: str | os.PathLike[str], *, config: Any = None) -> None:
         config: the value that `save` was given; None does not compare it.
 
     Raises:
-        ValueError: there is no checkpoint at `path`, a file of it is damaged (the message names
-            it), or it belongs to another configuration.
+        ReadError: a file of the checkpoint is damaged; the message names it. It is a ValueError.
+        ValueError: there is no checkpoint at `path`, or it belongs to another configuration.
 
     Example:
         >>> import pathlib, tempfile, jax.numpy as jnp
@@ -147,6 +153,36 @@ def verify(path: str | os.PathLike[str], *, config: Any = None) -> None:
         raise ValueError(
             f"checkpoint {path} was trained with another configuration than the given one"
         )
+
+
+def read_record(path: str | os.PathLike[str]) -> Any:
+    """Returns the record that `save` was given.
+
+    Args:
+        path: the directory that `save` wrote; see `verify`.
+
+    Example:
+        >>> import pathlib, tempfile, jax.numpy as jnp
+        >>> from jaxmaml import checkpoint
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = pathlib.Path(directory, "state")
+        ...     checkpoint.save(path, jnp.ones(2), record={"best": 0.5})
+        ...     checkpoint.read_record(path)
+        {'best': 0.5}
+    """
+    return json.loads(_about(pathlib.Path(path).absolute())["record"])
+
+
+def remove_partial(directory: pathlib.Path, name: str | None = None) -> None:
+    """Removes what an interrupted `save` left in a directory.
+
+    Args:
+        directory: the parent of the checkpoints.
+        name: the name of the checkpoint; None for all of them.
+    """
+    start = "*" if name is None else glob.escape(name)
+    for partial in directory.glob(f"{start}.orbax-checkpoint-tmp*"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Handler(ocp.StandardCheckpointHandler):
@@ -211,37 +247,37 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _check_files(path: pathlib.Path) -> None:
-    """Raises ValueError, with the name of the file, if the manifest and the files do not agree."""
+    """Raises ReadError, with the name of the file, if the manifest and the files do not agree."""
     manifest = path / _MANIFEST
     try:
         expected = json.loads(manifest.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
+        raise ReadError(
             f"{manifest} cannot be read ({error}): the checkpoint is damaged, or of another version"
         ) from None
     if not isinstance(expected, dict) or not expected:
-        raise ValueError(f"{manifest} lists no files: the checkpoint is damaged")
+        raise ReadError(f"{manifest} lists no files: the checkpoint is damaged")
     for name, digest in expected.items():
         try:
             found = _sha256(path / name)
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-            raise ValueError(f"{path / name} of a checkpoint cannot be read: {error}") from None
+            raise ReadError(f"{path / name} of a checkpoint cannot be read: {error}") from None
         if found != digest:
-            raise ValueError(f"{path / name} is damaged: its SHA-256 is not the one in {_MANIFEST}")
+            raise ReadError(f"{path / name} is damaged: its SHA-256 is not the one in {_MANIFEST}")
 
 
 def _about(path: pathlib.Path) -> dict[str, Any]:
-    """Returns what `save` stored beside the arrays: "config" and "leaves"."""
+    """Returns what `save` stored beside the arrays: "config", "leaves" and "record"."""
     directory: Any = path
     about = _Handler().metadata(directory).custom_metadata
-    if not isinstance(about, dict):
+    if not isinstance(about, dict) or set(about) != {"config", "leaves", "record"}:
         raise ValueError(f"checkpoint {path} was not written by jaxmaml.checkpoint.save")
     return about
 
 
-def _leaves(meta_state: MetaState) -> dict[str, Any]:
+def _leaves(state: Any) -> dict[str, Any]:
     # By path and not as a tree: orbax returns NamedTuples and empty states as dicts and None.
-    pairs = zip(leaf_paths(meta_state), jax.tree.leaves(meta_state), strict=True)
+    pairs = zip(leaf_paths(state), jax.tree.leaves(state), strict=True)
     return {
         f"{index:05d} {path.replace('/', '.')}": leaf for index, (path, leaf) in enumerate(pairs)
     }

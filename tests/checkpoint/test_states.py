@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from jaxmaml import checkpoint, files, parallel
+from jaxmaml.checkpoint import states
 from jaxmaml.types import MetaState
 
 
@@ -109,7 +110,7 @@ def saved(tmp_path_factory):
 def test_the_manifest_covers_every_file_that_is_read(saved):
     listed = set(json.loads((saved / "manifest.json").read_text()))
     found = {path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()}
-    assert found - listed <= {"manifest.json", *checkpoint._TIMES}
+    assert found - listed <= {"manifest.json", *states._TIMES}
     assert {"_METADATA", "_sharding", "manifest.ocdbt"} <= listed
 
 
@@ -153,7 +154,7 @@ def _copy(source, target):
 
 def test_damage_to_files_that_are_not_read_changes_nothing(saved, tmp_path):
     _copy(saved, tmp_path / "a")
-    for name in checkpoint._TIMES:
+    for name in states._TIMES:
         (tmp_path / "a" / name).unlink(missing_ok=True)
     found = checkpoint.restore(tmp_path / "a", _state())
     jax.tree.map(np.testing.assert_array_equal, found, _state())
@@ -164,15 +165,15 @@ def test_a_failed_save_is_one_line_and_leaves_nothing(error, tmp_path, monkeypat
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(checkpoint._Handler, "finalize", fail)
+    monkeypatch.setattr(states._Handler, "finalize", fail)
     with pytest.raises(files.WriteError, match=r"checkpoint .*a\[1\] cannot be written: .*[Ss]"):
         checkpoint.save(tmp_path / "a[1]", _state())
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_found_before_orbax_writes(tmp_path, monkeypatch):
-    usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    usage = states.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(states.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(files.WriteError, match=r"needs 0\.2 MB, and the disk has 0\.0 MB left"):
         checkpoint.save(tmp_path / "new" / "a", _state())
     assert not list(tmp_path.iterdir())

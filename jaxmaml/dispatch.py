@@ -1,0 +1,192 @@
+"""Compiled dispatches: many outer steps of one program, or one step per batch from the host."""
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxmaml import batching, outer, parallel, trees
+from jaxmaml.batching import ChunkSize
+from jaxmaml.types import Array, MetaLearner, MetaState, Scalar, Task
+
+Metrics: TypeAlias = dict[str, Any]
+"""The metrics of `meta_step`, by name."""
+MetaStep: TypeAlias = Callable[[MetaState, Task], tuple[MetaState, Metrics]]
+
+
+class States(NamedTuple):
+    """The states of a training.
+
+    Attributes:
+        good: the last state whose loss was finite.
+        current: the state after the last step, whose loss is not known before the next step.
+    """
+
+    good: MetaState
+    current: MetaState
+
+
+class Compiled(NamedTuple):
+    """A compiled dispatch; see `Program`."""
+
+    run: Callable[[States, int], tuple[States, Metrics, Array]]
+    seconds: float
+    temp_bytes: int | None
+
+
+def compile_steps(
+    meta_step: MetaStep,
+    meta_state: MetaState,
+    source: Any,
+    key: Any,
+    num_steps_per_dispatch: int,
+    mesh: Mesh | None,
+) -> Compiled:
+    """One program of many outer steps that draws its tasks itself.
+
+    The number of steps is an argument of the program: a shorter last dispatch compiles nothing.
+    """
+    is_pytree = isinstance(source, jax.tree_util.Partial)
+
+    def dispatch(states: States, num_steps: Scalar, key: Array, arrays: Any) -> Any:
+        draw = arrays if is_pytree else source
+
+        # All keys at once: on a CPU, making one costs a tenth of a small network's step.
+        steps = states.current.step + jnp.arange(num_steps_per_dispatch)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(steps)
+
+        def step(states: States, number: Scalar) -> Any:
+            return _guarded(meta_step, states, draw(keys[number]))
+
+        return _many_steps(step, states, num_steps, num_steps_per_dispatch)
+
+    arrays = source if is_pytree else ()
+    meta_state, key, arrays = _place((meta_state, key, arrays), mesh)
+    states = States(meta_state, meta_state)
+    compiled, seconds, temp_bytes = _compile(dispatch, states, np.int32(1), key, arrays)
+    run = lambda states, number: compiled(_place(states, mesh), np.int32(number), key, arrays)
+    return Compiled(run, seconds, temp_bytes)
+
+
+def compile_batches(
+    meta_step: MetaStep, meta_state: MetaState, batches: Iterator[Any], mesh: Mesh | None
+) -> Compiled:
+    """A program of one outer step, for tasks that the host brings.
+
+    The first batch is drawn for its shapes, and is that of the first step. The host waits for the
+    device at the end of a dispatch only, so that it can read ahead. With several CPU devices it also
+    waits before each step: concurrent programs can deadlock, since each waits for all devices in its
+    all-reduce while it holds threads that the others need, and XLA ends the process after 40 seconds.
+    """
+    meta_state, first = _place(meta_state, mesh), _spread(_next_batch(batches, 0), mesh)
+    step, states = functools.partial(_guarded, meta_step), States(meta_state, meta_state)
+    compiled, seconds, temp_bytes = _compile(step, states, first, jnp.array(True))
+    drawn = itertools.chain([first], (_spread(tasks, mesh) for tasks in _checked(batches)))
+    one_at_a_time = mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+
+    def run(states: States, num_steps: int) -> tuple[States, Metrics, Array]:
+        rows, alive = [], jnp.array(True)
+        for tasks in itertools.islice(drawn, num_steps):
+            if one_at_a_time:
+                jax.block_until_ready(alive)
+            states, metrics, alive = compiled(_place(states, mesh), tasks, alive)
+            rows.append((metrics, alive))
+        metrics, oks = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
+        return states, metrics, oks.sum()
+
+    return Compiled(run, seconds, temp_bytes)
+
+
+def _compile(function: Callable[..., Any], *args: Any) -> tuple[Any, float, int | None]:
+    """(compiled program, seconds, bytes of temporary memory)."""
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*args).compile()
+    seconds = time.perf_counter() - start
+    analysis = compiled.memory_analysis()
+    return compiled, seconds, None if analysis is None else int(analysis.temp_size_in_bytes)
+
+
+def make_meta_step(
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    chunk_size: ChunkSize,
+    mesh: Mesh | None,
+) -> MetaStep:
+    """An outer step on one device, or over a mesh of several."""
+    if mesh is None or mesh.size == 1:
+        return functools.partial(outer.meta_step, learner, optimizer, chunk_size=chunk_size)
+    return functools.partial(
+        parallel.meta_step, learner, optimizer, mesh=mesh, chunk_size=chunk_size
+    )
+
+
+def _place(tree: Any, mesh: Mesh | None) -> Any:
+    tree = jax.tree.map(jnp.asarray, tree)
+    return tree if mesh is None else parallel.replicate(tree, mesh)
+
+
+def _spread(tasks: Task, mesh: Mesh | None) -> Task:
+    tasks = jax.tree.map(jnp.asarray, tasks)
+    return tasks if mesh is None else parallel.spread(tasks, mesh)
+
+
+def _guarded(
+    meta_step: MetaStep, states: States, tasks: Task, alive: Any = True
+) -> tuple[States, Metrics, Array]:
+    """An outer step that changes nothing from the first step that is not finite."""
+    # A state is good once its loss is finite; it is left once all that follows from it is, too.
+    stepped, metrics = meta_step(states.current, tasks)
+    is_good = alive & jnp.isfinite(metrics["loss"])
+    alive = is_good & jnp.isfinite(metrics["grad_norm"]) & _are_finite(stepped.params)
+    good = _where(is_good, states.current, states.good)
+    return States(good, _where(alive, stepped, states.current)), metrics, alive
+
+
+def _are_finite(tree: Any) -> Array:
+    """Whether all floating-point values of a pytree are finite."""
+    floats = trees.partition(tree, trees.is_float(tree))[0]
+    return jax.tree.reduce(lambda ok, leaf: ok & jnp.isfinite(leaf).all(), floats, jnp.array(True))
+
+
+def _where(condition: Array, first: MetaState, second: MetaState) -> MetaState:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
+
+
+def _many_steps(
+    step: Callable[[States, Scalar], Any], states: States, num_steps: Scalar, most: int
+) -> tuple[States, Metrics, Array]:
+    """Steps until `num_steps` are done or one is not finite: (states, metrics [most], number done)."""
+    _, shapes, _ = jax.eval_shape(step, states, 0)
+    metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+
+    def body(carry: Any) -> Any:
+        states, metrics, done, _ = carry
+        states, row, ok = step(states, done)
+        metrics = jax.tree.map(lambda rows, x: rows.at[done].set(x), metrics, row)
+        return states, metrics, done + ok, ok
+
+    start = states, metrics, jnp.zeros((), jnp.int32), jnp.array(True)
+    unfinished = lambda carry: carry[3] & (carry[2] < num_steps)
+    return jax.lax.while_loop(unfinished, body, start)[:3]
+
+
+def _checked(batches: Iterator[Any]) -> Iterator[Task]:
+    for num_drawn in itertools.count(1):
+        yield _next_batch(batches, num_drawn)
+
+
+def _next_batch(batches: Iterator[Any], num_drawn: int) -> Task:
+    tasks = next(batches, None)
+    if tasks is None:
+        raise ValueError(
+            f"source ended after {num_drawn} batches of tasks; every outer step needs one"
+        )
+    batching.check_tasks(tasks)
+    return tasks
