@@ -293,7 +293,11 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
                 preset, specs, out,
                 seed=run.seed, num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,
                 streaming=_streaming(run), matmul_precision=run.matmul_precision,
+                checkpoint_every=run.checkpoint_every,
             ))  # fmt: skip
+        if comparison.is_complete:
+            print(f"{out} is complete: a larger --num-outer-steps trains it longer")
+            return SUCCESS
         runs = execute(comparison)
     print(f"written to {out}")
     stopped = [done for done in runs if done.stopped]

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, locks, digests, and the directory for caches."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -74,6 +75,12 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):  # such as a parent that is not a directory
             temporary.unlink(missing_ok=True)  # does nothing after the rename
+
+
+def remove_partial(path: Path) -> None:
+    """Removes what `atomic_write` left of a file when its process was killed."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        partial.unlink(missing_ok=True)
 
 
 def check_absent(path: Path) -> None:

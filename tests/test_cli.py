@@ -47,7 +47,7 @@ def test_compare_writes_a_whole_run(compared):
     assert code == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "checkpoints", "config.json", "gradient_agreement.png", "learning_curves.png",
-        "metric_per_step.png", "metrics.jsonl", "regression.png", "results.json",
+        "metric_per_step.png", "metrics.jsonl", "regression.png", "results.json", "training",
     ]  # fmt: skip
 
 
@@ -96,7 +96,13 @@ def test_the_average_is_scored_and_training_stays_the_same(compared, tmp_path, c
 
 def test_another_run_is_not_overwritten(compared, capsys):
     message = _error(capsys, "train", "sinusoid-5shot", "--out", str(compared[1]))
-    assert "holds another run" in message
+    assert "holds another run, and is continued by the same settings only" in message
+    assert "num_outer_steps is 6 there and " in message
+
+
+def test_a_complete_run_is_not_repeated(compared, capsys):
+    assert cli.main(["compare", "sinusoid-5shot", "--out", str(compared[1]), *TINY]) == 0
+    assert "is complete: a larger --num-outer-steps" in capsys.readouterr().out
 
 
 def test_inner_rates_are_each_tried(tmp_path, capsys):
@@ -124,16 +130,16 @@ def test_train_stops_at_a_loss_that_is_not_finite(tmp_path, capsys):
 
 
 def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
-    def interrupted(*args):
-        yield from itertools.islice(run_program(*args), 2)
+    def interrupted(*args, **options):
+        yield from itertools.islice(run_slices(*args, **options), 2)
         raise KeyboardInterrupt
 
-    run_program = fitting.run_program
-    monkeypatch.setattr(fitting, "run_program", interrupted)
+    run_slices = fitting.run_slices
+    monkeypatch.setattr(fitting, "run_slices", interrupted)
     out = tmp_path / "run"
     assert cli.main(["train", "sinusoid-5shot", "--out", str(out), *TINY]) == 130
     assert "interrupted" in capsys.readouterr().err
-    assert {path.name for path in out.iterdir()} == {"config.json", "metrics.jsonl"}
+    assert {path.name for path in out.iterdir()} == {"config.json", "metrics.jsonl", "training"}
     json.loads((out / "config.json").read_text())
 
 

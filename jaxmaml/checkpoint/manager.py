@@ -173,7 +173,7 @@ class Manager:
         return None
 
     def is_due(self, step: int) -> bool:
-        """Returns whether the state after so and so many outer steps is to be saved."""
+        """Returns whether the state after `step` outer steps is to be saved."""
         self._report()
         if step == self._last_step:
             return False

@@ -1,13 +1,16 @@
 """Runs of one experiment: same initial parameters, same episodes, one run directory."""
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.progress import Progress
 
-from jaxmaml.experiments import figures, learners, probes, ranges, tables
+from jaxmaml.checkpoint import Manager
+from jaxmaml.experiments import figures, learners, probes, ranges, resuming, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.experiment import (
     Experiment,
@@ -24,6 +27,7 @@ from jaxmaml.experiments.run_dir import (
     RunDir,
     make_config,
     make_results,
+    trained_for,
     write_json,
 )
 from jaxmaml.experiments.tasks import Streaming, class_split_of, input_shape, located
@@ -38,12 +42,18 @@ class Comparison(NamedTuple):
         candidates: the learners, one per run.
         config: the contents of config.json.
         run_dir: where everything is written.
+        is_resumed: whether the directory holds these runs already, or a part of them.
+        is_complete: whether nothing is left to do.
+        checkpoint_every: outer steps between two checkpoints, see `checkpoint.Manager`.
     """
 
     experiment: Experiment
     candidates: list[Candidate]
     config: dict[str, Any]
     run_dir: RunDir
+    is_resumed: bool = False
+    is_complete: bool = False
+    checkpoint_every: int | None = None
 
 
 @contextlib.contextmanager
@@ -57,18 +67,20 @@ def prepare(
     data_dir: pathlib.Path | None = None,
     streaming: Streaming | None = None,
     matmul_precision: str = "highest",
+    checkpoint_every: int | None = None,
 ) -> Iterator[Comparison]:
     """Builds the experiment and the candidates; keeps other processes out of the run directory.
 
     Args:
         preset: the settings.
         specs: the descriptions of the runs.
-        out: the run directory, which must not hold another run.
+        out: the run directory. It may hold the same runs, which are continued, but no others.
         seed: the seed of the initial parameters and of the training episodes.
         num_test_tasks: tasks of the test.
         data_dir: a prepared TFDS directory.
         streaming: how images are read during training; defaults to keeping them on the device.
         matmul_precision: the precision of matrix products, for config.json.
+        checkpoint_every: outer steps between two checkpoints.
 
     Raises:
         ValueError: the settings, the dataset or the directory do not allow the runs.
@@ -81,7 +93,7 @@ def prepare(
         raise ValueError(f"the labels of runs must differ; got {[spec.label for spec in specs]}")
 
     run_dir = RunDir(out)
-    with run_dir.claimed():
+    with run_dir.claimed() as held:
         # Build the experiment and the learners.
         experiment = build_experiment(
             preset, seed=seed, data_dir=data_dir, num_test_tasks=num_test_tasks,
@@ -98,7 +110,15 @@ def prepare(
             input_shape=input_shape(experiment.sources["train"]),
             class_split=class_split_of(experiment.sources),
         )  # fmt: skip
-        yield Comparison(experiment, built, config, run_dir)
+        if held is not None:
+            resuming.check_same(out, held, config)
+        is_longer = held is not None and held["preset"] != config["preset"]
+        yield Comparison(
+            experiment, built, config, run_dir,
+            is_resumed=held is not None,
+            is_complete=run_dir.results.is_file() and not is_longer,
+            checkpoint_every=checkpoint_every,
+        )  # fmt: skip
 
 
 def execute(comparison: Comparison) -> list[Run]:
@@ -108,11 +128,11 @@ def execute(comparison: Comparison) -> list[Run]:
         The runs. Some of them may have stopped early.
     """
     # Train and test.
-    experiment, _, config, run_dir = comparison
+    experiment, config, run_dir = comparison.experiment, comparison.config, comparison.run_dir
     num_test_tasks = config["num_test_tasks"]
     watch = _watch(comparison)
     runs = _train_all(comparison, watch)
-    gradient = None if watch is None else watch.gradient
+    gradient = None if watch is None else _gradient(watch, runs)
     floor = _floor(experiment, num_test_tasks)
 
     # Write. The results come last, so that a directory with results is a complete one.
@@ -123,8 +143,8 @@ def execute(comparison: Comparison) -> list[Run]:
     # Print.
     console = tables.console()
     _print(console, experiment, runs, num_test_tasks, floor)
-    if watch is not None:
-        console.print(tables.gradient_table(watch.gradient, watch.exact.label))
+    if watch is not None and gradient is not None:
+        console.print(tables.gradient_table(gradient, watch.exact.label))
     return runs
 
 
@@ -134,18 +154,15 @@ class _Watch(NamedTuple):
     experiment: Experiment
     exact: Candidate
     first: Candidate
-    gradient: Gradient
 
-    def probe(self, state: MetaState) -> None:
-        """Appends the agreement of both meta-gradients at a state."""
+    def probe(self, state: MetaState) -> dict[str, float]:
+        """Returns the agreement of both meta-gradients at a state."""
         step = int(state.step)
         tasks = step_tasks(self.experiment, step)
         cosine, ratio = probes.gradient_agreement(
             self.exact.learner, self.first.learner, state, tasks, self.exact.chunk_size
         )
-        self.gradient["cosine"].append(cosine)
-        self.gradient["norm_ratio"].append(ratio)
-        self.gradient["step"].append(step)
+        return {"cosine": float(cosine), "norm_ratio": float(ratio), "step": step}
 
 
 def _watch(comparison: Comparison) -> _Watch | None:
@@ -162,24 +179,41 @@ def _watch(comparison: Comparison) -> _Watch | None:
     if not complete:
         return None
     pair = pairs[min(complete, key=lambda key: abs(key[1] - experiment.preset.inner_lr))]
-    gradient: Gradient = {"cosine": [], "norm_ratio": [], "step": []}
-    return _Watch(experiment, pair["exact"], pair["first"], gradient)
+    return _Watch(experiment, pair["exact"], pair["first"])
+
+
+def _gradient(watch: _Watch, runs: list[Run]) -> Gradient:
+    """Returns the agreement of both meta-gradients along the exact run."""
+    (probed,) = (run.probed for run in runs if run.candidate is watch.exact)
+    return {name: [row[name] for row in probed] for name in ("cosine", "norm_ratio", "step")}
 
 
 def _train_all(comparison: Comparison, watch: _Watch | None) -> list[Run]:
     """Makes each run and saves its state."""
-    runs, record = [], Recorder(comparison.run_dir, comparison.config)
+    runs, run_dir, config = [], comparison.run_dir, comparison.config
     with new_progress() as progress:
+        say = functools.partial(_say, progress)
+        record = Recorder(run_dir, config, comparison.is_resumed, say)
         for candidate in comparison.candidates:
+            checkpoints = Manager(
+                run_dir.training(candidate.label), every=comparison.checkpoint_every,
+                config=trained_for(candidate.label, config), say=say,
+            )  # fmt: skip
             run = train_and_test(
                 comparison.experiment, candidate,
-                num_test_tasks=comparison.config["num_test_tasks"],
-                record=record, progress=progress,
+                num_test_tasks=config["num_test_tasks"],
+                record=record, progress=progress, checkpoints=checkpoints,
                 probe=watch.probe if watch is not None and candidate is watch.exact else None,
             )  # fmt: skip
-            comparison.run_dir.save_state(candidate.label, run.meta_state, comparison.config)
+            record.finish()
+            run_dir.save_state(candidate.label, run.meta_state, config)
             runs.append(run)
     return runs
+
+
+def _say(progress: Progress, line: str) -> None:
+    """Prints a line above the progress bar."""
+    progress.console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _floor(experiment: Experiment, num_test_tasks: int) -> float | None:

@@ -135,7 +135,15 @@ class RunOptions:
         pathlib.Path | None,
         tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/PRESET-TIME)"),
     ] = None
-    """run directory to write; it must not hold another run"""
+    """run directory to write; one that holds the same run is continued"""
+    checkpoint_every: Annotated[
+        int | None,
+        tyro.conf.arg(
+            metavar="INT",
+            help_behavior_hint="(default: 500, or more if that took over 1 %% of the time)",
+        ),
+    ] = None
+    """outer steps between two checkpoints; ten minutes do not pass without one"""
     stream: bool = False
     """read images from disk during training, instead of keeping all of them on the device"""
     num_workers: int = 0

@@ -4,14 +4,15 @@ A directory holds one or several runs::
 
     config.json        all that is needed to run or evaluate again, written before the other files
     metrics.jsonl      one row per outer step and per validation of each run
-    checkpoints/LABEL  the state of each run
+    training/LABEL     checkpoints of the training of each run, from which it goes on
+    checkpoints/LABEL  the state of each run that was tested
     results.json       the scores and costs of each run, written last: a complete directory has it
     *.png              see `figures`
     .lock              the lock of the process that writes the directory, removed at its end
 
 The first file is written after the first outer steps, so that a start that fails leaves nothing.
 JSON holds null for a number that is not finite. Files are written whole or not at all, and never
-over a file that was there before. config.json has a digest of itself, and each checkpoint one of the
+over those of another configuration. config.json has a digest of itself, and each checkpoint one of the
 settings that it was trained with. The keys of results.json are a stable interface.
 """
 
@@ -22,7 +23,9 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -32,7 +35,7 @@ from jaxmaml.experiments import provenance
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.run import Run
-from jaxmaml.files import WriteError, atomic_write, json_digest, locked
+from jaxmaml.files import WriteError, atomic_write, json_digest, locked, remove_partial
 from jaxmaml.types import MetaState
 
 Gradient: TypeAlias = dict[str, list[float]]
@@ -71,8 +74,12 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     def checkpoint(self, label: str) -> pathlib.Path:
-        """Returns the directory of the state of a run."""
+        """Returns the directory of the state of a run that was tested."""
         return self.path / "checkpoints" / label
+
+    def training(self, label: str) -> pathlib.Path:
+        """Returns the directory of the checkpoints of the training of a run."""
+        return self.path / "training" / label
 
     def plot(self, name: str) -> pathlib.Path:
         """Returns the file of a plot, whose name is one of `PLOTS`."""
@@ -84,7 +91,8 @@ class RunDir:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--out {self.path} is a file: name a directory")
         plots = [self.plot(name) for name in PLOTS]
-        files = [self.config, self.results, self.metrics, self.path / "checkpoints", *plots]
+        folders = [self.path / "checkpoints", self.path / "training"]
+        files = [self.config, self.results, self.metrics, *folders, *plots]
         found = [path.name for path in files if os.path.lexists(path)]
         if found:
             raise ValueError(
@@ -92,24 +100,64 @@ class RunDir:
             )
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keeps every other process out of the directory, which must be vacant.
+    def claimed(self) -> Iterator[dict[str, Any] | None]:
+        """Keeps every other process out of the directory, and gives the config.json that it holds.
 
-        At the end, the directories that were made for it are removed if they are still empty.
+        It is None if the directory is vacant. At the end, the directories that were made for it are
+        removed if they are still empty.
 
         Raises:
-            ValueError: the directory is in use, holds another run, or cannot be written.
+            ValueError: the directory is in use, holds files of a run without a config.json of this
+                version, or cannot be written.
         """
-        self.check_vacant()
+        self._held()
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             with locked(self.path / ".lock"):
-                self.check_vacant()  # nobody else writes from here on
-                yield
+                yield self._held()  # nobody else writes from here on
         finally:
             with contextlib.suppress(OSError):  # not empty
                 for path in made:
                     path.rmdir()
+
+    def _held(self) -> dict[str, Any] | None:
+        """Returns config.json, or None if the directory is vacant; raises ValueError otherwise."""
+        if self.config.is_file():
+            return self.read_config()
+        self.check_vacant()
+        return None
+
+    def reopen(self, config: dict[str, Any]) -> None:
+        """Makes the directory of a run one that is not complete, and writes its config.json.
+
+        What stays is the training: config.json, metrics.jsonl and the checkpoints. What an interrupted
+        process left half-written is removed.
+
+        Raises:
+            WriteError: config.json cannot be written.
+        """
+        # The results come first: without them, the directory is not complete.
+        self.results.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        for name in PLOTS:
+            self.plot(name).unlink(missing_ok=True)
+        for name in (self.config, self.results, self.metrics, *map(self.plot, PLOTS)):
+            remove_partial(name)
+        write_json(self.config, config)
+
+    def cut_metrics(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+        """Removes rows from metrics.jsonl, and what is not a whole row.
+
+        Raises:
+            WriteError: the file cannot be written.
+        """
+        if not self.metrics.is_file():
+            return
+        lines = self.metrics.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _is_row(line) and is_kept(json.loads(line))]
+        if len(kept) < len(lines):
+            with atomic_write(self.metrics) as file:
+                file.writelines(kept)
 
     def create(self, config: dict[str, Any]) -> None:
         """Writes config.json.
@@ -202,30 +250,76 @@ class RunDir:
 class Recorder:
     """Writes rows of metrics, and config.json before them, from the first outer step on.
 
-    Until then it keeps the rows, so that a start that fails leaves no files.
+    Until then it keeps the rows, so that a start that fails leaves no files. While the disk is full it
+    keeps them, too.
 
     Attributes:
         run_dir: the directory to write to.
         config: the contents of config.json.
+        is_resumed: whether the directory holds the runs already.
+        say: receives a line when rows cannot be written.
     """
 
     run_dir: RunDir
     config: dict[str, Any]
+    is_resumed: bool = False
+    say: Callable[[str], None] = warnings.warn
     _kept: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     _has_started: bool = False
+    _has_failed: bool = False
+
+    @property
+    def is_written(self) -> bool:
+        """Whether all rows are on disk."""
+        return not self._kept
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> None:
         self._kept += rows
-        if self._has_started:
-            self.run_dir.append_metrics(self._kept)
-        elif any("loss" in row for row in self._kept):
-            self._start()
-        else:
+        if not self._has_started:
+            if any("loss" in row for row in self._kept):
+                self._start()
             return
-        self._kept, self._has_started = [], True
+        try:
+            self.run_dir.append_metrics(self._kept)
+        except WriteError as error:
+            if not self._has_failed:
+                self.say(f"{error}: training goes on, and its rows are kept")
+            self._has_failed = True
+        else:
+            self._kept, self._has_failed = [], False
+
+    def cut(self, label: str, num_steps: int, validations: Sequence[int]) -> None:
+        """Removes the rows of a run, except those of its first steps and of some validations."""
+
+        def is_kept(row: dict[str, Any]) -> bool:
+            if row["label"] != label:
+                return True
+            return row["step"] < num_steps if "loss" in row else row["step"] in validations
+
+        if self.is_resumed:
+            self.run_dir.cut_metrics(is_kept)
+
+    def finish(self) -> None:
+        """Writes what was kept, before the results are written.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+        if not self._has_started:
+            self._start()
+        elif self._kept:
+            self.run_dir.append_metrics(self._kept)
 
     def _start(self) -> None:
         """Writes the first files, both or none of them."""
+        if self.is_resumed:
+            self.run_dir.reopen(self.config)
+            self.run_dir.append_metrics(self._kept)
+        else:
+            self._create()
+        self._kept, self._has_started = [], True
+
+    def _create(self) -> None:
         self.run_dir.create(self.config)
         try:
             self.run_dir.append_metrics(self._kept)
@@ -365,6 +459,21 @@ def write_json(path: pathlib.Path, value: Any, *, replace: bool = True) -> None:
 def _digest(config: Mapping[str, Any]) -> str:
     """Returns the digest that a config.json holds of its other keys."""
     return json_digest({name: value for name, value in config.items() if name != "digest"})
+
+
+def _is_row(line: bytes) -> bool:
+    """Returns whether a line of metrics.jsonl is a whole row."""
+    try:
+        return {"label", "step"} <= set(json.loads(line))
+    except (ValueError, TypeError):
+        return False
+
+
+def trained_for(label: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what decides the parameters of a run after a step, whatever the number of steps is."""
+    found = _trained_with(label, config)
+    preset = {**config["preset"], "num_outer_steps": None}
+    return {**found, "config": {**found["config"], "preset": preset}}
 
 
 def _trained_with(label: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def test_a_comparison_writes_a_whole_run_directory(compared):
     comparison, _ = compared
     assert sorted(path.name for path in comparison.run_dir.path.iterdir()) == [
         "checkpoints", "config.json", "gradient_agreement.png", "learning_curves.png",
-        "metric_per_step.png", "metrics.jsonl", "regression.png", "results.json",
+        "metric_per_step.png", "metrics.jsonl", "regression.png", "results.json", "training",
     ]  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_a_mistake_leaves_no_directory(changes, specs, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("failing", ["compile_program", "run_program"])
+@pytest.mark.parametrize("failing", ["compile_program", "run_slices"])
 def test_a_start_that_fails_leaves_nothing_that_blocks_the_next(failing, tmp_path, monkeypatch):
     """The first validation is made, but no outer step."""
 

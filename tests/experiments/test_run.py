@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.tiny import PRESET, REGRESSION
-from jaxmaml.experiments import presets
+from jaxmaml.experiments import presets, training
 from jaxmaml.experiments import run as runs
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.experiment import (
@@ -17,15 +17,27 @@ from jaxmaml.experiments.experiment import (
 from jaxmaml.experiments.scoring import Score, score
 
 
+class Rows(list):
+    """Keeps the rows of metrics."""
+
+    is_written = True
+
+    def __call__(self, rows):
+        self.extend(rows)
+
+    def cut(self, label, num_steps, validations):
+        pass
+
+
 def _run(preset=REGRESSION, *, inner_lr=0.01, images=None, probe=None):
     """(experiment, candidate, run, rows)"""
     experiment = build_experiment(preset, seed=0, num_test_tasks=5, images=images)
     candidate = build_candidate(experiment, Spec("x", "exact", inner_lr))
-    rows = []
+    rows = Rows()
     with runs.new_progress() as progress:
         run = runs.train_and_test(
             experiment, candidate,
-            num_test_tasks=5, record=rows.extend, progress=progress, probe=probe,
+            num_test_tasks=5, record=rows, progress=progress, probe=probe,
         )  # fmt: skip
     return experiment, candidate, run, rows
 
@@ -113,12 +125,12 @@ def _score(*mean):
     ],
 )
 def test_the_criterion_of_the_selection(mean, steps, expected):
-    assert runs._criterion(_score(*mean), steps) == pytest.approx(expected)
+    assert training._criterion(_score(*mean), steps) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("total", "num_times"), [(12, 6), (12, 5), (7, 3), (4, 12), (5, 5)])
 def test_validations_are_spread_evenly(total, num_times):
-    due = [index for index in range(total + 1) if runs._is_due(index, total, num_times)]
+    due = [index for index in range(total + 1) if training._is_due(index, total, num_times)]
     assert due[0] == 0
     assert due[-1] == total
     assert len(due) == min(total, num_times) + 1

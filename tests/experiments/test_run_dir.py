@@ -79,9 +79,9 @@ def test_another_run_is_not_overwritten(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["config.json", "results.json", "metrics.jsonl", "checkpoints", *(f"{p}.png" for p in PLOTS)],
+    ["results.json", "metrics.jsonl", "checkpoints", "training", *(f"{p}.png" for p in PLOTS)],
 )
-def test_a_directory_with_any_file_of_a_run_is_refused(name, tmp_path):
+def test_a_directory_with_files_of_a_run_and_no_config_is_refused(name, tmp_path):
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=f"holds another run .{name}"), RunDir(tmp_path).claimed():
         pass

@@ -1,0 +1,71 @@
+"""Decides whether a run directory is continued: it is if it holds the same configuration."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmaml.experiments.run_dir import preset_of, specs_of
+
+_NOT_COMPARED = ("commit", "digest")
+"""Keys of config.json that may differ between two parts of a run."""
+_STEPS = "preset.num_outer_steps"
+_MAX_LENGTH = 60
+"""The most characters of a value in a message."""
+
+
+def check_same(out: Path, held: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raises ValueError, with the differences, unless a directory can be continued.
+
+    Args:
+        out: the directory.
+        held: the contents of its config.json.
+        config: those that the command would write. Its number of outer steps may be larger.
+    """
+    before, now = dict(_flat(held)), dict(_flat(config))
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if names == [_STEPS] and now[_STEPS] > before[_STEPS]:
+        _check_extensible(config)
+        return
+    if names:
+        listed = ", ".join(_difference(name, before, now) for name in names)
+        raise ValueError(
+            f"--out {out} holds another run, and is continued by the same settings only: {listed}; "
+            "name a new directory"
+        )
+
+
+def _check_extensible(config: Mapping[str, Any]) -> None:
+    """Raises ValueError if the number of outer steps decides how the first ones are made."""
+    reasons = (
+        ["outer_schedule='cosine'"] if preset_of(dict(config)).outer_schedule == "cosine" else []
+    )
+    reasons += [
+        f"learner {spec.learner!r}"
+        for spec in specs_of(dict(config))
+        if spec.learner == "maml_plus_plus"
+    ]
+    if reasons:
+        raise ValueError(
+            f"num_outer_steps cannot be raised with {reasons[0]}, whose schedule depends on it: name "
+            "a new directory"
+        )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the values of nested dicts with their dotted names."""
+    for name, item in value.items():
+        if not prefix and name in _NOT_COMPARED:
+            continue
+        if isinstance(item, dict):
+            yield from _flat(item, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", item
+
+
+def _difference(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    values = [_short(repr(values.get(name, "absent"))) for values in (before, now)]
+    return f"{name.removeprefix('preset.')} is {values[0]} there and {values[1]} here"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."

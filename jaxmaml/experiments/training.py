@@ -1,0 +1,262 @@
+"""The training of one run: its steps, validations, selection and checkpoints."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from rich.console import Console
+
+from jaxmaml import fitting
+from jaxmaml.checkpoint import Manager
+from jaxmaml.experiments.candidates import Candidate
+from jaxmaml.experiments.experiment import Experiment, scored_tasks
+from jaxmaml.experiments.scoring import Score, score
+from jaxmaml.fitting import NonFiniteError, Program
+from jaxmaml.types import MetaState
+
+Probe: TypeAlias = Callable[[MetaState], Any]
+"""Looks at the state about a dozen times along a run."""
+
+
+class Record(Protocol):
+    """Stores rows of metrics."""
+
+    @property
+    def is_written(self) -> bool:
+        """Whether all rows are on disk."""
+        ...
+
+    def __call__(self, rows: list[dict[str, Any]], /) -> None:
+        """Stores rows after the ones that are stored."""
+        ...
+
+    def cut(self, label: str, num_steps: int, validations: list[int]) -> None:
+        """Removes the rows of a run, except those of its first steps and of some validations."""
+        ...
+
+
+@dataclasses.dataclass
+class Training:
+    """The training of one run, and what accumulates along it.
+
+    Attributes:
+        experiment: what all runs share.
+        candidate: what is trained.
+        record: receives the rows of metrics.jsonl.
+        probe: called about a dozen times with the state.
+        checkpoints: where the training is saved, and what it goes on with.
+        start: the state before the first step.
+    """
+
+    experiment: Experiment
+    candidate: Candidate
+    record: Record
+    probe: Probe | None
+    checkpoints: Manager | None
+    start: MetaState
+
+    def __post_init__(self) -> None:
+        self.state = self.selected = self.start
+        self.best = np.inf
+        self.curve: list[tuple[int, Score]] = []
+        self.probed: list[Any] = []
+        self.seconds: list[float] = []
+        self.done = self.num_rows = 0
+        self.stopped = ""
+        self._saved: dict[str, Any] | None = None
+        self._reached: dict[str, Any] | None = None
+
+    @property
+    def seconds_per_outer_step(self) -> float:
+        """The median over dispatches; the first one is left out if there are more."""
+        return float(np.median(self.seconds[1:] or self.seconds or [np.nan]))
+
+    def final_state(self) -> MetaState:
+        """Returns the state to test: the selected one if validation could select one."""
+        return self.selected if np.isfinite(self.best) and not self.stopped else self.state
+
+    def restore(self, console: Console) -> None:
+        """Goes back to the newest checkpoint, if there is one, and says so.
+
+        Raises:
+            ValueError: see `Manager.restore`.
+        """
+        if self.checkpoints is None:
+            return
+        found = self.checkpoints.restore({"state": self.start, "selected": self.start})
+        if found is not None:
+            self._resume(found.state, found.record)
+            total = self.experiment.preset.num_outer_steps
+            console.print(
+                f"{self.candidate.label}: continues from outer step {self.done:,} of {total:,}",
+                highlight=False, markup=False,
+            )  # fmt: skip
+        validations = [step for step, _ in self.curve]
+        self.record.cut(self.candidate.label, self.num_rows, validations)
+
+    def run(self, program: Program, show: Callable[..., None]) -> None:
+        """Makes the outer steps, up to the last one or to one that is not finite.
+
+        Args:
+            program: the compiled steps.
+            show: receives "completed" and "rate" for the progress bar.
+        """
+        total = self.experiment.preset.num_outer_steps
+        show(completed=self.done)
+        try:
+            if not self.stopped and self.done < total:
+                self._run(program, show)
+            self._save()
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        finally:
+            if self.checkpoints is not None:
+                self.checkpoints.wait()
+
+    def _run(self, program: Program, show: Callable[..., None]) -> None:
+        total, most = self.experiment.preset.num_outer_steps, program.num_steps_per_dispatch
+        num_dispatches = -(-total // most)
+        if self.done == 0:
+            self._look(0, num_dispatches)
+        every = None if self.checkpoints is None else self.checkpoints.every
+        slices = fitting.run_slices(program, self.state, total - self.done, every=every)
+        seconds, num_steps = 0.0, 0
+        try:
+            for more, (state, metrics) in _timed(slices):
+                # The steps of a slice, and at the end of a dispatch what is due then.
+                seconds, num_steps = seconds + more, num_steps + self._note(metrics)
+                self.state, self.done = state, self.num_rows
+                if self.done % most == 0 or self.done == total:
+                    self.seconds.append(seconds / num_steps)
+                    seconds, num_steps = 0.0, 0
+                    self._look(-(-self.done // most), num_dispatches)
+                rate = 1 / (self.seconds_per_outer_step if self.seconds else seconds / num_steps)
+                show(completed=self.done, rate=f"{rate:.3g} steps/s")
+                self._reached = self._now()
+                if self.checkpoints is not None and self.checkpoints.is_due(self.done):
+                    self._save()
+        except NonFiniteError as error:
+            self._note(error.metrics)
+            self.state, self.done = error.meta_state, error.step
+            cause = f" (first value that is not finite: {error.cause})" if error.cause else ""
+            self.stopped = f"outer step {error.step}: {error.what}{cause}"
+            self._reached = self._now()
+            show(completed=self.done)
+
+    def _now(self) -> dict[str, Any]:
+        """Returns the arguments of `Manager.save` for the training as it is."""
+        record = {
+            "done": self.done,
+            "num_rows": self.num_rows,
+            "best": self.best,
+            "curve": [(step, _score_to_json(found)) for step, found in self.curve],
+            "probed": list(self.probed),
+            "seconds": list(self.seconds),
+            "stopped": self.stopped,
+        }
+        state = {"state": self.state, "selected": self.selected}
+        return {"state": state, "step": self.done, "record": record}
+
+    def _resume(self, state: dict[str, MetaState], record: dict[str, Any]) -> None:
+        """Takes over what `_now` returned."""
+        self.state, self.selected = state["state"], state["selected"]
+        for name in ("done", "num_rows", "best", "probed", "seconds", "stopped"):
+            setattr(self, name, record[name])
+        self.curve = [(step, _score_from_json(found)) for step, found in record["curve"]]
+        self._saved = self._reached = self._now()
+
+    def _save(self) -> None:
+        """Saves the last point that was reached, with all of its rows on disk."""
+        reached = self._reached
+        if self.checkpoints is None or reached is None or reached is self._saved:
+            return
+        if self.record.is_written:
+            self.checkpoints.save(**reached)
+            self._saved = reached
+
+    def _note(self, metrics: dict[str, Any]) -> int:
+        """Records the metrics of some steps, and returns their number."""
+        names = ("loss", "query_loss", "grad_norm")
+        columns = zip(*(metrics[name].tolist() for name in names), strict=True)
+        rows = [
+            {
+                "label": self.candidate.label,
+                "step": self.num_rows + i,
+                **dict(zip(names, row, strict=True)),
+            }
+            for i, row in enumerate(columns)
+        ]
+        self.record(rows)
+        self.num_rows += len(rows)
+        return len(rows)
+
+    def _look(self, index: int, total: int) -> None:
+        """Calls the probe and validates, if either is due after dispatch `index` of `total`."""
+        preset = self.experiment.preset
+        if self.probe is not None and _is_due(index, total, fitting.MIN_DISPATCHES):
+            self.probed.append(self.probe(self.state))
+        if preset.num_validations and _is_due(index, total, preset.num_validations):
+            self._validate()
+
+    def _validate(self) -> None:
+        """Scores the state on the validation tasks, and selects it if it is the best one so far."""
+        preset, num_tasks = self.experiment.preset, self.experiment.preset.num_val_tasks
+        tasks = scored_tasks(self.experiment, "val", num_tasks)
+        found = score(self.candidate, self.state, tasks, num_tasks)
+        self.curve.append((self.done, found))
+        self.record([_validation_row(self.candidate.label, self.done, found)])
+        criterion = _criterion(found, preset.selection_steps)
+        if criterion < self.best:
+            self.best, self.selected = criterion, self.state
+
+
+def _criterion(score: Score, steps: tuple[int, ...]) -> float:
+    """Returns the mean log error over some inner steps, which gives them equal weight.
+
+    It is infinite if there are no steps or a score is not finite.
+    """
+    if not steps:
+        return np.inf
+    made = [i for i in steps if i < len(score.mean)] or [score.headline]
+    value = float(np.mean(np.log(score.mean[made])))
+    return value if np.isfinite(value) else np.inf
+
+
+def _validation_row(label: str, step: int, score: Score) -> dict[str, Any]:
+    return {
+        "label": label,
+        "step": step,
+        "val_per_step": score.mean,
+        "val_ci95_per_step": score.ci95,
+        "val_num_nonfinite": score.num_nonfinite,
+    }
+
+
+def _score_to_json(score: Score) -> dict[str, Any]:
+    return {
+        **score._asdict(),
+        "mean": score.mean.tolist(),
+        "ci95": score.ci95.tolist(),
+        "num_nonfinite": int(score.num_nonfinite),
+    }
+
+
+def _score_from_json(stored: dict[str, Any]) -> Score:
+    arrays = {name: np.asarray(stored[name]) for name in ("mean", "ci95")}
+    return Score(**{**stored, **arrays})
+
+
+def _timed(items: Iterator[Any]) -> Iterator[tuple[float, Any]]:
+    """Yields each item with the seconds that it took."""
+    start = time.perf_counter()
+    for item in items:
+        yield time.perf_counter() - start, item
+        start = time.perf_counter()
+
+
+def _is_due(index: int, total: int, num_times: int) -> bool:
+    """Returns whether dispatch `index` of `total` is one of `num_times` evenly spread ones."""
+    return index == 0 or index * num_times // total > (index - 1) * num_times // total

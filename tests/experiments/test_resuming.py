@@ -1,0 +1,218 @@
+"""A run directory is continued by the same command, to the same end as if never interrupted."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.tiny import PRESET, REGRESSION
+from jaxmaml import fitting
+from jaxmaml.checkpoint import Manager
+from jaxmaml.experiments import candidates, compare, experiment, figures, presets
+from jaxmaml.experiments.candidates import Spec
+from jaxmaml.experiments.run_dir import trained_for
+from jaxmaml.experiments.tasks import Streaming
+
+PAIR = candidates.comparison(REGRESSION)
+"""Exact and first-order MAML."""
+SINGLE = PAIR[1:]
+TIMES = ("seconds_per_outer_step", "compile_seconds")
+"""Keys of results.json that differ between two executions of the same run."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_plots():
+    """Draws nothing, which would take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw_all", lambda *args, **options: [])
+        yield
+
+
+def _execute(out, preset=REGRESSION, specs=SINGLE, **options):
+    with compare.prepare(
+        preset, specs, out, num_test_tasks=5, checkpoint_every=1, **options
+    ) as comparison:
+        return comparison, compare.execute(comparison)
+
+
+def _interrupted(out, monkeypatch, num_slices, *args, **options):
+    """Executes until some slices are made, over all runs, and a key is pressed."""
+    run_slices, left = fitting.run_slices, itertools.count(num_slices, -1)
+
+    def interrupted(*args, **options):
+        for item in run_slices(*args, **options):
+            if next(left) == 0:
+                raise KeyboardInterrupt
+            yield item
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "run_slices", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _execute(out, *args, **options)
+
+
+def _results(out):
+    results = json.loads((out / "results.json").read_text())
+    for run in results["runs"].values():
+        for name in TIMES:
+            del run[name]
+    return results
+
+
+def _losses(out, label):
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["label"] == label and "loss" in row]
+
+
+def _check_equal(found, expected, spec, preset=REGRESSION):
+    """Checks the metrics, the results, the final states and all of the training's last checkpoint."""
+    assert (found / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
+    assert _results(found) == _results(expected)
+    assert (found / "config.json").read_text() == (expected / "config.json").read_text()
+    found, expected = (_last(out, spec, preset) for out in (found, expected))
+    jax.tree.map(np.testing.assert_array_equal, found.state, expected.state)
+    assert found.record["curve"] == expected.record["curve"]
+
+
+def _last(out, spec, preset):
+    """Returns the last checkpoint of a training."""
+    config = json.loads((out / "config.json").read_text())
+    built = experiment.build_experiment(preset, seed=0, num_test_tasks=5)
+    start = experiment.init_state(built, experiment.build_candidate(built, spec))
+    like = {"state": start, "selected": start}
+    config = trained_for(spec.label, config)
+    found = Manager(out / "training" / spec.label, config=config).restore(like)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    _execute(out)
+    return out
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch, capsys):
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    _execute(whole, specs=PAIR)
+    for num_slices in (2, 1, 6):  # in the first run, there again, and in the second run
+        _interrupted(out, monkeypatch, num_slices, specs=PAIR)
+    capsys.readouterr()
+    _execute(out, specs=PAIR)
+    said = capsys.readouterr().err
+    assert "exact: continues from outer step 6 of 6" in said
+    assert "first: continues from outer step 3 of 6" in said
+    for spec in PAIR:
+        _check_equal(out, whole, spec)
+    assert sorted(path.name for path in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+def test_rows_after_the_checkpoint_are_made_again(whole, tmp_path, monkeypatch):
+    """A process that is killed has written rows of steps that no checkpoint holds."""
+    out = tmp_path / "run"
+    _interrupted(out, monkeypatch, 3)
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"label": "first", "step": 3, "loss": 7.0}\n{"label": "first", "step": 6, "val')
+    (out / ".metrics.jsonl.0123abcd").touch()
+    (out / "training" / "first" / "000000004.orbax-checkpoint-tmp").mkdir()
+    _execute(out)
+    _check_equal(out, whole, SINGLE[0])
+    assert not list(out.glob(".*"))
+    assert not list(out.glob("training/*/*tmp*"))
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(
+    whole, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Manager, "save", lambda *args, **options: None)
+        _interrupted(out, patch, 3)
+    assert not (out / "training").exists()
+    assert (out / "metrics.jsonl").read_text()
+    _execute(out)
+    _check_equal(out, whole, SINGLE[0])
+
+
+def test_a_run_can_be_made_longer(whole, tmp_path):
+    out = tmp_path / "run"
+    shorter = presets.override(REGRESSION, num_outer_steps=3)
+    _execute(out, shorter)
+    assert (out / "results.json").exists()
+    _execute(out)
+    for spec in SINGLE:
+        found, expected = (_last(path, spec, REGRESSION) for path in (out, whole))
+        jax.tree.map(np.testing.assert_array_equal, found.state, expected.state)
+        losses, expected = (_losses(path, spec.label) for path in (out, whole))
+        assert losses == expected
+    assert _results(out) == _results(whole)
+    with pytest.raises(ValueError, match="num_outer_steps is 6 there and 3 here"):
+        _execute(out, shorter)
+
+
+def test_a_complete_run_is_left_alone(whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    with compare.prepare(REGRESSION, SINGLE, whole, num_test_tasks=5) as comparison:
+        assert comparison.is_complete
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")}.keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "specs", "options", "message"),
+    [
+        ({"outer_lr": 0.5}, SINGLE, {}, r"outer_lr is 0\.001 there and 0\.5 here"),
+        ({}, PAIR, {}, "runs is "),
+        ({}, SINGLE, {"seed": 3}, "seed is 0 there and 3 here"),
+        ({"num_outer_steps": 9}, SINGLE, {"seed": 3}, "num_outer_steps is 6 .* seed is 0 there"),
+    ],
+)
+def test_another_run_is_refused_by_its_difference(changes, specs, options, message, whole):
+    preset = presets.override(REGRESSION, **changes)
+    prepared = compare.prepare(preset, specs, whole, num_test_tasks=5, **options)
+    with pytest.raises(ValueError, match=message), prepared:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "specs", "message"),
+    [
+        ({"outer_schedule": "cosine"}, PAIR[:1], "with outer_schedule='cosine'"),
+        ({}, [Spec("mpp", "exact", 0.01, "maml_plus_plus")], "with learner 'maml_plus_plus'"),
+    ],
+)
+def test_a_schedule_over_all_steps_cannot_be_made_longer(changes, specs, message, tmp_path):
+    out, preset = tmp_path / "run", presets.override(REGRESSION, **changes)
+    with compare.prepare(preset, specs, out, num_test_tasks=5) as comparison:
+        comparison.run_dir.create(comparison.config)
+    longer = compare.prepare(
+        presets.override(preset, num_outer_steps=9), specs, out, num_test_tasks=5
+    )
+    with pytest.raises(ValueError, match=message), longer:
+        pass
+    with compare.prepare(preset, specs, out, num_test_tasks=5) as comparison:
+        assert comparison.is_resumed
+
+
+IMAGES = presets.override(PRESET, num_outer_steps=6, num_validations=2, selection_steps=(1,))
+SOURCES = {
+    "pool": (IMAGES, "maml", None),
+    "stream": (IMAGES, "maml", Streaming(num_workers=2, cache=False)),
+    "state": (presets.override(IMAGES, norm="per_step"), "maml_plus_plus", None),
+    "average": (presets.override(REGRESSION, averaging=0.9, selection_steps=(1,)), "maml", None),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", SOURCES)
+def test_every_kind_of_source_and_state_is_continued(what, small_datasets, tmp_path, monkeypatch):
+    preset, learner, streaming = SOURCES[what]
+    specs = [Spec("run", "exact", 0.1, learner)]
+    for num_slices in (2, 2):
+        _interrupted(tmp_path / "run", monkeypatch, num_slices, preset, specs, streaming=streaming)
+    for out in ("run", "whole"):
+        _execute(tmp_path / out, preset, specs, streaming=streaming)
+    _check_equal(tmp_path / "run", tmp_path / "whole", specs[0], preset)
