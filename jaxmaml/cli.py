@@ -2,7 +2,7 @@
 
 Exit codes: 0 success; 1 training stopped at a loss or a gradient that is not finite; 2 a wrong
 argument, or something that the user can mend, such as a full disk; 70 a bug, with its traceback; 130
-interrupted.
+interrupted by SIGINT, 143 by SIGTERM. An interrupted training is saved first.
 """
 
 import contextlib
@@ -207,9 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = command()
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return getattr(stop, "code", INTERRUPTED)
     except SystemExit as stop:
         # tyro stops at a mistake in the options, and rich with 1 at an output that is closed.
         if stop.code == STOPPED:
@@ -281,6 +281,7 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
     """Makes the runs of `train` or `compare`, and returns the exit code."""
     _check_matplotlib()
     from jaxmaml.experiments.compare import execute, prepare
+    from jaxmaml.experiments.interruption import interruptible
 
     out = run.out or pathlib.Path(
         "runs", f"{presets.file_name(preset)}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -298,7 +299,13 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
         if comparison.is_complete:
             print(f"{out} is complete: a larger --num-outer-steps trains it longer")
             return SUCCESS
-        runs = execute(comparison)
+        try:
+            with interruptible():
+                runs = execute(comparison)
+        except KeyboardInterrupt:
+            if comparison.run_dir.config.exists():
+                print(f"the same command with --out {out} continues this run", file=sys.stderr)
+            raise
     print(f"written to {out}")
     stopped = [done for done in runs if done.stopped]
     for done in stopped:

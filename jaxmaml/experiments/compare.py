@@ -20,10 +20,10 @@ from jaxmaml.experiments.experiment import (
     step_tasks,
 )
 from jaxmaml.experiments.presets import Preset
+from jaxmaml.experiments.recorder import Recorder
 from jaxmaml.experiments.run import Run, new_progress, train_and_test
 from jaxmaml.experiments.run_dir import (
     Gradient,
-    Recorder,
     RunDir,
     make_config,
     make_results,

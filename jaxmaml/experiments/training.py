@@ -135,7 +135,7 @@ class Training:
                     self._look(-(-self.done // most), num_dispatches)
                 rate = 1 / (self.seconds_per_outer_step if self.seconds else seconds / num_steps)
                 show(completed=self.done, rate=f"{rate:.3g} steps/s")
-                self._reached = self._now()
+                self._reach()
                 if self.checkpoints is not None and self.checkpoints.is_due(self.done):
                     self._save()
         except NonFiniteError as error:
@@ -143,8 +143,14 @@ class Training:
             self.state, self.done = error.meta_state, error.step
             cause = f" (first value that is not finite: {error.cause})" if error.cause else ""
             self.stopped = f"outer step {error.step}: {error.what}{cause}"
-            self._reached = self._now()
+            self._reach()
             show(completed=self.done)
+
+    def _reach(self) -> None:
+        """Keeps the training as it is for `_save`, if all of its rows are on disk."""
+        # An interruption may come at any moment, for example while later rows are written.
+        if self.record.is_written:
+            self._reached = self._now()
 
     def _now(self) -> dict[str, Any]:
         """Returns the arguments of `Manager.save` for the training as it is."""
@@ -169,13 +175,12 @@ class Training:
         self._saved = self._reached = self._now()
 
     def _save(self) -> None:
-        """Saves the last point that was reached, with all of its rows on disk."""
+        """Saves the last point that was reached."""
         reached = self._reached
         if self.checkpoints is None or reached is None or reached is self._saved:
             return
-        if self.record.is_written:
-            self.checkpoints.save(**reached)
-            self._saved = reached
+        self.checkpoints.save(**reached)
+        self._saved = reached
 
     def _note(self, metrics: dict[str, Any]) -> int:
         """Records the metrics of some steps, and returns their number."""

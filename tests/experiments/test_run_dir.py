@@ -15,7 +15,6 @@ from jaxmaml.experiments import run_dir
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.run_dir import (
     PLOTS,
-    Recorder,
     RunDir,
     make_config,
     make_results,
@@ -105,30 +104,6 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
         RunDir(tmp_path / "file" / "run").claimed(),
     ):
         pass
-
-
-def test_nothing_is_written_before_the_first_outer_step(tmp_path):
-    directory = RunDir(tmp_path)
-    record = Recorder(directory, _config())
-    record([{"step": 0, "val_per_step": [1.0]}])
-    assert not list(tmp_path.iterdir())
-    record([{"step": 0, "loss": 1.0}])
-    record([{"step": 1, "val_per_step": [1.0]}])
-    assert directory.read_config() == _config()
-    assert len(directory.metrics.read_text().splitlines()) == 3
-
-
-def test_a_disk_that_is_full_at_the_start_leaves_nothing(tmp_path, monkeypatch):
-    def fail(self, rows):
-        self.metrics.touch()
-        raise files.WriteError("full")
-
-    record = Recorder(RunDir(tmp_path), _config())
-    with monkeypatch.context() as patch:
-        patch.setattr(RunDir, "append_metrics", fail)
-        with pytest.raises(files.WriteError):
-            record([{"step": 0, "loss": 1.0}])
-    assert not list(tmp_path.iterdir())
 
 
 LIMITED = """
