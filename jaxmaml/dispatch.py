@@ -88,7 +88,8 @@ def compile_batches(
     meta_state, first = _place(meta_state, mesh), _spread(_next_batch(batches, 0), mesh)
     step, states = functools.partial(_guarded, meta_step), States(meta_state, meta_state)
     compiled, seconds, temp_bytes = _compile(step, states, first, jnp.array(True))
-    drawn = itertools.chain([first], (_spread(tasks, mesh) for tasks in _checked(batches)))
+    later = _later_batches(batches, _kinds(first), int(meta_state.step))
+    drawn = itertools.chain([first], (_spread(tasks, mesh) for tasks in later))
     one_at_a_time = mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 
     def run(states: States, num_steps: int) -> tuple[States, Metrics, Array]:
@@ -177,11 +178,6 @@ def _many_steps(
     return jax.lax.while_loop(unfinished, body, start)[:3]
 
 
-def _checked(batches: Iterator[Any]) -> Iterator[Task]:
-    for num_drawn in itertools.count(1):
-        yield _next_batch(batches, num_drawn)
-
-
 def _next_batch(batches: Iterator[Any], num_drawn: int) -> Task:
     tasks = next(batches, None)
     if tasks is None:
@@ -190,3 +186,29 @@ def _next_batch(batches: Iterator[Any], num_drawn: int) -> Task:
         )
     batching.check_tasks(tasks)
     return tasks
+
+
+def _later_batches(
+    batches: Iterator[Any], expected: dict[str, str], first_step: int
+) -> Iterator[Task]:
+    """The tasks after those of the first step, which must be like them: one program serves all."""
+    for num_drawn in itertools.count(1):
+        tasks = jax.tree.map(jnp.asarray, _next_batch(batches, num_drawn))
+        found = _kinds(tasks)
+        if found != expected:
+            path = min(path for path, _ in found.items() ^ expected.items())
+            raise ValueError(
+                f"the tasks of outer step {first_step + num_drawn} differ from those of the first: "
+                f"{path} is {found.get(path, 'absent')}, and was {expected.get(path, 'absent')}; "
+                "every step needs the same shapes and types (pad examples, with weights of zero)"
+            )
+        yield tasks
+
+
+def _kinds(tree: Any) -> dict[str, str]:
+    """The type and shape of each leaf, by its path."""
+    kind = lambda leaf: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    return {
+        path: kind(leaf)
+        for path, leaf in zip(trees.leaf_paths(tree), jax.tree.leaves(tree), strict=True)
+    }

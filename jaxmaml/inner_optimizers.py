@@ -14,7 +14,7 @@ Three things go wrong if an optimizer that was written for training is different
 |---|---|
 | every one that is not named below | differentiated exactly |
 | `scale_by_zoom_linesearch`, `lbfgs` with its line search | runs; `Implicit()` alone differentiates it |
-| `schedule_free*`, `lookahead`, `sam`, `sophia` | refused |
+| `schedule_free*`, `lookahead`, `sam`, `sophia`, `monitor` | refused |
 | `galore` | exact; NaN where the gradient of a matrix is zero, which has no singular vectors |
 | `dpsgd`, `differentially_private_aggregate` | refused: they need one gradient per example |
 | `inject_hyperparams` with bfloat16 or float16 values | refused: pass `hyperparam_dtype=jnp.float32` |
@@ -35,7 +35,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.extend.core import JaxprEqn, primitives
+from jax.extend.core import JaxprEqn, Literal, primitives
 
 from jaxmaml import rewriting, trees
 from jaxmaml.types import Array, Params
@@ -80,6 +80,9 @@ def update(
         loss: their loss.
         loss_fn: `(params) -> loss`, for optimizers that evaluate it.
 
+    Raises:
+        ValueError: the optimizer changes the structure or the types of its state.
+
     Example:
         >>> import jax, jax.numpy as jnp, optax
         >>> def updated(grad):
@@ -92,10 +95,25 @@ def update(
     def call(grads: Params, opt_state: OptState, params: Params, loss: Array) -> Any:
         return optimizer.update(grads, opt_state, params, value=loss, grad=grads, value_fn=loss_fn)
 
-    updates, opt_state = _safe(call)(grads, opt_state, params, loss)
+    before = opt_state
+    updates, opt_state = _safe(call)(grads, before, params, loss)
+    _check_state(before, opt_state)
     if any(isinstance(part, optax.ScaleByZoomLinesearchState) for part in _parts(opt_state)):
         return _without_derivative(updates), opt_state
     return updates, opt_state
+
+
+def _check_state(before: OptState, after: OptState) -> None:
+    """Raises ValueError unless an optimizer keeps the structure and types of its state."""
+    types = [
+        [jnp.result_type(leaf) for leaf in jax.tree.leaves(state)] for state in (before, after)
+    ]
+    if jax.tree.structure(before) != jax.tree.structure(after) or types[0] != types[1]:
+        kinds = [jax.tree.map(jnp.result_type, state) for state in (before, after)]
+        raise ValueError(
+            "the inner optimizer changes the structure of its state or its types, as optax.monitor "
+            f"does: from {kinds[0]} to {kinds[1]}; leave it out, and look inside with jaxmaml.trace"
+        )
 
 
 def _safe(fun: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,10 +184,10 @@ def _refuse(primals: tuple[Any], tangents: tuple[Any]) -> Any:
 
 def _with_finite_derivative(eqn: JaxprEqn, *operands: Any) -> list[Array]:
     """An elementwise operation, with the derivative zero where JAX's own is not finite."""
+    if not _can_be_singular(eqn):
+        return [eqn.primitive.bind(*operands, **eqn.params)]
     arrays = jnp.broadcast_arrays(*operands)  # a scalar operand is one number per output
     places = [i for i, is_float in enumerate(trees.is_float(arrays)) if is_float]
-    if not places:
-        return [eqn.primitive.bind(*arrays, **eqn.params)]
 
     def primitive(*floats: Any) -> Array:
         filled = list(arrays)
@@ -188,6 +206,20 @@ def _with_finite_derivative(eqn: JaxprEqn, *operands: Any) -> list[Array]:
         return operation(*primals), jnp.where(finite, tangent, jnp.zeros_like(tangent))
 
     return [operation(*(arrays[place] for place in places))]
+
+
+def _can_be_singular(eqn: JaxprEqn) -> bool:
+    """Whether a derivative of an operation can be infinite or NaN; sparing others spares compiling."""
+    is_constant = [isinstance(atom, Literal) for atom in eqn.invars]
+    if eqn.primitive is primitives.integer_pow_p:
+        return eqn.params["y"] < 0
+    if eqn.primitive is primitives.mul_p:
+        return not any(is_constant)
+    if eqn.primitive is primitives.pow_p:
+        return not is_constant[0]
+    if eqn.primitive is primitives.div_p:
+        return not is_constant[1]
+    return True
 
 
 def _has_finite_derivatives(function: Callable[..., Array], primals: tuple[Any, ...]) -> Array:

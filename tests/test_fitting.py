@@ -192,6 +192,18 @@ def test_wrong_tasks_are_refused():
         _items([jaxmaml.Task(rows, rows[:2])], 1)
 
 
+@pytest.mark.parametrize("wrong", [(4, 3), (5, 2)])
+def test_tasks_of_another_shape_are_refused_with_their_step(wrong):
+    rows = jnp.zeros((4, 2))
+    batches = [jaxmaml.Task(rows, rows)] * 3 + [jaxmaml.Task(rows, jnp.zeros(wrong))]
+    if wrong[0] == 5:
+        batches[3] = jaxmaml.Task(jnp.zeros(wrong), jnp.zeros(wrong))
+    with pytest.raises(
+        ValueError, match=r"outer step 3 differ.*: (query|support) is float32\[.*was float32\[4,2\]"
+    ):
+        list(_fit(batches, 4))
+
+
 @pytest.mark.parametrize("loss", [lambda p, b: p * b, lambda p, b: jnp.array(1)])
 def test_a_loss_that_is_not_a_float_scalar_is_refused(loss):
     learner = jaxmaml.maml(loss, optax.sgd(0.1), 1)

@@ -42,6 +42,7 @@ def _then_sgd(name: str, *args: Any, module: Any = optax, **options: Any) -> Row
 
 
 _matrices: Any = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+_muon_axes: Any = lambda params: jax.tree.map(lambda _: contrib.MuonDimensionNumbers(), params)
 _early: Any = lambda step, *_, **__: step < 2
 
 
@@ -122,7 +123,6 @@ TABLE: dict[str, Row] = {
     "scale_by_rprop": _then_sgd("scale_by_rprop", 0.1),
     "scale_by_schedule": _then_sgd("scale_by_schedule", lambda count: 1 / (1 + count)),
     "snapshot": _then_sgd("snapshot", "one", lambda *args, **extra: 1.0),
-    "measure_with_ema": _then_sgd("measure_with_ema", lambda updates: optax.tree.norm(updates), 0.9),
     "stateless": _then_sgd("stateless", lambda updates, params: updates),
     "stateless_with_tree_map": _then_sgd("stateless_with_tree_map", lambda update, param: update),
     "trace": _then_sgd("trace", 0.9),
@@ -163,8 +163,18 @@ TABLE: dict[str, Row] = {
     **{
         name: _then_sgd(name, module=contrib)
         for name in ("scale_by_acprop", "scale_by_ademamix", "scale_by_adopt", "scale_by_cocob",
-                     "scale_by_galore", "scale_by_muon", "scale_by_simplified_ademamix", "normalize")
+                     "scale_by_galore", "scale_by_simplified_ademamix", "normalize")
     },
+    "scale_by_muon": Row(
+        lambda: optax.chain(
+            optax.masked(contrib.scale_by_muon(weight_dimension_numbers=_muon_axes), _matrices),
+            optax.sgd(LR),
+        )
+    ),
+    "monitor": Row(
+        lambda: optax.chain(optax.monitor({"norm": optax.tree.norm}), optax.sgd(LR)),
+        refused="the structure of its state",
+    ),
     "scale_by_madgrad": _then_sgd("scale_by_madgrad", LR, module=contrib),
     **{name: _contrib(name) for name in ("cocob", "dadapt_adamw", "momo", "momo_adam", "prodigy")},
     "mechanize": Row(lambda: contrib.mechanize(optax.sgd(LR))),
@@ -191,7 +201,10 @@ JUMPS = {
     *("adafactor", "lamb", "lars", "novograd", "scale_by_novograd", "scale_by_trust_ratio", "lion"),
     *("muon", "scale_by_muon", "galore"),
 }
-NO_OPTIMIZERS = {"GradientTransformation", "GradientTransformationExtraArgs"}
+# The last one is a measurement, for `optax.monitor`.
+NO_OPTIMIZERS = {
+    "GradientTransformation", "GradientTransformationExtraArgs", "measure_with_ema",
+}  # fmt: skip
 # A singular value decomposition has no derivative at zero.
 NAN_AT_ZERO = {"galore", "scale_by_galore"}
 # One row for each thing that can go wrong; the others run with `-m slow`.
