@@ -96,6 +96,11 @@ def _ended(out):
     return (out / "metrics.jsonl").read_text(), scores, names, last[:9]
 
 
+def _last_step(out):
+    """Returns the step of the newest checkpoint of a training."""
+    return max((int(path.name[:9]) for path in out.glob("training/first/?????????")), default=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_command_saves_and_exits_within_seconds(number, code, tmp_path):
@@ -121,17 +126,16 @@ def test_a_command_saves_and_exits_within_seconds(number, code, tmp_path):
 def test_a_run_that_is_killed_ten_times_ends_as_one_that_is_not(tmp_path):
     with _start(tmp_path / "whole") as process:
         assert process.wait() == 0
-    out, randomness = tmp_path / "run", random.Random(0)
-    for index in range(10):
+    out, randomness, resumed_at = tmp_path / "run", random.Random(0), []
+    for _ in range(10):
+        resumed_at.append(_last_step(out))
         with _start(out) as process:
-            before = (out / "metrics.jsonl").stat().st_mtime_ns if index else 0
-            while process.poll() is None:
-                path = out / "metrics.jsonl"
-                if path.exists() and path.stat().st_mtime_ns > before:
-                    break
+            while _last_step(out) == resumed_at[-1] and process.poll() is None:
                 time.sleep(0.005)
             time.sleep(randomness.uniform(0, 0.3))
             process.kill()
+    assert len(set(resumed_at)) == 10
+    assert not (out / "results.json").exists()
     with _start(out) as process:
         assert process.wait() == 0
     assert _ended(out) == _ended(tmp_path / "whole")
