@@ -138,6 +138,32 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(
     _check_equal(out, whole, SINGLE[0])
 
 
+def test_a_damaged_checkpoint_leads_to_the_one_before_it(whole, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    _interrupted(out, monkeypatch, 3)
+    newest = out / "training" / "first" / "000000003" / "_METADATA"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    capsys.readouterr()
+    _execute(out)
+    said = capsys.readouterr().err
+    assert "_METADATA is damaged" in said
+    assert "first: continues from outer step 2 of 6" in said
+    _check_equal(out, whole, SINGLE[0])
+
+
+@pytest.mark.slow
+def test_a_run_that_stopped_stays_stopped(tmp_path):
+    out, specs = tmp_path / "run", [Spec("first", "first", 1e30)]
+    _, (before,) = _execute(out, specs=specs)
+    rows = (out / "metrics.jsonl").read_text()
+    results = _results(out)
+    (out / "results.json").unlink()  # as if it had been killed during the test
+    _, (after,) = _execute(out, specs=specs)
+    assert before.stopped == after.stopped != ""
+    assert (out / "metrics.jsonl").read_text() == rows
+    assert _results(out) == results
+
+
 def test_a_run_can_be_made_longer(whole, tmp_path):
     out = tmp_path / "run"
     shorter = presets.override(REGRESSION, num_outer_steps=3)
