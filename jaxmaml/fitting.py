@@ -23,7 +23,8 @@ Metrics: TypeAlias = dict[str, Any]
 MetaStep: TypeAlias = Callable[[MetaState, Task], tuple[MetaState, Metrics]]
 
 _OVERFLOW = (
-    "the outer update, whose loss and gradient are finite: its learning rate may be too large"
+    "made by a step whose loss and gradient are finite: the outer learning rate may be too large, or a "
+    "statistic in the state overflows"
 )
 
 MAX_STEPS_PER_DISPATCH = 500
@@ -36,7 +37,8 @@ class NonFiniteError(FloatingPointError):
 
     Attributes:
         step: the outer step that failed, counted from 0.
-        what: what was not finite, such as "loss is nan" or "the updated parameters are not finite".
+        what: what was not finite, such as "loss is nan" or "the updated parameters or the state are
+            not finite".
         cause: the first value that was not finite, in words; None if it is not known.
         meta_state: the last state whose loss was finite: the one before that step if its loss was, else
             the one before that. If the loss of the first step fails, it is the first state.
@@ -140,8 +142,8 @@ def fit(
 
     Raises:
         ValueError: no steps, a key that is missing or not wanted, or an iterable that ends too early.
-        NonFiniteError: a loss, a meta-gradient or the updated parameters are not finite. It carries
-            the last good state.
+        NonFiniteError: a loss, a meta-gradient, the updated parameters or the state are not finite.
+            It carries the last good state.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -336,15 +338,21 @@ def _guarded(
     # A state is good once its loss is finite; it is left once all that follows from it is, too.
     stepped, metrics = meta_step(states.current, tasks)
     is_good = alive & jnp.isfinite(metrics["loss"])
-    alive = is_good & jnp.isfinite(metrics["grad_norm"]) & _are_finite(stepped.params)
+    kept = jax.tree.map(_stays_finite, _carried(states.current), _carried(stepped))
+    alive = is_good & jnp.isfinite(metrics["grad_norm"]) & jax.tree.reduce(jnp.logical_and, kept)
     good = _where(is_good, states.current, states.good)
     return States(good, _where(alive, stepped, states.current)), metrics, alive
 
 
-def _are_finite(tree: Any) -> Array:
-    """Whether all floating-point values of a pytree are finite."""
-    floats = trees.partition(tree, trees.is_float(tree))[0]
-    return jax.tree.reduce(lambda ok, leaf: ok & jnp.isfinite(leaf).all(), floats, jnp.array(True))
+def _carried(meta_state: MetaState) -> Any:
+    """The floating-point parameters and state, which the next loss is computed from."""
+    tree = meta_state.params, meta_state.state
+    return trees.partition(tree, trees.is_float(tree))[0]
+
+
+def _stays_finite(before: Array, after: Array) -> Array:
+    """Whether no number that was finite has stopped to be: a state may hold an infinity on purpose."""
+    return jnp.all(jnp.isfinite(after) | ~jnp.isfinite(before))
 
 
 def _where(condition: Array, first: MetaState, second: MetaState) -> MetaState:
@@ -411,7 +419,7 @@ def _error(program: Program, states: States, metrics: Metrics, num_good: int) ->
     failed = [name for name in ("loss", "grad_norm") if not np.isfinite(rows[name][-1])]
     step = int(states.current.step)
     if not failed:
-        what = "the updated parameters are not finite"
+        what = "the updated parameters or the state are not finite"
         return NonFiniteError(step, what, _OVERFLOW, states.good, rows)
     try:
         cause = program.diagnose(states.current)
