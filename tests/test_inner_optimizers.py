@@ -132,6 +132,8 @@ TABLE: dict[str, Row] = {
     "polyak_sgd": _alone("polyak_sgd"),
     "lbfgs": _alone("lbfgs", LR, linesearch=None),
     "apply_if_finite": Row(lambda: optax.apply_if_finite(optax.sgd(LR), 3)),
+    "nesterov": Row(lambda: optax.sgd(LR, momentum=0.9, nesterov=True)),
+    "sgd with a schedule": Row(lambda: optax.sgd(optax.linear_schedule(0.1, 0.01, 3))),
     "chain": Row(lambda: optax.chain(optax.scale(0.5), optax.adam(LR))),
     "named_chain": Row(lambda: optax.named_chain(("a", optax.scale(0.5)), ("b", optax.sgd(LR)))),
     "conditionally_mask": Row(
