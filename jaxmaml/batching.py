@@ -279,7 +279,7 @@ def _in_float32(tree: Any) -> Any:
 
 
 def _take(tasks: Task, index: Array) -> Task:
-    return jax.tree.map(lambda leaf: leaf[index], tasks)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tasks)
 
 
 def _of_first_device(tree: Any, counts: Array, axis_name: str) -> Any:

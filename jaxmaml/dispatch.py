@@ -145,15 +145,21 @@ def _guarded(
     # A state is good once its loss is finite; it is left once all that follows from it is, too.
     stepped, metrics = meta_step(states.current, tasks)
     is_good = alive & jnp.isfinite(metrics["loss"])
-    alive = is_good & jnp.isfinite(metrics["grad_norm"]) & _are_finite(stepped.params)
+    kept = jax.tree.map(_stays_finite, _carried(states.current), _carried(stepped))
+    alive = is_good & jnp.isfinite(metrics["grad_norm"]) & jax.tree.reduce(jnp.logical_and, kept)
     good = _where(is_good, states.current, states.good)
     return States(good, _where(alive, stepped, states.current)), metrics, alive
 
 
-def _are_finite(tree: Any) -> Array:
-    """Whether all floating-point values of a pytree are finite."""
-    floats = trees.partition(tree, trees.is_float(tree))[0]
-    return jax.tree.reduce(lambda ok, leaf: ok & jnp.isfinite(leaf).all(), floats, jnp.array(True))
+def _carried(meta_state: MetaState) -> Any:
+    """The floating-point parameters and state, which the next loss is computed from."""
+    tree = meta_state.params, meta_state.state
+    return trees.partition(tree, trees.is_float(tree))[0]
+
+
+def _stays_finite(before: Array, after: Array) -> Array:
+    """Whether no number that was finite has stopped to be: a state may hold an infinity on purpose."""
+    return jnp.all(jnp.isfinite(after) | ~jnp.isfinite(before))
 
 
 def _where(condition: Array, first: MetaState, second: MetaState) -> MetaState:

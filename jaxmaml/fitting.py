@@ -18,7 +18,8 @@ from jaxmaml.sources import Source
 from jaxmaml.types import Array, MetaLearner, MetaState
 
 _OVERFLOW = (
-    "the outer update, whose loss and gradient are finite: its learning rate may be too large"
+    "made by a step whose loss and gradient are finite: the outer learning rate may be too large, or a "
+    "statistic in the state overflows"
 )
 
 MAX_STEPS_PER_DISPATCH = 500
@@ -44,7 +45,8 @@ class NonFiniteError(FloatingPointError):
 
     Attributes:
         step: the outer step that failed, counted from 0.
-        what: what was not finite, such as "loss is nan" or "the updated parameters are not finite".
+        what: what was not finite, such as "loss is nan" or "the updated parameters or the state are
+            not finite".
         cause: the first value that was not finite, in words; None if it is not known.
         meta_state: the last state whose loss was finite: the one before that step if its loss was, else
             the one before that. If the loss of the first step fails, it is the first state.
@@ -144,8 +146,8 @@ def fit(
         ValueError: no steps, a key that is missing or not wanted, an iterable that ends too early, or
             checkpoints of another model or configuration. A WriteError, which is one, says at the
             end that the last state cannot be saved.
-        NonFiniteError: a loss, a meta-gradient or the updated parameters are not finite. It carries
-            the last good state.
+        NonFiniteError: a loss, a meta-gradient, the updated parameters or the state are not finite.
+            It carries the last good state.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -344,7 +346,7 @@ def _error(program: Program, states: States, metrics: Metrics, num_good: int) ->
     failed = [name for name in ("loss", "grad_norm") if not np.isfinite(rows[name][-1])]
     step = int(states.current.step)
     if not failed:
-        what = "the updated parameters are not finite"
+        what = "the updated parameters or the state are not finite"
         return NonFiniteError(step, what, _OVERFLOW, states.good, rows)
     try:
         cause = program.diagnose(states.current)

@@ -19,25 +19,26 @@ Three things go wrong if an optimizer that was written for training is different
 | `dpsgd`, `differentially_private_aggregate` | refused: they need one gradient per example |
 | `inject_hyperparams` with bfloat16 or float16 values | refused: pass `hyperparam_dtype=jnp.float32` |
 
-Adam's exact derivative at a gradient of zero is the learning rate divided by `eps`, a large number:
-the update jumps from -lr to lr within a few `eps`. It matters where the gradient is zero at the first
-step only, as under a head of zeros, and an `eps_root` makes it smaller. A parameter whose gradient
-is always zero has no part in it. An `eps_root` is not neutral: in five steps at a rate of 0.01 on a
-small tanh network, 1e-8 moved the exact meta-gradient by 15 %, 1e-12 by 3e-5 and 1e-16 by 3e-9. Use
-the smallest value that serves.
+Adam's exact derivative at a gradient of zero is minus the learning rate divided by `eps`, a large
+number: the update jumps from lr to -lr within a few `eps`. It matters where the gradient is zero at
+the first step only, as under a head of zeros, and an `eps_root` makes it smaller. A parameter whose
+gradient is always zero has no part in it. An `eps_root` is not neutral: in five steps at a rate of
+0.01 on a small tanh network, 1e-8 moved the exact meta-gradient by 15 %, 1e-12 by 3e-5 and 1e-16 by
+3e-9 (`test_what_an_eps_root_costs`). Use the smallest value that serves.
 LAMB, LARS and `scale_by_trust_ratio` are not continuous at all where the update of an array is zero;
 their derivative there is that of the branch that optax takes, a ratio of one.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.extend.core import JaxprEqn, Literal, primitives
+from jax.extend.core import JaxprEqn, Literal, Primitive, primitives
 
-from jaxmaml import rewriting, trees
+from jaxmaml import rewriting
 from jaxmaml.types import Array, Params
 
 OptState = optax.OptState
@@ -118,7 +119,7 @@ def _check_state(before: OptState, after: OptState) -> None:
 
 def _safe(fun: Callable[..., Any]) -> Callable[..., Any]:
     """A function whose derivative is finite where it takes roots of zero or leaves out a NaN."""
-    return rewriting.rewrite(fun, _RULES, only_with=_SINGULAR)
+    return rewriting.rewrite(fun, _RULES, only_with=_NEEDED)
 
 
 def _parts(opt_state: OptState) -> Iterator[Any]:
@@ -182,59 +183,53 @@ def _refuse(primals: tuple[Any], tangents: tuple[Any]) -> Any:
     )
 
 
-def _with_finite_derivative(eqn: JaxprEqn, *operands: Any) -> list[Array]:
-    """An elementwise operation, with the derivative zero where JAX's own is not finite."""
-    if not _can_be_singular(eqn):
-        return [eqn.primitive.bind(*operands, **eqn.params)]
-    arrays = jnp.broadcast_arrays(*operands)  # a scalar operand is one number per output
-    places = [i for i, is_float in enumerate(trees.is_float(arrays)) if is_float]
+def _inert_where_singular(eqn: JaxprEqn, *operands: Any) -> list[Array]:
+    """An elementwise operation that is a constant where it is singular.
 
-    def primitive(*floats: Any) -> Array:
-        filled = list(arrays)
-        for place, value in zip(places, floats, strict=True):
-            filled[place] = value
-        return eqn.primitive.bind(*filled, **eqn.params)
-
-    operation = jax.custom_jvp(primitive)
-
-    @operation.defjvp
-    def derivative(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-        # The operands are ones where a derivative is not finite, since zero times infinity is NaN.
-        finite = _has_finite_derivatives(primitive, primals)
-        safe = tuple(jnp.where(finite, primal, jnp.ones_like(primal)) for primal in primals)
-        tangent = jax.jvp(primitive, safe, tangents)[1]
-        return operation(*primals), jnp.where(finite, tangent, jnp.zeros_like(tangent))
-
-    return [operation(*(arrays[place] for place in places))]
+    The operands are ones there, since zero times an infinite derivative is NaN. This is written with
+    selections, which hold for derivatives of every order and for operands of any kind.
+    """
+    operation = functools.partial(eqn.primitive.bind, **eqn.params)
+    where = _SINGULAR[eqn.primitive](eqn, *operands)
+    if where is None:
+        return [operation(*operands)]
+    value = jax.lax.stop_gradient(operation(*jnp.broadcast_arrays(*operands)))
+    elsewhere = [jnp.where(where, jnp.ones_like(operand), operand) for operand in operands]
+    return [jnp.where(where, value, operation(*jnp.broadcast_arrays(*elsewhere)))]
 
 
-def _can_be_singular(eqn: JaxprEqn) -> bool:
-    """Whether a derivative of an operation can be infinite or NaN; sparing others spares compiling."""
-    is_constant = [isinstance(atom, Literal) for atom in eqn.invars]
-    if eqn.primitive is primitives.integer_pow_p:
-        return eqn.params["y"] < 0
-    if eqn.primitive is primitives.mul_p:
-        return not any(is_constant)
-    if eqn.primitive is primitives.pow_p:
-        return not is_constant[0]
-    if eqn.primitive is primitives.div_p:
-        return not is_constant[1]
-    return True
+def _power(eqn: JaxprEqn, base: Any, exponent: Any) -> Array | None:
+    is_constant = isinstance(eqn.invars[0], Literal)
+    return None if is_constant else (base == 0) & (exponent < 1)
 
 
-def _has_finite_derivatives(function: Callable[..., Array], primals: tuple[Any, ...]) -> Array:
-    """Where every partial derivative of an elementwise function is finite."""
-    finite = jnp.array(True)
-    for i, primal in enumerate(primals):
-        of_one = lambda x, i=i: function(*primals[:i], x, *primals[i + 1 :])
-        finite &= jnp.isfinite(jax.jvp(of_one, (primal,), (jnp.ones_like(primal),))[1])
-    return finite
+def _quotient(eqn: JaxprEqn, _: Any, divisor: Any) -> Array | None:
+    is_constant = isinstance(eqn.invars[1], Literal)
+    return None if is_constant or not _is_float(divisor) else divisor == 0
 
 
-_SINGULAR = (
-    primitives.sqrt_p, primitives.rsqrt_p, primitives.cbrt_p, primitives.div_p, primitives.pow_p,
-    primitives.integer_pow_p, primitives.log_p, primitives.log1p_p,
-)  # fmt: skip
-"""The operations with a derivative that can be infinite or NaN."""
-_RULES = dict.fromkeys((*_SINGULAR, primitives.mul_p), _with_finite_derivative)
-"""A product too: its factor may be a NaN that a condition leaves out, as in radam's first steps."""
+def _product(eqn: JaxprEqn, first: Any, second: Any) -> Array | None:
+    # A factor may be a NaN that a condition leaves out, as in the first steps of RAdam.
+    is_constant = any(isinstance(atom, Literal) for atom in eqn.invars)
+    return None if is_constant or not _is_float(first) else ~jnp.isfinite(first * second)
+
+
+def _is_float(value: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+
+
+_SINGULAR: dict[Primitive, Callable[..., Array | None]] = {
+    primitives.sqrt_p: lambda eqn, x: x <= 0,
+    primitives.rsqrt_p: lambda eqn, x: x <= 0,
+    primitives.cbrt_p: lambda eqn, x: x == 0,
+    primitives.log_p: lambda eqn, x: x <= 0,
+    primitives.log1p_p: lambda eqn, x: x <= -1,
+    primitives.integer_pow_p: lambda eqn, x: x == 0 if eqn.params["y"] < 0 else None,
+    primitives.pow_p: _power,
+    primitives.div_p: _quotient,
+    primitives.mul_p: _product,
+}
+"""Where the derivative of an operation is infinite or NaN; None for nowhere."""
+_RULES = dict.fromkeys(_SINGULAR, _inert_where_singular)
+_NEEDED = set(_SINGULAR) - {primitives.mul_p}
+"""An update without any of these has no NaN of its own, and is left as it is."""

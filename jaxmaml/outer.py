@@ -35,7 +35,7 @@ from jaxmaml.types import (
     as_stateful,
 )
 
-METRICS = ("loss", "query_loss", "grad_norm")
+METRICS: tuple[str, ...] = ("loss", "query_loss", "grad_norm")
 """The metrics of `meta_step`."""
 
 

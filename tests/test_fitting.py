@@ -145,8 +145,23 @@ def test_an_update_that_overflows_raises_with_the_state_before_it(what):
     with pytest.raises(jaxmaml.NonFiniteError, match="learning rate") as caught:
         list(jaxmaml.fit(LEARNER, optimizer, meta_state, source, 5, key=key))
     assert caught.value.step == int(caught.value.meta_state.step) == 2
-    assert caught.value.what == "the updated parameters are not finite"
+    assert caught.value.what == "the updated parameters or the state are not finite"
     assert np.isfinite(caught.value.meta_state.params).all()
+
+
+def test_a_state_that_overflows_raises_and_one_that_is_infinite_on_purpose_does_not():
+    @jaxmaml.with_state
+    def loss_fn(params, batch, state):
+        mean, least = state["mean"] * 1e30 + 1, jnp.minimum(state["least"], jnp.inf)
+        return jnp.mean((params - batch) ** 2), {"mean": mean, "least": least}
+
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 0)
+    state = {"mean": jnp.array(0.0), "least": jnp.array(jnp.inf)}
+    meta_state = jaxmaml.init_state(learner, OPTIMIZER, jnp.array(0.0), state)
+    with pytest.raises(jaxmaml.NonFiniteError, match="statistic in the state") as caught:
+        list(jaxmaml.fit(learner, OPTIMIZER, meta_state, _source, 5, key=KEY))
+    assert caught.value.step == 2
+    assert np.isfinite(caught.value.meta_state.state["mean"])
 
 
 def test_the_last_good_state_has_a_finite_loss():

@@ -174,34 +174,6 @@ def test_loss_with_state_must_return_a_pair(adjoint):
         jaxmaml.adapt(loss_fn, jnp.array(1.0), jnp.zeros(2), optax.sgd(0.1), 1, adjoint=adjoint)
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        optax.sgd(0.1, momentum=0.9, nesterov=True),
-        optax.rmsprop(0.01, eps=1e-8),
-        optax.adagrad(0.1),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
-        optax.sgd(optax.schedules.linear_schedule(0.1, 0.01, 3)),
-        optax.adamw(0.01, eps_root=1e-8),
-    ],
-    ids=["nesterov", "rmsprop", "adagrad", "clipped", "schedule", "adamw"],
-)
-@pytest.mark.usefixtures("x64")
-def test_any_optax_optimizer_is_differentiated_through(optimizer):
-    problem = smooth(jnp.float64)
-    task = jax.tree.map(lambda x: x[0], problem.tasks)
-    learners = [
-        jaxmaml.maml(problem.loss_fn, optimizer, 3, adjoint=jaxmaml.Exact(mode))
-        for mode in ("forward_over_reverse", "reverse")
-    ]
-    grads = [
-        jax.jit(jax.grad(made.loss, has_aux=True))(problem.params, task)[0] for made in learners
-    ]
-    for found, expected in zip(*map(jax.tree.leaves, grads), strict=True):
-        assert np.isfinite(expected).all()
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-13)
-
-
 def test_segments_bound_the_memory_of_long_inner_loops():
     problem = smooth()
     task = jax.tree.map(lambda x: x[0], problem.tasks)

@@ -11,6 +11,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from optax import contrib
+from problems import smooth
 
 import jaxmaml
 from jaxmaml import inner_optimizers
@@ -131,6 +132,8 @@ TABLE: dict[str, Row] = {
     "polyak_sgd": _alone("polyak_sgd"),
     "lbfgs": _alone("lbfgs", LR, linesearch=None),
     "apply_if_finite": Row(lambda: optax.apply_if_finite(optax.sgd(LR), 3)),
+    "nesterov": Row(lambda: optax.sgd(LR, momentum=0.9, nesterov=True)),
+    "sgd with a schedule": Row(lambda: optax.sgd(optax.linear_schedule(0.1, 0.01, 3))),
     "chain": Row(lambda: optax.chain(optax.scale(0.5), optax.adam(LR))),
     "named_chain": Row(lambda: optax.named_chain(("a", optax.scale(0.5)), ("b", optax.sgd(LR)))),
     "conditionally_mask": Row(
@@ -307,6 +310,77 @@ def test_every_optimizer_is_differentiated_exactly_or_refused(name):
 def _direction(both):
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape[1:])), both)
+
+
+_CUBE = lambda g: -0.05 * jnp.power(g, jnp.asarray(3.0, g.dtype))
+
+
+@pytest.mark.parametrize(
+    ("update", "grad", "dtype"),
+    [
+        (_CUBE, -1.5, "float32"),  # the derivative by the exponent, a constant, is NaN
+        (lambda g: g / jnp.asarray(1e-20, g.dtype) * 1e-20, 0.5, "float32"),  # 1 / 1e-40 overflows
+        (lambda g: g / jnp.asarray(1e-3, g.dtype) * 1e-3, 0.5, "float16"),
+        (lambda g: g / (jnp.sqrt(g**2) + 1e-4), 0.1, "float16"),
+    ],
+    ids=["power", "division", "division in 16 bits", "adam in 16 bits"],
+)
+def test_a_derivative_that_is_right_is_left_alone(update, grad, dtype):
+    optimizer = optax.with_extra_args_support(optax.stateless(lambda grads, _: update(grads)))
+    grad = jnp.asarray(grad, dtype)
+    ours = lambda g: inner_optimizers.update(optimizer, g, optax.EmptyState(), g, g, lambda p: p)[0]
+    np.testing.assert_array_equal(jax.grad(ours)(grad), jax.grad(update)(grad))
+
+
+@pytest.mark.usefixtures("x64")
+def test_decays_of_an_adam_are_learned():
+    make = lambda h: optax.adam(h["lr"], b1=h["b1"], b2=h["b2"])
+    optimizer = jaxmaml.learned_optimizer(make, {"lr": 0.1, "b1": 0.8, "b2": 0.9})
+    learner = jaxmaml.maml(lambda w, batch: jnp.mean((w - batch) ** 2), optimizer, 3)
+    meta_params = learner.init(jnp.array([0.0, 0.5]))
+    task = jaxmaml.Task(jnp.ones(2), jnp.full(2, 2.0))
+    flat, unravel = ravel_pytree(meta_params)
+    run = jax.jit(jax.value_and_grad(lambda flat: learner.loss(unravel(flat), task)[0]))
+    differences = [
+        (run(flat + step)[0] - run(flat - step)[0]) / 2e-6 for step in 1e-6 * jnp.eye(flat.size)
+    ]
+    np.testing.assert_allclose(run(flat)[1], differences, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.usefixtures("x64")
+def test_second_derivatives_pass_an_adam():
+    both, task = _problem()
+    optimizer = optax.adam(0.1)
+    learner = jaxmaml.maml(_loss, optimizer, 2)
+
+    def hessian(loss):
+        start, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], both))
+        run = jax.jit(jax.vmap(jax.hessian(lambda flat: loss(unravel(flat)))))
+        zero = ravel_pytree(jax.tree.map(lambda leaf: leaf[1], both))[0]
+        return run(jnp.stack([start, zero]))
+
+    found = hessian(lambda params: learner.loss(params, task)[0])
+    expected = hessian(lambda params: _plain_loss(optimizer, params, task))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-8, atol=1e-10)
+    assert np.isfinite(found[1]).all()
+    assert np.isnan(expected[1]).any()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+def test_what_an_eps_root_costs():
+    problem = smooth(jnp.float64)
+    task = jax.tree.map(lambda leaf: leaf[0], problem.tasks)
+
+    def gradient(eps_root):
+        learner = jaxmaml.maml(problem.loss_fn, optax.adam(1e-2, eps_root=eps_root), 5)
+        run = jax.jit(jax.grad(learner.loss, has_aux=True))
+        return ravel_pytree(run(problem.params, task)[0])[0]
+
+    exact = gradient(0.0)
+    for eps_root, expected in ((1e-8, 0.153), (1e-12, 2.83e-5), (1e-16, 2.83e-9)):
+        change = jnp.linalg.norm(gradient(eps_root) - exact) / jnp.linalg.norm(exact)
+        np.testing.assert_allclose(change, expected, rtol=0.02)
 
 
 def test_a_parameter_without_gradient_has_no_part_in_adams_derivative():

@@ -128,6 +128,12 @@ class Decoder:
         return np.where(decoded > 0, 0, 255).astype(np.uint8) if self.format.ink else decoded
 
 
+_WIDENING = {"L;4": 17, "L;2": 85}
+"""The factor of the gray values of a PNG with fewer bits, by Pillow's raw mode."""
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+"""Tags of a TIFF."""
+
+
 def _plain(image: Any, mode: str) -> Any:
     """Returns an image in "L" or "RGB", by the rules at the top of this module."""
     from PIL import Image, ImageOps
@@ -136,6 +142,13 @@ def _plain(image: Any, mode: str) -> Any:
     is_color = isinstance(image.info.get("transparency"), tuple)
     if is_color and any("16" in str(tile[3]) for tile in image.tile):
         raise ValueError("16-bit color with a transparent color; save it with an alpha channel")
+
+    # Pillow widens the pixels of 2 and 4 bits to 8, but not their transparent value.
+    transparent, raw_modes = image.info.get("transparency"), {str(tile[3]) for tile in image.tile}
+    if isinstance(transparent, int) and image.mode == "L":
+        image.info["transparency"] = transparent * next(
+            (factor for raw, factor in _WIDENING.items() if raw in raw_modes), 1
+        )
 
     image.load()
     with contextlib.suppress(Exception):  # damaged EXIF raises errors of many types
@@ -157,8 +170,11 @@ def _rescaled(image: Any) -> Any:
     from PIL import Image
 
     # The samples of a TIFF may have 12 bits in 16.
-    num_bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]
+    tags = getattr(image, "tag_v2", {})
+    num_bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     values = np.asarray(image)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits only
+        values = 2**num_bits - 1 - values
     gray = Image.fromarray(np.rint(values * (255 / (2**num_bits - 1))).astype(np.uint8))
     transparent = image.info.get("transparency")
     if transparent is None:

@@ -290,7 +290,10 @@ LEARNERS: dict[str, Entry] = {
     "meta_sgd": Entry(_meta_sgd),
     "meta_curvature": Entry(_plain(jaxmaml.meta_curvature)),
     "cavia": Entry(_cavia, takes_state=False, unused=("adapt_norm",)),
-    "unicorn": Entry(_unicorn, classifies_only=True, serves_any_way=True),
+    # The head that it starts from cancels under the softmax.
+    "unicorn": Entry(
+        _unicorn, classifies_only=True, serves_any_way=True, unused=("head_scale",),
+    ),
     "proto_maml": Entry(
         _proto_maml, classifies_only=True, serves_any_way=True, takes_state=False,
         unused=("head_scale",),

@@ -1,9 +1,8 @@
 """Presets: the settings of a benchmark, their source, and the number they should reproduce.
 
-Inner learning rates belong to a
-MEAN loss. The code of Finn et al. divides a sum over way * shot examples by the shot, so its rates
-0.4 (5-way) and 0.1 (20-way) are both 2.0 here. It also scores as many query images per class as
-there are support images.
+Inner learning rates belong to a mean loss. The code of Finn et al. divides a sum over way * shot
+examples by the shot, so its rates 0.4 (5-way) and 0.1 (20-way) are both 2.0 here. It also scores as
+many query images per class as there are support images.
 """
 
 import dataclasses

@@ -115,6 +115,18 @@ def twelve_bits():
     return header + struct.pack("<H", len(tags)) + entries + bytes(4) + b"\x00\x0f\xff"
 
 
+def gray_png(num_bits, row, transparent):
+    """A PNG of 2x2 pixels with equal rows; Pillow writes none with a transparent value."""
+    chunk = lambda name, data: (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    )
+    header = struct.pack(">IIBBBBB", 2, 2, num_bits, 0, 0, 0, 0)
+    return b"".join([
+        b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), chunk(b"tRNS", struct.pack(">H", transparent)),
+        chunk(b"IDAT", zlib.compress((b"\0" + row) * 2)), chunk(b"IEND", b""),
+    ])  # fmt: skip
+
+
 GRAYS = [
     ("1", saved(Image.fromarray(np.array([[False, True]]))), [0, 255]),
     ("L", saved(Image.fromarray(np.array([[7, 90]], np.uint8))), [7, 90]),
@@ -137,6 +149,9 @@ GRAYS = [
     ("I;16 TIFF", saved(Image.fromarray(DEEP), "TIFF"), [0, 3]),
     ("I;16B TIFF", saved(Image.fromarray(DEEP.astype(">u2")), "TIFF"), [0, 3]),
     ("12 bits TIFF", twelve_bits(), [0, 255]),
+    ("4 bits transparent", gray_png(4, b"\x12", transparent=1), [255, 34]),
+    ("2 bits transparent", gray_png(2, b"\x60", transparent=1), [255, 170]),
+    ("I;16 TIFF, white is 0", saved(Image.fromarray(DEEP), "TIFF", tiffinfo={262: 0}), [255, 252]),
 ]
 
 

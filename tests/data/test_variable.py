@@ -85,6 +85,7 @@ def test_compositions_are_distributed_as_those_of_meta_dataset(sizes, num_episod
     assert max(distances) < limit, dict(zip(STATISTICS, distances, strict=True))
 
 
+@pytest.mark.slow
 def test_a_class_has_more_shots_than_it_adds_to_the_size_of_the_support():
     drawn = compositions(2_000, [2000, *[60] * 9], max_contribution=30)
     assert drawn.shots.max() > 150
@@ -154,6 +155,7 @@ def test_tasks_have_the_compositions_of_their_keys():
         np.testing.assert_array_equal(slots.sum(1), counts)
 
 
+@pytest.mark.slow
 def test_every_example_is_equally_frequent_in_support_and_query():
     tasks = sampled([12] * 2, num_tasks=4000, min_way=2)
     for batch in tasks:

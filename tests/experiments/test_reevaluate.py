@@ -84,6 +84,7 @@ def test_a_missing_checkpoint_is_named(compared, tmp_path):
         reevaluate.restore(tmp_path, num_test_tasks=5)
 
 
+@pytest.mark.slow
 def test_compare_takes_any_learners_and_evaluate_any_tasks(small_datasets, tmp_path, capsys):
     """One test, because workers share no run, and several learners take long to compile."""
     out = tmp_path / "run"
