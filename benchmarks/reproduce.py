@@ -44,7 +44,7 @@ def run(preset: presets.Preset, options: argparse.Namespace) -> dict[str, Any]:
     experiment = runs.build(preset, options.seed, options)
     spec = Spec(options.order, options.order, preset.inner_lr)
     candidate = build_candidate(experiment, spec)
-    done = runs.train(experiment, candidate, options, record=_print_loss)
+    done = runs.train(experiment, candidate, options, show=_print_loss)
 
     # The row.
     return {

@@ -5,8 +5,9 @@ tensorflow-datasets.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import common
 import numpy as np
@@ -15,10 +16,13 @@ from jaxmaml.data import pools
 from jaxmaml.experiments.candidates import Candidate
 from jaxmaml.experiments.experiment import Experiment, build_experiment
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.experiments.run import Probe, Record, Run, new_progress, train_and_test
+from jaxmaml.experiments.run import Probe, Run, new_progress, train_and_test
 from jaxmaml.experiments.tasks import SPLITS
 
 QUICK_TEST_TASKS = 20
+
+Show: TypeAlias = Callable[[list[dict[str, Any]]], None]
+"""Shows rows of metrics."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -80,12 +84,27 @@ def load_images(path: Path) -> dict[str, pools.Pool]:
     }
 
 
+class _Unwritten:
+    """A record of metrics that a function shows and that no file keeps."""
+
+    is_written = True
+
+    def __init__(self, show: Show):
+        self.show = show
+
+    def __call__(self, rows: list[dict[str, Any]], /) -> None:
+        self.show(rows)
+
+    def cut(self, label: str, num_steps: int, validations: list[int]) -> None:
+        """Removes nothing: a run without checkpoints starts from its beginning."""
+
+
 def train(
     experiment: Experiment,
     candidate: Candidate,
     options: argparse.Namespace,
     *,
-    record: Record = lambda rows: None,
+    show: Show = lambda rows: None,
     probe: Probe | None = None,
 ) -> Run:
     """Trains a candidate with validation, and tests it.
@@ -94,13 +113,13 @@ def train(
         experiment: what all runs share.
         candidate: what is trained.
         options: a command line with the options of `add_options`.
-        record: receives the metrics of every dispatch and validation.
+        show: receives the metrics of every dispatch and validation.
         probe: called with the state about a dozen times along the run.
     """
     with new_progress() as progress:
         return train_and_test(
             experiment, candidate,
-            num_test_tasks=num_test_tasks(options), record=record, progress=progress,
+            num_test_tasks=num_test_tasks(options), record=_Unwritten(show), progress=progress,
             probe=probe,
         )  # fmt: skip
 
