@@ -128,9 +128,16 @@ def _while(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
     )  # fmt: skip
 
 
+def _num_scanned(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    pairs = zip(outside, inside, strict=True)
+    return sum(outer.aval.ndim > inner.aval.ndim for outer, inner in pairs)
+
+
 def _scan(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
-    params = eqn.params
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    # What is scanned has one axis more outside; JAX names the other numbers differently by version.
+    params, inside = eqn.params, eqn.params["jaxpr"].jaxpr
+    num_carry = len(eqn.outvars) - _num_scanned(eqn.outvars, inside.outvars)
+    num_consts = len(operands) - num_carry - _num_scanned(eqn.invars, inside.invars)
     body = _function(params["jaxpr"], rules, *operands[:num_consts])
 
     def step(carry: list[Any], rows: list[Any]) -> tuple[list[Any], list[Any]]:
