@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from jaxmaml import trees
-from jaxmaml.checks import check_count
+from jaxmaml.checks import check_count, is_weight
 from jaxmaml.types import Array, Info, MetaLearner, MetaParams, Scalar, State, Task
 
 TASKS = "tasks"
@@ -108,14 +108,9 @@ def _check_weights(weights: Any, num_tasks: int) -> Array:
         raise ValueError(f"weights must be [num_tasks] = [{num_tasks}]; got {list(weights.shape)}")
     # In NumPy: under jit, JAX would trace the check even if the caller's weights are known.
     known = None if isinstance(weights, Tracer) else np.asarray(weights)
-    if known is not None and not (_are_valid(known).all() and known.max() > 0):
+    if known is not None and not (is_weight(known).all() and known.max() > 0):
         raise ValueError("weights must be finite, not negative and not all zero")
     return weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
-
-
-def _are_valid(weights: Any) -> Any:
-    """Whether each weight is finite and not negative; False for NaN."""
-    return (weights >= 0) & (weights < np.inf)
 
 
 class Means(NamedTuple):
@@ -164,7 +159,7 @@ def mean_over_tasks(
     chunk_sums = functools.partial(_chunk_sums, learner, params, step, state)
     sums, info = _sum_over_chunks(chunk_sums, tasks, weights, size, axis_name)
     # Traced weights that are wrong make every mean NaN, whatever the chunks.
-    total = jnp.where(jnp.all(_are_valid(weights)), sums.weight, jnp.nan)
+    total = jnp.where(jnp.all(is_weight(weights)), sums.weight, jnp.nan)
     sums = sums._replace(weight=total)
     if axis_name is not None:
         others = _of_first_device(info.state, jnp.any(weights > 0), axis_name)

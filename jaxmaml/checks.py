@@ -149,6 +149,11 @@ def zero_where_class(targets: Array, way: int, dtype: Any, name: str = "targets"
     return zero_or_nan(is_class, targets, f"{name} must be classes in 0..{way - 1}", dtype)
 
 
+def is_weight(values: Any) -> Any:
+    """Returns whether each value is 0 or more and finite, False for NaN."""
+    return (values >= 0) & (values < np.inf)
+
+
 def checked_weights(weights: Any, num_examples: int, dtype: Any) -> tuple[Array, Array]:
     """Returns the weights of examples in a dtype, and 0 or, if they are traced and wrong, NaN.
 
@@ -166,7 +171,6 @@ def checked_weights(weights: Any, num_examples: int, dtype: Any) -> tuple[Array,
             f"weights must be [num_examples] = [{num_examples}], got shape {weights.shape}"
         )
     check_real("weights", weights)
-    is_weight = lambda weights: (weights >= 0) & (weights < jnp.inf)
     zero = zero_or_nan(is_weight, weights, "weights must be 0 or more and finite", dtype)
     return weights.astype(dtype), zero.sum()
 

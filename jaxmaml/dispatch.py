@@ -88,7 +88,7 @@ def compile_batches(
     meta_state, first = _place(meta_state, mesh), _spread(_next_batch(batches, 0), mesh)
     step, states = functools.partial(_guarded, meta_step), States(meta_state, meta_state)
     compiled, seconds, temp_bytes = _compile(step, states, first, jnp.array(True))
-    later = _later_batches(batches, _kinds(first), int(meta_state.step))
+    later = _later_batches(batches, first, int(meta_state.step))
     drawn = itertools.chain([first], (_spread(tasks, mesh) for tasks in later))
     one_at_a_time = mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 
@@ -134,7 +134,6 @@ def _place(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def _spread(tasks: Task, mesh: Mesh | None) -> Task:
-    tasks = jax.tree.map(jnp.asarray, tasks)
     return tasks if mesh is None else parallel.spread(tasks, mesh)
 
 
@@ -191,30 +190,28 @@ def _next_batch(batches: Iterator[Any], num_drawn: int) -> Task:
             f"source ended after {num_drawn} batches of tasks; every outer step needs one"
         )
     batching.check_tasks(tasks)
-    return tasks
+    return jax.tree.map(jnp.asarray, tasks)
 
 
-def _later_batches(
-    batches: Iterator[Any], expected: dict[str, str], first_step: int
-) -> Iterator[Task]:
+def _later_batches(batches: Iterator[Any], first: Task, first_step: int) -> Iterator[Task]:
     """The tasks after those of the first step, which must be like them: one program serves all."""
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first)
     for num_drawn in itertools.count(1):
-        tasks = jax.tree.map(jnp.asarray, _next_batch(batches, num_drawn))
-        found = _kinds(tasks)
-        if found != expected:
-            path = min(path for path, _ in found.items() ^ expected.items())
+        tasks = _next_batch(batches, num_drawn)
+        if not trees.has_types_of(tasks, like, shapes=True):
             raise ValueError(
                 f"the tasks of outer step {first_step + num_drawn} differ from those of the first: "
-                f"{path} is {found.get(path, 'absent')}, and was {expected.get(path, 'absent')}; "
-                "every step needs the same shapes and types (pad examples, with weights of zero)"
+                f"{_difference(tasks, like)}; every step needs the same shapes and types (pad "
+                "examples, with weights of zero)"
             )
         yield tasks
 
 
-def _kinds(tree: Any) -> dict[str, str]:
-    """The type and shape of each leaf, by its path."""
-    kind = lambda leaf: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-    return {
-        path: kind(leaf)
-        for path, leaf in zip(trees.leaf_paths(tree), jax.tree.leaves(tree), strict=True)
-    }
+def _difference(tasks: Task, like: Task) -> str:
+    """The first leaf that differs, by its path."""
+    found, expected = (
+        dict(zip(trees.leaf_paths(tree), map(trees.describe, jax.tree.leaves(tree)), strict=True))
+        for tree in (tasks, like)
+    )
+    path = min((path for path, _ in found.items() ^ expected.items()), default="their structure")
+    return f"{path} is {found.get(path, 'absent')}, and was {expected.get(path, 'absent')}"

@@ -251,8 +251,7 @@ class Loop(NamedTuple):
 
 def _check_state(before: State, after: State) -> None:
     """Raises ValueError unless a loss returns a state like the one that it was given."""
-    types = [[jnp.result_type(leaf) for leaf in jax.tree.leaves(s)] for s in (before, after)]
-    if jax.tree.structure(before) != jax.tree.structure(after) or types[0] != types[1]:
+    if not trees.has_types_of(after, before):
         kinds = [jax.tree.map(jnp.result_type, state) for state in (before, after)]
         raise ValueError(
             "the loss function must return a state of the structure and types of the one that it is "
@@ -284,9 +283,8 @@ def make_loop(
 
 def _checked_opt_state(fresh: optax.OptState, given: optax.OptState) -> optax.OptState:
     """Returns the given state; raises ValueError if the optimizer at hand has another kind of it."""
-    shape = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
-    kinds = [jax.tree.map(shape, tree) for tree in (fresh, given)]
-    if kinds[0] != kinds[1]:
+    if not trees.has_types_of(given, fresh, shapes=True):
+        kinds = [jax.tree.map(trees.describe, tree) for tree in (fresh, given)]
         raise ValueError(
             "opt_state belongs to another optimizer or to other parameters: expected "
             f"{kinds[0]}, got {kinds[1]}"

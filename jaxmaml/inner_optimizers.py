@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import optax
 from jax.extend.core import JaxprEqn, Literal, Primitive, primitives
 
-from jaxmaml import rewriting
+from jaxmaml import rewriting, trees
 from jaxmaml.types import Array, Params
 
 OptState = optax.OptState
@@ -56,10 +56,11 @@ def init(optimizer: optax.GradientTransformation, params: Params) -> OptState:
         0
     """
     opt_state = _safe(optimizer.init)(params)
+    refused = _refused()
     for part in _parts(opt_state):
-        for kind, reason in _refused().items():
-            if isinstance(part, kind) and reason(part):
-                raise ValueError(f"the inner optimizer cannot be used: {reason(part)}")
+        reason = refused[type(part)](part) if type(part) in refused else ""
+        if reason:
+            raise ValueError(f"the inner optimizer cannot be used: {reason}")
     return opt_state
 
 
@@ -96,20 +97,16 @@ def update(
     def call(grads: Params, opt_state: OptState, params: Params, loss: Array) -> Any:
         return optimizer.update(grads, opt_state, params, value=loss, grad=grads, value_fn=loss_fn)
 
-    before = opt_state
-    updates, opt_state = _safe(call)(grads, before, params, loss)
-    _check_state(before, opt_state)
-    if any(isinstance(part, optax.ScaleByZoomLinesearchState) for part in _parts(opt_state)):
-        return _without_derivative(updates), opt_state
-    return updates, opt_state
+    updates, next_state = _safe(call)(grads, opt_state, params, loss)
+    _check_state(opt_state, next_state)
+    if any(isinstance(part, optax.ScaleByZoomLinesearchState) for part in _parts(next_state)):
+        updates = _without_derivative(updates)
+    return updates, next_state
 
 
 def _check_state(before: OptState, after: OptState) -> None:
     """Raises ValueError unless an optimizer keeps the structure and types of its state."""
-    types = [
-        [jnp.result_type(leaf) for leaf in jax.tree.leaves(state)] for state in (before, after)
-    ]
-    if jax.tree.structure(before) != jax.tree.structure(after) or types[0] != types[1]:
+    if not trees.has_types_of(after, before):
         kinds = [jax.tree.map(jnp.result_type, state) for state in (before, after)]
         raise ValueError(
             "the inner optimizer changes the structure of its state or its types, as optax.monitor "

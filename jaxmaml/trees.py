@@ -107,6 +107,32 @@ def is_float(tree: Any) -> list[bool]:
     return [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in jax.tree.leaves(tree)]
 
 
+def has_types_of(tree: Any, like: Any, *, shapes: bool = False) -> bool:
+    """Returns whether two pytrees have the same structure and dtypes, and with `shapes` the same shapes.
+
+    Example:
+        >>> has_types_of({"a": 1.0}, {"a": 2.0}), has_types_of({"a": 1.0}, {"a": 2})
+        (True, False)
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    like_leaves, like_structure = jax.tree.flatten(like)
+    if structure != like_structure:
+        return False
+    pairs = list(zip(leaves, like_leaves, strict=True))
+    same_types = all(jnp.result_type(one) == jnp.result_type(other) for one, other in pairs)
+    return same_types and (not shapes or all(jnp.shape(a) == jnp.shape(b) for a, b in pairs))
+
+
+def describe(leaf: Any) -> str:
+    """Returns the dtype and shape of an array, for messages.
+
+    Example:
+        >>> describe(jnp.zeros((2, 3)))
+        'float32[2,3]'
+    """
+    return f"{jnp.result_type(leaf)}[{','.join(map(str, jnp.shape(leaf)))}]"
+
+
 def check_params(params: Params) -> None:
     """Raises unless a pytree has leaves, all of them real and floating-point.
 

@@ -146,7 +146,7 @@ class Manager:
         return sorted({entry.step for entry in self._entries()})
 
     def restore(self, like: StateT) -> Checkpoint[StateT] | None:
-        """Returns the newest checkpoint that is whole; None if there are no checkpoints.
+        """Returns the newest undamaged checkpoint, or None if the directory holds none.
 
         Args:
             like: a state of the same structure, shapes and dtypes, see `jaxmaml.checkpoint.restore`.

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxmaml.files import ReadError, WriteError, json_digest
-from jaxmaml.trees import leaf_paths
+from jaxmaml.trees import describe, leaf_paths
 
 StateT = TypeVar("StateT")
 
@@ -289,11 +289,8 @@ def _nonempty(leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 def _described(leaves: dict[str, Any]) -> dict[str, str]:
-    """Returns the shape and dtype of each leaf, as in "float32[2,3]"."""
-    shapes = {name: jax.eval_shape(lambda leaf: leaf, leaf) for name, leaf in leaves.items()}
-    return {
-        name: f"{shape.dtype}[{','.join(map(str, shape.shape))}]" for name, shape in shapes.items()
-    }
+    """Returns the dtype and shape of each leaf, as in "float32[2,3]"."""
+    return {name: describe(leaf) for name, leaf in leaves.items()}
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:

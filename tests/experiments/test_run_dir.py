@@ -9,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.tiny import REGRESSION
+from experiments.tiny import REGRESSION, SPECS, regression_config
 from jaxmaml import files
 from jaxmaml.experiments import run_dir
-from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.run_dir import (
     PLOTS,
     RunDir,
-    make_config,
     make_results,
     preset_of,
     specs_of,
@@ -25,20 +23,10 @@ from jaxmaml.experiments.run_dir import (
 )
 from jaxmaml.types import MetaState
 
-SPECS = [Spec("exact@0.1", "exact", 0.1, "maml"), Spec("anil", "exact", 0.2, "anil")]
-
-
-def _config():
-    return make_config(
-        REGRESSION, SPECS,
-        seed=3, num_test_tasks=5, data_dir=None, matmul_precision="highest",
-        input_shape=(1,), class_split=None,
-    )  # fmt: skip
-
 
 def test_the_config_is_read_back(tmp_path):
     directory = RunDir(tmp_path / "run")
-    directory.create(_config())
+    directory.create(regression_config())
     config = directory.read_config()
     assert preset_of(config) == REGRESSION
     assert specs_of(config) == SPECS
@@ -69,9 +57,9 @@ def test_results_are_the_stable_interface(compared):
 
 def test_another_run_is_not_overwritten(tmp_path):
     directory = RunDir(tmp_path)
-    directory.create(_config())
+    directory.create(regression_config())
     with pytest.raises(ValueError, match=r"holds another run \(config.json\)"):
-        directory.create(_config())
+        directory.create(regression_config())
     with pytest.raises(ValueError, match="is a file"):
         RunDir(directory.config).check_vacant()
 
@@ -148,19 +136,21 @@ def test_states_are_kept_by_label(tmp_path):
         for label, value, step in (("exact", 1.0, 3), ("first", 2.0, 4))
     }
     for label, state in states.items():
-        directory.save_state(label, state, _config())
+        directory.save_state(label, state, regression_config())
     for label, state in states.items():
-        found = directory.restore_state(label, jax.tree.map(jnp.zeros_like, state), _config())
+        found = directory.restore_state(
+            label, jax.tree.map(jnp.zeros_like, state), regression_config()
+        )
         jax.tree.map(np.testing.assert_array_equal, found, state)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["exact", "first"]
     # Neither another run's state nor one of other settings passes for it.
     with pytest.raises(ValueError, match="another configuration"):
-        directory.restore_state("exact", states["exact"], {**_config(), "seed": 4})
-    directory.verify_state("exact", {**_config(), "versions": {}, "commit": None})
+        directory.restore_state("exact", states["exact"], {**regression_config(), "seed": 4})
+    directory.verify_state("exact", {**regression_config(), "versions": {}, "commit": None})
     directory.checkpoint("first").rename(tmp_path / "first")
     directory.checkpoint("exact").rename(directory.checkpoint("first"))
     with pytest.raises(ValueError, match="another configuration"):
-        directory.verify_state("first", _config())
+        directory.verify_state("first", regression_config())
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
@@ -172,7 +162,7 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
 
 
 def _without(name):
-    return {key: value for key, value in _config().items() if key != name}
+    return {key: value for key, value in regression_config().items() if key != name}
 
 
 @pytest.mark.parametrize(
@@ -182,9 +172,9 @@ def _without(name):
         (b"\xff{}", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         *((text, "is not as it was written") for text in ("", "[]", "3", '"a"', "null", "{}")),
-        *((json.dumps(_without(key)), "is not as it was written") for key in _config()),
-        (json.dumps({**_config(), "seed": 4}), "is not as it was written"),
-        (json.dumps({**_config(), "seed": "3"}), "is not as it was written"),
+        *((json.dumps(_without(key)), "is not as it was written") for key in regression_config()),
+        (json.dumps({**regression_config(), "seed": 4}), "is not as it was written"),
+        (json.dumps({**regression_config(), "seed": "3"}), "is not as it was written"),
     ],
 )
 def test_a_damaged_config_is_refused_by_its_name(text, message, tmp_path):
@@ -197,7 +187,7 @@ def test_a_damaged_config_is_refused_by_its_name(text, message, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"preset": {"ways": 5}}, {"runs": [{"seed": 1}]}])
 def test_a_config_of_another_version_is_refused(changes, tmp_path):
-    config = {**_config(), **changes}
+    config = {**regression_config(), **changes}
     write_json(tmp_path / "config.json", {**config, "digest": run_dir._digest(config)})
     with pytest.raises(ValueError, match=r"config.json is of another version"):
         RunDir(tmp_path).read_config()
