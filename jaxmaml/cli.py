@@ -1,4 +1,4 @@
-"""The command line: `jaxmaml compare`, `train`, `evaluate`, `presets` and `data`.
+"""The command line: `jaxmaml compare`, `train`, `evaluate`, `report`, `presets` and `data`.
 
 Exit codes: 0 success; 1 training stopped at a loss or a gradient that is not finite; 2 a wrong
 argument, or something that the user can mend, such as a full disk; 70 a bug, with its traceback; 130
@@ -104,6 +104,16 @@ def evaluate(
     return 0
 
 
+def report(run_dirs: options.RunDirectories, *, out: options.ReportFolder = None) -> int:
+    """Write a report of runs, finished or not: a page of HTML, Markdown, pictures, a LaTeX table."""
+    _check_matplotlib()
+    from jaxmaml.experiments.report import writing
+
+    with _user_errors():
+        print(writing.write(run_dirs, out))
+    return SUCCESS
+
+
 def list_presets() -> int:
     """List the presets, with their expected scores, costs and sources."""
     from jaxmaml.experiments import tables
@@ -184,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "compare": compare,
         "train": train,
         "evaluate": evaluate,
+        "report": report,
         "presets": list_presets,
         "data": data,
     }

@@ -39,6 +39,23 @@ RunDirectory = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(metavar="RUN_DIR", help="directory that train or compare wrote"),
 ]
+RunDirectories = Annotated[
+    tuple[pathlib.Path, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="RUN_DIR ...",
+        help="directories that train or compare wrote",
+        help_behavior_hint="",
+    ),
+]
+ReportFolder = Annotated[
+    pathlib.Path | None,
+    tyro.conf.arg(
+        metavar="DIR",
+        help="folder to write; an earlier report in it is replaced",
+        help_behavior_hint="(default: RUN_DIR/report; for several directories report)",
+    ),
+]
 OwnDataDir = Annotated[
     pathlib.Path | None,
     tyro.conf.arg(
