@@ -86,12 +86,13 @@ def evaluate(
 ) -> int:
     """Test the saved runs of a directory on their own tasks or on others."""
     from jaxmaml.experiments import reevaluate, tables
+    from jaxmaml.experiments.progress import Display
     from jaxmaml.experiments.run_dir import RunDir
 
     with _user_errors():
         config = RunDir(run_dir).read_config()
         options.check_data_dir(tasks.dataset or config["preset"]["dataset"], data_dir)
-    with _session(config["matmul_precision"]):
+    with _session(config["matmul_precision"]), Display():
         with _user_errors():
             restored = reevaluate.restore(
                 run_dir,
@@ -135,6 +136,7 @@ def _show(action: Show) -> int:
     from jaxmaml.experiments.experiment import build_experiment
     from jaxmaml.experiments.figures import draw_episode
     from jaxmaml.experiments.plots import check_format
+    from jaxmaml.experiments.progress import Display
 
     with _user_errors():
         chosen = options.chosen_preset(action.preset, action.preset_settings)
@@ -142,7 +144,7 @@ def _show(action: Show) -> int:
         options.check_data_dir(chosen.dataset, action.data_dir)
         path = action.out or pathlib.Path(f"{presets.file_name(chosen)}.png")
         check_format(path)
-    with _user_errors(), _session("highest"):
+    with _user_errors(), _session("highest"), Display():
         built = build_experiment(chosen, seed=0, data_dir=action.data_dir, num_test_tasks=1)
         draw_episode(built, path)
     print(path)
@@ -152,9 +154,10 @@ def _show(action: Show) -> int:
 def _list(action: List) -> int:
     from jaxmaml.data import datasets, preparation
     from jaxmaml.experiments import tables
+    from jaxmaml.experiments.progress import Display
 
     directory = datasets.data_directory(action.data_dir)
-    with _user_errors():
+    with _user_errors(), Display():
         found = preparation.listing(action.data_dir)
     if not found:
         print(f"nothing is prepared in {directory}")
@@ -165,16 +168,19 @@ def _list(action: List) -> int:
 
 def _prepare(action: Prepare) -> int:
     from jaxmaml.data import preparation
+    from jaxmaml.experiments.progress import Display
 
-    with _user_errors():
-        print(preparation.prepare(action.dataset, action.data_dir, action.archive_dir))
+    with _user_errors(), Display():
+        directory = preparation.prepare(action.dataset, action.data_dir, action.archive_dir)
+    print(directory)
     return 0
 
 
 def _split(action: Split) -> int:
     from jaxmaml.data import class_splits, datasets
+    from jaxmaml.experiments.progress import Display
 
-    with _user_errors():
+    with _user_errors(), Display():
         options.check_data_dir(action.dataset, action.data_dir)
         names = datasets.class_names(action.dataset, action.data_dir)
         listed = class_splits.draw(names, action.fractions, action.seed)
@@ -293,6 +299,7 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
     _check_matplotlib()
     from jaxmaml.experiments.compare import execute, prepare
     from jaxmaml.experiments.interruption import interruptible
+    from jaxmaml.experiments.progress import Display
 
     out = run.out or pathlib.Path(
         "runs", f"{presets.file_name(preset)}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -300,7 +307,7 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
     with _user_errors():
         options.check_data_dir(preset.dataset, run.data_dir)
     with _session(run.matmul_precision), contextlib.ExitStack() as stack:
-        with _user_errors():
+        with _user_errors(), Display():
             comparison = stack.enter_context(prepare(
                 preset, specs, out,
                 seed=run.seed, num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,

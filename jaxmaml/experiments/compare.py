@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import Progress
 
+from jaxmaml import stages
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments import figures, learners, probes, ranges, resuming, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
@@ -20,8 +20,9 @@ from jaxmaml.experiments.experiment import (
     step_tasks,
 )
 from jaxmaml.experiments.presets import Preset
+from jaxmaml.experiments.progress import Display
 from jaxmaml.experiments.recorder import Recorder
-from jaxmaml.experiments.run import Run, new_progress, train_and_test
+from jaxmaml.experiments.run import Run, train_and_test
 from jaxmaml.experiments.run_dir import (
     Gradient,
     RunDir,
@@ -131,12 +132,14 @@ def execute(comparison: Comparison) -> list[Run]:
     experiment, config, run_dir = comparison.experiment, comparison.config, comparison.run_dir
     num_test_tasks = config["num_test_tasks"]
     watch = _watch(comparison)
-    runs = _train_all(comparison, watch)
-    gradient = None if watch is None else _gradient(watch, runs)
-    floor = _floor(experiment, num_test_tasks)
+    with Display() as display:
+        runs = _train_all(comparison, watch, display)
+        gradient = None if watch is None else _gradient(watch, runs)
+        floor = _floor(experiment, num_test_tasks)
+        with stages.stage("drawing the plots"):
+            figures.draw_all(run_dir, experiment, runs, floor=floor, gradient=gradient)
 
     # Write. The results come last, so that a directory with results is a complete one.
-    figures.draw_all(run_dir, experiment, runs, floor=floor, gradient=gradient)
     results = make_results(config, runs, floor=floor, gradient=gradient)
     write_json(run_dir.results, results, replace=False)
 
@@ -188,32 +191,31 @@ def _gradient(watch: _Watch, runs: list[Run]) -> Gradient:
     return {name: [row[name] for row in probed] for name in ("cosine", "norm_ratio", "step")}
 
 
-def _train_all(comparison: Comparison, watch: _Watch | None) -> list[Run]:
+def _train_all(comparison: Comparison, watch: _Watch | None, display: Display) -> list[Run]:
     """Makes each run and saves its state."""
     runs, run_dir, config = [], comparison.run_dir, comparison.config
-    with new_progress() as progress:
-        say = functools.partial(_say, progress)
-        record = Recorder(run_dir, config, comparison.is_resumed, say)
-        for candidate in comparison.candidates:
-            checkpoints = Manager(
-                run_dir.training(candidate.label), every=comparison.checkpoint_every,
-                config=trained_for(candidate.label, config), say=say,
-            )  # fmt: skip
-            run = train_and_test(
-                comparison.experiment, candidate,
-                num_test_tasks=config["num_test_tasks"],
-                record=record, progress=progress, checkpoints=checkpoints,
-                probe=watch.probe if watch is not None and candidate is watch.exact else None,
-            )  # fmt: skip
-            record.finish()
-            run_dir.save_state(candidate.label, run.meta_state, config)
-            runs.append(run)
+    say = functools.partial(_say, display)
+    record = Recorder(run_dir, config, comparison.is_resumed, say)
+    for candidate in comparison.candidates:
+        checkpoints = Manager(
+            run_dir.training(candidate.label), every=comparison.checkpoint_every,
+            config=trained_for(candidate.label, config), say=say,
+        )  # fmt: skip
+        run = train_and_test(
+            comparison.experiment, candidate,
+            num_test_tasks=config["num_test_tasks"],
+            record=record, display=display, checkpoints=checkpoints,
+            probe=watch.probe if watch is not None and candidate is watch.exact else None,
+        )  # fmt: skip
+        record.finish()
+        run_dir.save_state(candidate.label, run.meta_state, config)
+        runs.append(run)
     return runs
 
 
-def _say(progress: Progress, line: str) -> None:
-    """Prints a line above the progress bar."""
-    progress.console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
+def _say(display: Display, line: str) -> None:
+    """Prints a line above the progress bars."""
+    display.console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _floor(experiment: Experiment, num_test_tasks: int) -> float | None:

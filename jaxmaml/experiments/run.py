@@ -2,20 +2,12 @@
 
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
 from jaxmaml import fitting
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments.candidates import Candidate
 from jaxmaml.experiments.experiment import Experiment, init_state, scored_tasks, step_tasks
 from jaxmaml.experiments.probes import flops_per_outer_step, nearest_neighbor_on_features
+from jaxmaml.experiments.progress import Display
 from jaxmaml.experiments.scoring import Score, score
 from jaxmaml.experiments.training import Probe, Record, Training
 from jaxmaml.types import MetaState
@@ -65,7 +57,7 @@ def train_and_test(
     *,
     num_test_tasks: int,
     record: Record,
-    progress: Progress,
+    display: Display,
     probe: Probe | None = None,
     checkpoints: Manager | None = None,
 ) -> Run:
@@ -76,32 +68,33 @@ def train_and_test(
         candidate: what is trained.
         num_test_tasks: tasks of the test.
         record: receives the rows of metrics.jsonl.
-        progress: the progress bar.
+        display: shows the progress.
         probe: called about a dozen times with the state; what it returns JSON must be able to hold.
         checkpoints: where the training is saved, and what it goes on with.
     """
     # Compile. A training that is restored before costs nothing if it is refused.
     preset, learner = experiment.preset, candidate.learner
     start = init_state(experiment, candidate)
-    bar = progress.add_task(f"{candidate.label}: compiling", total=preset.num_outer_steps, rate="")
+    show = display.run(candidate.label, preset.num_outer_steps, is_regression=preset.is_regression)
+    show(phase="compiling")
     training = Training(experiment, candidate, record, probe, checkpoints, start)
-    training.restore(progress.console)
+    training.restore(display.console)
     program = fitting.compile_program(
         learner, experiment.optimizer, training.state, experiment.sources["train"],
         key=experiment.train_key, chunk_size=candidate.chunk_size, mesh=experiment.mesh,
         num_steps_per_dispatch=fitting.steps_per_dispatch(preset.num_outer_steps),
     )  # fmt: skip
-    progress.update(bar, description=candidate.label)
+    show(phase="")
 
     # Train and validate.
-    training.run(program, lambda **news: progress.update(bar, **news))
+    training.run(program, show)
 
     # Test.
-    progress.update(bar, description=f"{candidate.label}: testing")
+    show(phase="testing")
     final = training.final_state()
     test = score(candidate, final, scored_tasks(experiment, "test", num_test_tasks), num_test_tasks)
     on_features = _on_features(experiment, candidate, final, num_test_tasks)
-    progress.update(bar, description=candidate.label)
+    show(phase="")
     return Run(
         candidate=candidate,
         meta_state=final,
@@ -117,19 +110,6 @@ def train_and_test(
         ),
         stopped=training.stopped,
         probed=training.probed,
-    )
-
-
-def new_progress() -> Progress:
-    """Returns a progress bar on stderr, with the steps per second and the remaining time."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
     )
 
 

@@ -65,6 +65,7 @@ class Training:
         self.seconds: list[float] = []
         self.done = self.num_rows = 0
         self.stopped = ""
+        self._show: Callable[..., None] = lambda **news: None
         self._saved: dict[str, Any] | None = None
         self._reached: dict[str, Any] | None = None
 
@@ -101,10 +102,11 @@ class Training:
 
         Args:
             program: the compiled steps.
-            show: receives "completed" and "rate" for the progress bar.
+            show: receives news of the run, see `progress.Status`.
         """
         total = self.experiment.preset.num_outer_steps
-        show(completed=self.done)
+        self._show = show
+        show(completed=self.done, score=self._last_score())
         try:
             if not self.stopped and self.done < total:
                 self._run(program, show)
@@ -134,7 +136,8 @@ class Training:
                     seconds, num_steps = 0.0, 0
                     self._look(-(-self.done // most), num_dispatches)
                 rate = 1 / (self.seconds_per_outer_step if self.seconds else seconds / num_steps)
-                show(completed=self.done, rate=f"{rate:.3g} steps/s")
+                loss = float(np.mean(metrics["query_loss"]))
+                show(completed=self.done, rate=rate, loss=loss)
                 self._reach()
                 if self.checkpoints is not None and self.checkpoints.is_due(self.done):
                     self._save()
@@ -206,13 +209,19 @@ class Training:
         if preset.num_validations and _is_due(index, total, preset.num_validations):
             self._validate()
 
+    def _last_score(self) -> float | None:
+        """Returns the last validation score that would be quoted; None if there is none yet."""
+        return float(self.curve[-1][1].mean[self.curve[-1][1].headline]) if self.curve else None
+
     def _validate(self) -> None:
         """Scores the state on the validation tasks, and selects it if it is the best one so far."""
         preset, num_tasks = self.experiment.preset, self.experiment.preset.num_val_tasks
+        self._show(phase="validating")
         tasks = scored_tasks(self.experiment, "val", num_tasks)
         found = score(self.candidate, self.state, tasks, num_tasks)
         self.curve.append((self.done, found))
         self.record([_validation_row(self.candidate.label, self.done, found)])
+        self._show(phase="", score=self._last_score())
         criterion = _criterion(found, preset.selection_steps)
         if criterion < self.best:
             self.best, self.selected = criterion, self.state

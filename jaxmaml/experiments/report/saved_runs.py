@@ -185,7 +185,7 @@ def _rows(directory: RunDir, *, is_complete: bool) -> Iterator[dict[str, Any]]:
         is_partial = not is_complete and number == len(lines) and not line.endswith(b"\n")
         try:
             row = json.loads(line)
-            row["label"], row["step"]
+            _ = row["label"], row["step"]
         except (ValueError, TypeError, KeyError) as error:
             if is_partial:
                 return
