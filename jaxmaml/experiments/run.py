@@ -94,6 +94,10 @@ def train_and_test(
     final = training.final_state()
     test = score(candidate, final, scored_tasks(experiment, "test", num_test_tasks), num_test_tasks)
     on_features = _on_features(experiment, candidate, final, num_test_tasks)
+    show(phase="counting operations")
+    flops = flops_per_outer_step(
+        learner, experiment.optimizer, start, step_tasks(experiment, 0), candidate.chunk_size
+    )
     show(phase="")
     return Run(
         candidate=candidate,
@@ -105,9 +109,7 @@ def train_and_test(
         seconds_per_outer_step=training.seconds_per_outer_step,
         compile_seconds=program.compile_seconds,
         temp_bytes=program.temp_bytes,
-        flops=flops_per_outer_step(
-            learner, experiment.optimizer, start, step_tasks(experiment, 0), candidate.chunk_size
-        ),
+        flops=flops,
         stopped=training.stopped,
         probed=training.probed,
     )
