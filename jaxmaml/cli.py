@@ -8,6 +8,7 @@ interrupted by SIGINT, 143 by SIGTERM. An interrupted training is saved first.
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import io
 import os
 import pathlib
@@ -297,7 +298,9 @@ def _check_used(preset: Preset, specs: Sequence[Any], preset_settings: Settings)
 def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
     """Makes the runs of `train` or `compare`, and returns the exit code."""
     _check_matplotlib()
-    from jaxmaml.experiments.compare import execute, prepare
+    if run.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise _UserError("--tensorboard needs tensorboardX: pip install 'jaxmaml[tensorboard]'")
+    from jaxmaml.experiments.compare import execute, prepare, write_event_files
     from jaxmaml.experiments.interruption import interruptible
     from jaxmaml.experiments.progress import Display
 
@@ -312,9 +315,11 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
                 preset, specs, out,
                 seed=run.seed, num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,
                 streaming=_streaming(run), matmul_precision=run.matmul_precision,
-                checkpoint_every=run.checkpoint_every,
+                checkpoint_every=run.checkpoint_every, tensorboard=run.tensorboard,
             ))  # fmt: skip
         if comparison.is_complete:
+            if run.tensorboard:
+                write_event_files(comparison)
             print(f"{out} is complete: a larger --num-outer-steps trains it longer")
             return SUCCESS
         try:

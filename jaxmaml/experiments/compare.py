@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
@@ -21,7 +22,7 @@ from jaxmaml.experiments.experiment import (
 )
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.progress import Display
-from jaxmaml.experiments.recorder import Recorder
+from jaxmaml.experiments.recorder import Recorder, Sink
 from jaxmaml.experiments.run import Run, train_and_test
 from jaxmaml.experiments.run_dir import (
     Gradient,
@@ -33,6 +34,9 @@ from jaxmaml.experiments.run_dir import (
 )
 from jaxmaml.experiments.tasks import Streaming, class_split_of, input_shape, located
 from jaxmaml.types import MetaState
+
+if TYPE_CHECKING:
+    from jaxmaml.experiments.event_files import EventFiles
 
 
 class Comparison(NamedTuple):
@@ -46,6 +50,7 @@ class Comparison(NamedTuple):
         is_resumed: whether the directory holds these runs already, or a part of them.
         is_complete: whether nothing is left to do.
         checkpoint_every: outer steps between two checkpoints, see `checkpoint.Manager`.
+        tensorboard: whether event files are written.
     """
 
     experiment: Experiment
@@ -55,6 +60,7 @@ class Comparison(NamedTuple):
     is_resumed: bool = False
     is_complete: bool = False
     checkpoint_every: int | None = None
+    tensorboard: bool = False
 
 
 @contextlib.contextmanager
@@ -69,6 +75,7 @@ def prepare(
     streaming: Streaming | None = None,
     matmul_precision: str = "highest",
     checkpoint_every: int | None = None,
+    tensorboard: bool = False,
 ) -> Iterator[Comparison]:
     """Builds the experiment and the candidates; keeps other processes out of the run directory.
 
@@ -82,6 +89,7 @@ def prepare(
         streaming: how images are read during training; defaults to keeping them on the device.
         matmul_precision: the precision of matrix products, for config.json.
         checkpoint_every: outer steps between two checkpoints.
+        tensorboard: whether event files are written, too.
 
     Raises:
         ValueError: the settings, the dataset or the directory do not allow the runs.
@@ -118,7 +126,7 @@ def prepare(
             experiment, built, config, run_dir,
             is_resumed=held is not None,
             is_complete=run_dir.results.is_file() and not is_longer,
-            checkpoint_every=checkpoint_every,
+            checkpoint_every=checkpoint_every, tensorboard=tensorboard,
         )  # fmt: skip
 
 
@@ -149,6 +157,18 @@ def execute(comparison: Comparison) -> list[Run]:
     if watch is not None and gradient is not None:
         console.print(tables.gradient_table(gradient, watch.exact.label))
     return runs
+
+
+def write_event_files(comparison: Comparison) -> None:
+    """Writes what the event files of complete runs lack.
+
+    Raises:
+        WriteError: a file cannot be written.
+    """
+    files = _event_files(comparison, warnings.warn)
+    for candidate in comparison.candidates:
+        rows = comparison.run_dir.read_metrics(candidate.label)
+        files.cut(candidate.label, rows, lambda row: True)
 
 
 class _Watch(NamedTuple):
@@ -195,7 +215,7 @@ def _train_all(comparison: Comparison, watch: _Watch | None, display: Display) -
     """Makes each run and saves its state."""
     runs, run_dir, config = [], comparison.run_dir, comparison.config
     say = functools.partial(_say, display)
-    record = Recorder(run_dir, config, comparison.is_resumed, say)
+    record = Recorder(run_dir, config, comparison.is_resumed, say, _sinks(comparison, say))
     for candidate in comparison.candidates:
         checkpoints = Manager(
             run_dir.training(candidate.label), every=comparison.checkpoint_every,
@@ -211,6 +231,19 @@ def _train_all(comparison: Comparison, watch: _Watch | None, display: Display) -
         run_dir.save_state(candidate.label, run.meta_state, config)
         runs.append(run)
     return runs
+
+
+def _sinks(comparison: Comparison, say: Callable[[str], None]) -> list[Sink]:
+    """Returns what receives the rows of metrics.jsonl, too."""
+    headlines = {found.label: found.headline_step for found in comparison.candidates}
+    live = figures.LiveCurves(comparison.run_dir, comparison.experiment.preset, headlines)
+    return [live, _event_files(comparison, say)] if comparison.tensorboard else [live]
+
+
+def _event_files(comparison: Comparison, say: Callable[[str], None]) -> "EventFiles":
+    from jaxmaml.experiments.event_files import EventFiles
+
+    return EventFiles(comparison.run_dir.event_files, comparison.experiment.preset.metric, say)
 
 
 def _say(display: Display, line: str) -> None:

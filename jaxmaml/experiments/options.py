@@ -161,6 +161,8 @@ class RunOptions:
         ),
     ] = None
     """outer steps between two checkpoints; ten minutes do not pass without one"""
+    tensorboard: bool = False
+    """also write event files for TensorBoard, into the run directory; needs jaxmaml[tensorboard]"""
     stream: bool = False
     """read images from disk during training, instead of keeping all of them on the device"""
     num_workers: int = 0
