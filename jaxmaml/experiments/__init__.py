@@ -12,6 +12,8 @@ it. What a module is for:
   checkpoints; `scoring`: its scores; `probes`: what else is measured.
 - `run_dir`: every file of a run directory; `recorder`: its metrics along the runs; `resuming`: whether
   it is continued; `interruption`: signals; `provenance`: versions, commit and device.
+- `progress`: what a command shows while it works; `event_files`: the metrics for TensorBoard;
+  `report`: a package that writes a report of run directories.
 - `compare` and `reevaluate`: the commands; `tables`: what they print; `figures`: what they draw,
   by means of `plots`, which draws plain numbers.
 """

@@ -34,7 +34,7 @@ def _scalars(path):
 
 
 def _start(directory, said=None, **options):
-    files = EventFiles(directory.event_files, "MSE", (said or []).append)
+    files = EventFiles(directory.event_files, "MSE", ([] if said is None else said).append)
     return files, Recorder(directory, regression_config(), sinks=[files], **options)
 
 

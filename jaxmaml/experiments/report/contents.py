@@ -45,7 +45,7 @@ class Benchmark(NamedTuple):
 def gather(directories: Sequence[SavedDirectory]) -> Report:
     """Returns the report of some run directories."""
     benchmarks = _benchmarks(directories)
-    titles = ", ".join(benchmark.title for benchmark in benchmarks)
+    titles = "; ".join(benchmark.title for benchmark in benchmarks)
     runs = [run for directory in directories for run in directory.runs]
     parts = [Part("Runs", [_runs_table(directories)])]
     for benchmark in benchmarks:
@@ -220,8 +220,7 @@ def _differences(directories: Sequence[SavedDirectory]) -> Block:
     if not rows:
         several = len(names) > 1
         return Paragraph("The runs have the same settings." if several else "There is one run.")
-    table = Table("Settings that are not the same in all runs", ("setting", *names), rows)
-    return table if len(names) <= MAX_COLUMNS else _transposed(table, "run")
+    return Table("Settings that are not the same in all runs", ("setting", *names), rows)
 
 
 def _latex(benchmark: Benchmark) -> Block:

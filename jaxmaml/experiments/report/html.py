@@ -45,7 +45,7 @@ th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align:
   white-space: nowrap; }
 thead th { background: var(--soft); }
 th:first-child { text-align: left; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; position: sticky; left: 0; background: var(--paper); }
 .words td { text-align: left; }
 .words thead th { text-align: left; }
 pre { margin: .5rem 0 0; padding: .8rem; background: var(--soft); border-radius: .4rem;

@@ -23,7 +23,7 @@ EXAMPLES = {
 
 def scores(runs: Sequence[SavedRun], floor: float | None) -> Picture:
     """Returns the picture of the test scores after every inner step."""
-    found = {run.name: run.test for run in runs if run.test is not None}
+    found = {_plain(run.name): run.test for run in runs if run.test is not None}
     headlines = {score.headline for score in found.values()}
     preset = runs[0].preset
     figure = plots.metric_per_step(
@@ -44,7 +44,7 @@ def scores(runs: Sequence[SavedRun], floor: float | None) -> Picture:
 def curves(runs: Sequence[SavedRun]) -> Iterator[Picture]:
     """Yields the pictures of the validation scores and of the training loss along the outer steps."""
     preset = runs[0].preset
-    validations = {run.name: _validation_curve(run) for run in runs if run.validations}
+    validations = {_plain(run.name): _validation_curve(run) for run in runs if run.validations}
     if validations:
         headlines = {run.validations[-1][1].headline for run in runs if run.validations}
         after = f" after {next(iter(headlines))} inner steps" if len(headlines) == 1 else ""
@@ -53,7 +53,7 @@ def curves(runs: Sequence[SavedRun]) -> Iterator[Picture]:
             plots.learning_curves(validations, ylabel=f"validation {preset.metric}{after}"),
             _last_values(validations),
         )  # fmt: skip
-    losses = {run.name: _loss_curve(run.query_loss) for run in runs if len(run.query_loss)}
+    losses = {_plain(run.name): _loss_curve(run.query_loss) for run in runs if len(run.query_loss)}
     if losses:
         width = max(_window(run.query_loss) for run in runs)
         mean = f", means over {width} outer steps" if width > 1 else ""
@@ -98,6 +98,12 @@ def _picture(name: str, caption: str, figure: Figure, alt: str) -> Picture:
     figure.suptitle("")  # the caption says it
     figure.savefig(file, format="png", dpi=150)
     return Picture(name, caption, alt, file.getvalue())
+
+
+def _plain(name: str) -> str:
+    """Returns a name that matplotlib shows as it is: without formulas, and not hidden."""
+    shown = name.encode(errors="replace").decode().replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _validation_curve(run: SavedRun) -> dict[str, Any]:

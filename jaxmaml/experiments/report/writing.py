@@ -56,9 +56,9 @@ def _files(report: Report) -> dict[str, bytes]:
     tables = [b.text for b in blocks if isinstance(b, Listing) and b.language == "latex"]
     return {
         **{f"{picture.name}.png": picture.png for picture in report.pictures},
-        TABLE: "\n".join(tables).encode(),
-        TEXT: markdown.render(report).encode(),
-        PAGE: html.render(report).encode(),
+        TABLE: "\n".join(tables).encode(errors="replace"),
+        TEXT: markdown.render(report).encode(errors="replace"),
+        PAGE: html.render(report).encode(errors="replace"),
     }
 
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from experiments.tiny import PRESET, SPECS
-from jaxmaml.experiments.report import contents, latex, saved_runs
-from jaxmaml.experiments.report.blocks import Picture
+from jaxmaml.experiments.report import contents, latex, pictures, saved_runs
+from jaxmaml.experiments.report.blocks import Picture, Table
 from jaxmaml.experiments.scoring import Score
 
 
@@ -26,14 +26,15 @@ def _directory(tmp_path, runs, name="a"):
     return saved_runs.SavedDirectory(tmp_path / name, name, config, results, runs)
 
 
-def _blocks(report):
-    return {getattr(block, "caption", ""): block for part in report.parts for block in part.blocks}
+def _tables(report):
+    blocks = [block for part in report.parts for block in part.blocks]
+    return {block.caption: block for block in blocks if isinstance(block, Table)}
 
 
 def test_few_runs_have_a_column_and_many_a_row(tmp_path):
     for count in (2, contents.MAX_COLUMNS + 1):
         runs = [_run(f"run {i}") for i in range(count)]
-        blocks = _blocks(contents.gather([_directory(tmp_path, runs)]))
+        tables = _tables(contents.gather([_directory(tmp_path, runs)]))
         (table,) = (
             block for caption, block in blocks.items() if caption.startswith("Test accuracy in")
         )
@@ -46,7 +47,7 @@ def test_a_score_that_is_not_finite_is_not_a_number(tmp_path):
     score = Score(np.array([0.2, np.nan]), np.array([0.1, np.nan]), 3, 1)
     runs = [_run("a"), _run("b", test=score)]
     report = contents.gather([_directory(tmp_path, runs)])
-    table = report.parts[1].blocks[0]
+    (table,) = (found for caption, found in _tables(report).items() if caption.startswith("Test"))
     assert [row[-1] for row in table.rows] == ["20.0 ± 10.0", "not finite", "3"]
     assert "&" in latex.table("x", runs)
     assert "nan" not in latex.table("x", runs)
@@ -67,8 +68,6 @@ def test_scores_of_different_tasks_are_not_in_one_table(tmp_path):
 
 
 def test_a_long_training_is_drawn_with_few_points():
-    from jaxmaml.experiments.report import pictures
-
     losses = np.arange(60_000.0)
     curve = pictures._loss_curve(losses)
     assert len(curve["step"]) <= pictures.MAX_POINTS
@@ -77,8 +76,6 @@ def test_a_long_training_is_drawn_with_few_points():
 
 
 def test_a_picture_says_what_it_shows():
-    from jaxmaml.experiments.report import pictures
-
     picture = pictures.scores([_run("a"), _run("b", mean=(0.2, 0.25))], None)
     assert isinstance(picture, Picture)
     assert "a 0.5, b 0.25" in picture.alt

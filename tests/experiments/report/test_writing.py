@@ -107,6 +107,15 @@ def test_names_are_escaped(finished, tmp_path):
     assert "<img" not in (folder / "report.md").read_text()
 
 
+@pytest.mark.parametrize("name", [r"a$\frac$b", "_hidden", "not-\udcff-utf8", "a`b```c|d"])
+def test_any_name_of_a_directory_can_be_shown(finished, unfinished, tmp_path, name):
+    path = tmp_path / name
+    finished.rename(path)
+    page, folder = _write(tmp_path, path, unfinished)
+    assert f"{name}/exact".replace("\udcff", "?") in page.text
+    assert (folder / "scores.png").exists()
+
+
 def test_a_report_is_written_again_and_other_files_stay(finished, tmp_path):
     page = writing.write([finished])
     assert page == finished / "report" / "report.html"
