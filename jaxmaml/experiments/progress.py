@@ -27,7 +27,7 @@ NARROW = 100
 
 @dataclasses.dataclass
 class Status:
-    """What is known of a run at a moment.
+    """The state of a run at a moment.
 
     Attributes:
         label: the name of the run.

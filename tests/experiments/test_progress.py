@@ -5,6 +5,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from jaxmaml import stages
 from jaxmaml.experiments import progress
@@ -101,10 +102,10 @@ def test_80_columns_cut_nothing_off(label):
         stage = stages.Stage("nearest neighbor on test tasks", 60_000, 12_000)
         view.stage(stage, 3.0)
         bars.tasks[-1].start_time = -100.0
-        shown = Console(file=io.StringIO(), width=80)
+        shown = Console(file=(file := io.StringIO()), width=80)
         for renderable in bars.get_renderables():
             shown.print(renderable)
-    text = shown.file.getvalue()
+    text = file.getvalue()
     for part in (label, "12,500/60,000", "12.3 steps/s", "11:06:40 left", stage.what):
         assert part in text
     assert "validating, loss 0.123, validation 85.3 %" in text
@@ -119,4 +120,5 @@ def test_a_terminal_shows_only_stages_that_take_long(clock):
         view = progress._Bars(bars)
         view.stage(stages.Stage("short", 10), 0.0)
         (table,) = bars.get_renderables()
+        assert isinstance(table, Table)
         assert table.row_count == 0

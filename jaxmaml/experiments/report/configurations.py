@@ -9,7 +9,7 @@ from jaxmaml.experiments.report.blocks import Listing
 from jaxmaml.experiments.report.saved_runs import SavedDirectory, SavedRun
 
 _LEFT_OUT = ("runs", "digest", "preset.paper", "preset.table", "preset.expected", "preset.cost")
-"""Entries of config.json that are no setting of one run."""
+"""Entries of config.json that are not settings of one run."""
 _MAX_LENGTH = 80
 """The most characters of a value; the full configuration has all of them."""
 

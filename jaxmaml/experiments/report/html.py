@@ -88,7 +88,7 @@ def render(report: Report) -> str:
         blocks = "\n".join(map(_block, part.blocks))
         links.append(f'<li><a href="#{anchor}">{title}</a></li>')
         parts.append(
-            f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{title}</h2>\n'
+            f'<section aria-label="{title}">\n<h2 id="{anchor}">{title}</h2>\n'
             f'<div class="blocks">\n{blocks}\n</div>\n</section>'
         )
     return _PAGE.format(

@@ -36,7 +36,7 @@ def test_few_runs_have_a_column_and_many_a_row(tmp_path):
         runs = [_run(f"run {i}") for i in range(count)]
         tables = _tables(contents.gather([_directory(tmp_path, runs)]))
         (table,) = (
-            block for caption, block in blocks.items() if caption.startswith("Test accuracy in")
+            found for caption, found in tables.items() if caption.startswith("Test accuracy in")
         )
         shape = (len(table.rows), len(table.header))
         assert shape == ((2, count + 1) if count == 2 else (count, 3))
