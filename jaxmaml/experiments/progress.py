@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import sys
 import threading
 import time
@@ -95,7 +96,8 @@ class Display:
 
     def __init__(self, file: IO[str] | None = None, clock: Callable[[], float] = time.monotonic):
         # What replaces standard error later, for example to silence a library, does not silence this.
-        self.console = Console(file=file or sys.stderr)
+        # A process that was started without standard error shows nothing.
+        self.console = Console(file=file or sys.stderr or io.StringIO())
         self._clock = clock
         self._view: View = _Lines(self.console, clock)
         self._begins: dict[Stage, float] = {}
@@ -266,7 +268,9 @@ class _Lines:
 
     def _print(self, work: Any, line: str) -> None:
         self._last[work] = self._clock()
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        # Whoever read the lines may be gone, which is no reason to end hours of work.
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=self._console.file, flush=True)
 
 
 def _left(stage: Stage, seconds: float) -> float | None:

@@ -122,3 +122,20 @@ def test_a_terminal_shows_only_stages_that_take_long(clock):
         (table,) = bars.get_renderables()
         assert isinstance(table, Table)
         assert table.row_count == 0
+
+
+class _Closed(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError
+
+
+def test_a_reader_that_is_gone_does_not_end_the_work(clock):
+    with Display(_Closed(), clock) as display:
+        display.run("exact", 10, is_regression=False)(phase="compiling")
+
+
+def test_a_process_without_standard_error_shows_nothing(clock, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr", None)
+    with Display(clock=clock) as display:
+        display.run("exact", 10, is_regression=False)(phase="compiling")
+    assert capsys.readouterr().out == ""
