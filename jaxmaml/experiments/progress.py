@@ -239,7 +239,7 @@ class _Lines:
     def __init__(self, console: Console, clock: Callable[[], float]):
         self._console, self._clock = console, clock
         self._phases: dict[str, str] = {}
-        self._last: dict[Any, float] = {}
+        self._last: dict[str, float] = {}
 
     def run(self, status: Status) -> None:
         before = self._phases.get(status.label)
@@ -253,20 +253,21 @@ class _Lines:
             self._print(status.label, f"{status.label}: {', '.join(filter(None, parts))}")
 
     def stage(self, stage: Stage, seconds: float) -> None:
-        if stage.is_over:
-            self._last.pop(stage, None)
-        elif seconds >= LINE_SECONDS and (stage not in self._last or self._is_due(stage)):
+        if stage.is_over or seconds < LINE_SECONDS:
+            return
+        # Work that is done again and again, such as scoring, has no more lines than long work.
+        if stage.what not in self._last or self._is_due(stage.what):
             of = "" if stage.total is None else f" of {stage.total:,}"
             count = f": {stage.done:,}{of}" if stage.done else ""
             left = _left(stage, seconds)
             after = "" if left is None else f", {_clock_text(left)} left"
-            self._print(stage, f"{stage.what}{count}{after}")
+            self._print(stage.what, f"{stage.what}{count}{after}")
 
-    def _is_due(self, work: Any) -> bool:
+    def _is_due(self, work: str) -> bool:
         last = self._last.setdefault(work, self._clock())
         return self._clock() - last >= SECONDS_PER_LINE
 
-    def _print(self, work: Any, line: str) -> None:
+    def _print(self, work: str, line: str) -> None:
         self._last[work] = self._clock()
         # Whoever read the lines may be gone, which is no reason to end hours of work.
         with contextlib.suppress(OSError, ValueError):

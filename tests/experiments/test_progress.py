@@ -139,3 +139,12 @@ def test_a_process_without_standard_error_shows_nothing(clock, monkeypatch, caps
     with Display(clock=clock) as display:
         display.run("exact", 10, is_regression=False)(phase="compiling")
     assert capsys.readouterr().out == ""
+
+
+def test_work_that_is_done_again_and_again_has_few_lines(clock, log):
+    with Display(log, clock) as display:
+        for _ in range(9):
+            with stages.stage("scoring tasks", 100):
+                clock.now += 7
+                display.tick()
+    assert log.getvalue().splitlines() == ["scoring tasks"] * 2
