@@ -297,7 +297,8 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
                 checkpoint_every=run.checkpoint_every,
             ))  # fmt: skip
         if comparison.is_complete:
-            print(f"{out} is complete: a larger --num-outer-steps trains it longer")
+            longer = "" if preset.patience else ": a larger --num-outer-steps trains it longer"
+            print(f"{out} is complete{longer}")
             return SUCCESS
         try:
             with interruptible():
@@ -307,6 +308,12 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
                 print(f"the same command with --out {out} continues this run", file=sys.stderr)
             raise
     print(f"written to {out}")
+    for done in runs:
+        if done.stopped_early:
+            print(
+                f"{done.label} stopped early at outer step {done.num_outer_steps:,}: "
+                f"{preset.patience} validations without a better score"
+            )
     stopped = [done for done in runs if done.stopped]
     for done in stopped:
         print(

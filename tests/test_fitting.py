@@ -248,8 +248,8 @@ def _failing(bad, source=_source):
     """Returns `source` with tasks that are not finite at some steps."""
 
     def failing(key):
-        keys = jnp.stack([jax.random.key_data(jax.random.fold_in(KEY, step)) for step in bad])
-        is_bad = jnp.any(jnp.all(keys == jax.random.key_data(key), axis=-1))
+        keys = jax.vmap(lambda step: jax.random.fold_in(KEY, step))(jnp.array(bad))
+        is_bad = jnp.any(jnp.all(jax.random.key_data(keys) == jax.random.key_data(key), axis=-1))
         return jax.tree.map(lambda x: jnp.where(is_bad, jnp.nan, x), source(key))
 
     return failing

@@ -21,12 +21,12 @@ from jaxmaml.experiments.experiment import (
 )
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.recorder import Recorder
+from jaxmaml.experiments.results import make_results
 from jaxmaml.experiments.run import Run, new_progress, train_and_test
 from jaxmaml.experiments.run_dir import (
     Gradient,
     RunDir,
     make_config,
-    make_results,
     trained_for,
     write_json,
 )
@@ -207,6 +207,8 @@ def _train_all(comparison: Comparison, watch: _Watch | None) -> list[Run]:
             )  # fmt: skip
             record.finish()
             run_dir.save_state(candidate.label, run.meta_state, config)
+            if run.averaged_states:
+                run_dir.save_averaged(candidate.label, run.averaged_states, config)
             runs.append(run)
     return runs
 
@@ -238,6 +240,11 @@ def _print(
         console.print(tables.summary_table(preset, runs, num_test_tasks, floor))
     else:
         scores = {run.label: run.test for run in runs}
+        scores |= {
+            tables.averaged_label(run.label, len(run.averaged_states)): run.averaged
+            for run in runs
+            if run.averaged is not None
+        }
         table = tables.scores_table(preset, scores, num_test_tasks, floor)
         tables.add_features(table, runs)
         tables.add_costs(table, runs)

@@ -12,7 +12,7 @@ from jaxmaml.data.preparation import Prepared
 from jaxmaml.experiments.presets import Preset, title
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient
-from jaxmaml.experiments.scoring import Score
+from jaxmaml.experiments.scoring import Score, score_text
 
 MAX_ROWS = 7
 """Rows of the gradient table."""
@@ -89,6 +89,11 @@ def summary_table(
         costs = [f"{1e3 * run.seconds_per_outer_step:.3g}", memory, f"{run.flops / 1e9:.3g}"]
         cells = (*early, f"{score.headline}", quoted, _on_features(run), *costs)
         table.add_row(run.label, *cells)
+        if (mean := run.averaged) is not None:
+            early = [_cell(preset, mean, i, mark=False) for i in (0, 1)]
+            quoted = score_text(preset, mean, mean.headline)
+            label = averaged_label(run.label, len(run.averaged_states))
+            table.add_row(label, *early, f"{mean.headline}", quoted)
     if floor is not None:
         table.add_row("NN, pixels", "", "", "", f"{100 * floor:.1f}", style="dim")
     return table
@@ -105,7 +110,11 @@ def add_costs(table: Table, runs: Iterable[Run]) -> None:
     """Appends the costs of the runs, one row per quantity."""
     runs = list(runs)
     table.add_section()
-    table.add_row("outer steps", *[f"{run.num_outer_steps:,}" for run in runs])
+    ends = [" (patience)" if run.stopped_early else "" for run in runs]
+    done = [f"{run.num_outer_steps:,}{end}" for run, end in zip(runs, ends, strict=True)]
+    table.add_row("outer steps", *done)
+    if any(run.num_skipped for run in runs):
+        table.add_row("skipped, not finite", *[f"{run.num_skipped:,}" for run in runs], style="red")
     selected = [int(run.meta_state.step) for run in runs]
     if selected != [run.num_outer_steps for run in runs]:
         table.add_row("selected by validation", *[f"{step:,}" for step in selected])
@@ -113,6 +122,15 @@ def add_costs(table: Table, runs: Iterable[Run]) -> None:
     table.add_row("s to compile", *[f"{run.compile_seconds:.1f}" for run in runs])
     table.add_row("XLA temporary memory", *[_mebibytes(run.temp_bytes) for run in runs])
     table.add_row("GFLOP per outer step", *[f"{run.flops / 1e9:.3g}" for run in runs])
+
+
+def averaged_label(label: str, num_states: int) -> str:
+    """Returns the name of the score of the mean of the predictions of some states of a run.
+
+    >>> averaged_label("exact", 5)
+    'exact, mean of 5'
+    """
+    return f"{label}, mean of {num_states}"
 
 
 def gradient_table(gradient: Gradient, label: str) -> Table:
@@ -184,16 +202,6 @@ def datasets_table(found: Iterable[Prepared], directory: str) -> Table:
         numbers = f"{one.num_classes:,}", f"{one.num_images:,}"
         table.add_row(one.name, one.directory.name, *numbers, f"{name}, {count}")
     return table
-
-
-def score_text(preset: Preset, score: Score, step: int) -> str:
-    """Returns the score after an inner step as text: in percent, or as mean squared error."""
-    mean, ci95 = score.mean[step], score.ci95[step]
-    if not np.isfinite(mean):
-        return "not finite"
-    if preset.is_regression:
-        return f"{mean:.3f} ± {ci95:.3f}"
-    return f"{100 * mean:.1f} ± {100 * ci95:.1f}"
 
 
 def _title(preset: Preset, num_test_tasks: int) -> str:
