@@ -292,7 +292,8 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
         with _user_errors():
             comparison = stack.enter_context(prepare(
                 preset, specs, out,
-                seed=run.seed, num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,
+                seed=run.seed, num_seeds=run.num_seeds,
+                num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,
                 streaming=_streaming(run), matmul_precision=run.matmul_precision,
                 checkpoint_every=run.checkpoint_every,
             ))  # fmt: skip

@@ -8,6 +8,7 @@ from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient, preset_of
 from jaxmaml.experiments.scoring import Score
+from jaxmaml.experiments.seeds import over_seeds
 
 
 def make_results(
@@ -25,7 +26,7 @@ def make_results(
         floor: accuracy of the nearest neighbor on pixels; None for regression.
         gradient: first-order against exact meta-gradients; None if they were not compared.
     """
-    preset = preset_of(config)
+    preset, runs = preset_of(config), list(runs)
     return {
         "preset": preset.name,
         "seed": config["seed"],
@@ -36,12 +37,26 @@ def make_results(
         "matmul_precision": config["matmul_precision"],
         "compute_dtype": preset.compute_dtype,
         "floor": {"nearest_neighbour": floor},
-        "runs": {run.label: _run_results(preset, run) for run in runs},
+        "runs": {run.label: _run_results(preset, run, config["seed"]) for run in runs},
         "gradient": gradient,
+        "seeds": _seed_results(preset, runs) or None,
     }
 
 
-def _run_results(preset: Preset, run: Run) -> dict[str, Any]:
+def _seed_results(preset: Preset, runs: list[Run]) -> dict[str, Any]:
+    """Returns the mean and the standard deviation over seeds of each learner; {} for one seed."""
+    scores = {key: score for run in runs for key, score in run.scores().items()}
+    return {
+        name: {
+            "seeds": found.seeds,
+            _metric(preset): found.mean,
+            "std_per_step": found.std,
+        }
+        for name, found in over_seeds(scores).items()
+    }
+
+
+def _run_results(preset: Preset, run: Run, seed: int) -> dict[str, Any]:
     return {
         **_test_results(preset, run.test),
         "nearest_neighbour_on_features": run.on_features,
@@ -52,6 +67,7 @@ def _run_results(preset: Preset, run: Run) -> dict[str, Any]:
         "flops": run.flops,
         "num_outer_steps": run.num_outer_steps,
         "inner_lr": run.candidate.spec.inner_lr,
+        "seed": seed if run.candidate.spec.seed is None else run.candidate.spec.seed,
         "selected_step": int(run.meta_state.step),
         "num_skipped": run.num_skipped,
         "stopped": run.stopped or None,
@@ -66,6 +82,10 @@ def _run_results(preset: Preset, run: Run) -> dict[str, Any]:
 
 def _test_results(preset: Preset, test: Score) -> dict[str, Any]:
     return {
-        "mse_per_step" if preset.is_regression else "accuracy_per_step": test.mean,
+        _metric(preset): test.mean,
         "ci95_per_step": test.ci95,
     }
+
+
+def _metric(preset: Preset) -> str:
+    return "mse_per_step" if preset.is_regression else "accuracy_per_step"

@@ -13,10 +13,16 @@ from rich.progress import (
 
 from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
-from jaxmaml.experiments.candidates import Candidate
-from jaxmaml.experiments.experiment import Experiment, init_state, scored_tasks, step_tasks
+from jaxmaml.experiments.candidates import Candidate, Spec
+from jaxmaml.experiments.experiment import (
+    Experiment,
+    build_candidate,
+    init_state,
+    scored_tasks,
+    step_tasks,
+)
 from jaxmaml.experiments.probes import flops_per_outer_step, nearest_neighbor_on_features
-from jaxmaml.experiments.scoring import Score, score, score_of_mean
+from jaxmaml.experiments.scoring import Score, averaged_suffix, score, score_of_mean
 from jaxmaml.experiments.training import Probe, Record, Training
 from jaxmaml.types import MetaState
 
@@ -67,6 +73,14 @@ class Run(NamedTuple):
         """The name of the run."""
         return self.candidate.label
 
+    def scores(self) -> dict[tuple[Spec, str], Score]:
+        """Returns the score of the run, and that of the mean of predictions, each with its suffix."""
+        spec = self.candidate.spec
+        found = {(spec, ""): self.test}
+        if self.averaged is not None:
+            found[spec, averaged_suffix(len(self.averaged_states))] = self.averaged
+        return found
+
 
 def train_and_test(
     experiment: Experiment,
@@ -89,9 +103,10 @@ def train_and_test(
         probe: called about a dozen times with the state; what it returns JSON must be able to hold.
         checkpoints: where the training is saved, and what it goes on with.
     """
-    # Compile. A training that is restored before costs nothing if it is refused.
+    # Compile. A training that is restored before costs nothing if it is refused. The learner may be
+    # that of another seed, whose programs are compiled already; only the parameters it makes differ.
     preset, learner = experiment.preset, candidate.learner
-    start = init_state(experiment, candidate)
+    start = init_state(experiment, build_candidate(experiment, candidate.spec))
     bar = progress.add_task(
         f"{candidate.label}: compiling", total=preset.num_outer_steps, rate="", score=""
     )

@@ -282,7 +282,7 @@ class RunDir:
 
 def make_config(
     preset: Preset,
-    specs: Iterable[Spec],
+    specs: Sequence[Spec],
     *,
     seed: int,
     num_test_tasks: int,
@@ -296,7 +296,7 @@ def make_config(
     Args:
         preset: the settings, with absolute paths.
         specs: the descriptions of the runs.
-        seed: the seed of the initial parameters and of the training episodes.
+        seed: the seed of the initial parameters and of the training episodes; the first of several.
         num_test_tasks: tasks of the test.
         data_dir: the directory of the dataset; None for the default of a dataset without one.
         matmul_precision: the precision of matrix products.
@@ -305,6 +305,7 @@ def make_config(
     """
     config = {
         "preset": dataclasses.asdict(preset),
+        "num_seeds": len({spec.seed for spec in specs}),
         "runs": [spec._asdict() for spec in specs],
         "seed": seed,
         "num_test_tasks": num_test_tasks,

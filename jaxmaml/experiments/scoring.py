@@ -79,6 +79,15 @@ def score_of_mean(
     return Score(*metrics.mean_and_ci95(found), candidate.headline_step)
 
 
+def averaged_suffix(num_states: int) -> str:
+    """Returns what the label of a run is followed by where predictions are averaged.
+
+    >>> averaged_suffix(5)
+    ', mean of 5'
+    """
+    return f", mean of {num_states}"
+
+
 def score_text(preset: Preset, score: Score, step: int) -> str:
     """Returns the score after an inner step as text: in percent, or as mean squared error."""
     return value_text(preset, score.mean[step], score.ci95[step])
