@@ -310,6 +310,8 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
             raise
     print(f"written to {out}")
     for done in runs:
+        if done.num_skipped:
+            print(f"{done.label} left out {done.num_skipped:,} of its outer steps: not finite")
         if done.stopped_early:
             print(
                 f"{done.label} stopped early at outer step {done.num_outer_steps:,}: "

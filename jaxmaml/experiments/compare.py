@@ -252,10 +252,10 @@ def _print(
     floor: float | None,
 ) -> None:
     """Prints the scores and costs of the runs."""
-    # Many runs have one row each, few have one column each.
+    # Many scores have one row each, few have one column each.
     preset = experiment.preset
     scores = {key: score for run in runs for key, score in run.scores().items()}
-    if len(runs) > tables.MAX_COLUMNS:
+    if len(scores) > tables.MAX_COLUMNS:
         console.print(tables.summary_table(preset, runs, num_test_tasks, floor))
     else:
         found = sorted(scores.items(), key=lambda item: item[0][1] != "")

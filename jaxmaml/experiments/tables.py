@@ -142,7 +142,9 @@ def add_costs(table: Table, runs: Iterable[Run]) -> None:
     done = [f"{run.num_outer_steps:,}{end}" for run, end in zip(runs, ends, strict=True)]
     table.add_row("outer steps", *done)
     if any(run.num_skipped for run in runs):
-        table.add_row("skipped, not finite", *[f"{run.num_skipped:,}" for run in runs], style="red")
+        table.add_row(
+            "left out, not finite", *[f"{run.num_skipped:,}" for run in runs], style="red"
+        )
     selected = [int(run.meta_state.step) for run in runs]
     if selected != [run.num_outer_steps for run in runs]:
         table.add_row("selected by validation", *[f"{step:,}" for step in selected])

@@ -265,8 +265,9 @@ class Training:
         """Returns the last validation score as text; "" before the first one."""
         if not self.curve:
             return ""
-        _, found = self.curve[-1]
-        return f"validation {score_text(self.experiment.preset, found, found.headline)}"
+        preset, (_, found) = self.experiment.preset, self.curve[-1]
+        mean, interval, _ = score_text(preset, found, found.headline).partition(" ±")
+        return f"val {mean}{' %' if interval and not preset.is_regression else ''}"
 
 
 def _criterion(score: Score, steps: tuple[int, ...]) -> float:

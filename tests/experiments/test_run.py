@@ -191,9 +191,7 @@ def test_the_last_validation_score_is_shown(monkeypatch):
     )
     _, _, run, _ = _run()
     scores = [news["score"] for news in shown if "score" in news]
-    assert (
-        scores[-1] == f"validation {run.curve[-1][1].mean[2]:.3f} ± {run.curve[-1][1].ci95[2]:.3f}"
-    )
+    assert scores[-1] == f"val {run.curve[-1][1].mean[2]:.3f}"
     assert len(set(scores)) == 1 + len(run.curve)
 
 

@@ -29,10 +29,10 @@ def test_the_config_is_read_back(tmp_path):
     assert preset_of(config) == REGRESSION
     assert specs_of(config) == SPECS
     assert list(config) == [
-        "preset", "runs", "seed", "num_test_tasks", "data_dir", "matmul_precision",
+        "preset", "num_seeds", "runs", "seed", "num_test_tasks", "data_dir", "matmul_precision",
         "input_shape", "class_split", "versions", "commit", "digest",
     ]  # fmt: skip
-    assert list(config["runs"][0]) == ["label", "order", "inner_lr", "learner"]
+    assert list(config["runs"][0]) == ["label", "order", "inner_lr", "learner", "seed"]
 
 
 def test_another_run_is_not_overwritten(tmp_path):
