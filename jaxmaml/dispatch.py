@@ -61,23 +61,6 @@ def skips_allowed(on_nonfinite: OnNonFinite, num_outer_steps: int) -> int:
     return 0 if on_nonfinite == "raise" else min(MAX_SKIPS, num_outer_steps)
 
 
-def skips_after(num_skips: int, metrics: Metrics) -> int:
-    """Returns the number of steps in a row that are skipped at the end of some steps.
-
-    Args:
-        num_skips: that number before them.
-        metrics: the metrics of the steps.
-
-    Example:
-        >>> import numpy as np
-        >>> skips_after(3, {"skipped": np.array([True, False, True])})
-        1
-    """
-    skipped = metrics.get(SKIPPED, np.zeros(1, bool))
-    made = np.flatnonzero(~skipped)
-    return len(skipped) - 1 - int(made[-1]) if len(made) else num_skips + len(skipped)
-
-
 def compile_steps(
     meta_step: MetaStep,
     meta_state: MetaState,

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxmaml import batching, diagnostics, dispatch, outer, sources
 from jaxmaml.batching import ChunkSize
 from jaxmaml.checks import check_count
-from jaxmaml.dispatch import SKIPPED, Metrics, OnNonFinite, States, skips_after, skips_allowed
+from jaxmaml.dispatch import SKIPPED, Metrics, OnNonFinite, States, skips_allowed
 from jaxmaml.sources import Source
 from jaxmaml.types import Array, MetaLearner, MetaState
 
@@ -52,7 +52,8 @@ class NonFiniteError(FloatingPointError):
             not finite".
         cause: the first value that was not finite, in words; None if it is not known.
         meta_state: the last state whose loss was finite: the one before that step if its loss was, else
-            the one before that. If the loss of the first step fails, it is the first state.
+            the one before that. If the loss of the first step fails, it is the first state; with
+            checkpoints that of the first step since the training was continued.
         metrics: the metrics since the last item that `fit` yielded, up to the failed step.
 
     Example:
@@ -256,23 +257,19 @@ def run_program(
     check_count("num_outer_steps", num_outer_steps)
     first_step = int(meta_state.step) if first_step is None else first_step
     every = getattr(checkpoints, "every", None)
-    slices = run_slices(
-        program, meta_state, num_outer_steps,
-        first_step=first_step, every=every, num_skips=num_skips,
-    )  # fmt: skip
-    saved = _saved(slices, checkpoints, num_skips)
-    return _by_dispatch(saved, first_step, program.num_steps_per_dispatch)
+    states = States(meta_state, meta_state, np.int32(num_skips))
+    slices = run_slices(program, states, num_outer_steps, first_step=first_step, every=every)
+    return _by_dispatch(_saved(slices, checkpoints), first_step, program.num_steps_per_dispatch)
 
 
 def run_slices(
     program: Program,
-    meta_state: MetaState,
+    states: States,
     num_outer_steps: int,
     *,
     first_step: int = 0,
     every: int | None = None,
-    num_skips: int = 0,
-) -> Iterator[tuple[MetaState, Metrics]]:
+) -> Iterator[tuple[States, Metrics]]:
     """Makes the steps of `run_program`, and yields about once per second.
 
     A slice does not go beyond the end of a dispatch, and its states and metrics do not depend on where
@@ -280,20 +277,19 @@ def run_slices(
 
     Args:
         program: the result of `compile_program`.
-        meta_state: the state to start from.
+        states: the states to start from.
         num_outer_steps: the number of steps to make.
         first_step: the step from which dispatches are counted.
         every: a slice ends at the multiples of this step, too.
-        num_skips: the steps that were skipped just before `meta_state`.
 
     Yields:
-        (meta_state, metrics [steps of the slice]).
+        (states, metrics [steps of the slice]). From these states, the steps go on as they would have.
 
     Raises:
         NonFiniteError: as `fit` does, with the metrics of the slice.
     """
-    states, step = States(meta_state, meta_state, np.int32(num_skips)), int(meta_state.step)
-    last_step, size = step + num_outer_steps, 1
+    step, size = int(states.current.step), 1
+    last_step = step + num_outer_steps
     while step < last_step:
         # Up to the next end.
         most = program.num_steps_per_dispatch
@@ -311,19 +307,19 @@ def run_slices(
         seconds = (time.perf_counter() - start) / num_steps
         size = max(1, min(10 * size, int(SLICE_SECONDS / seconds)))
         step += num_steps
-        yield states.current, {name: rows[:num_steps] for name, rows in metrics.items()}
+        yield states, {name: rows[:num_steps] for name, rows in metrics.items()}
 
 
 def _saved(
-    slices: Iterator[tuple[MetaState, Metrics]], checkpoints: Checkpoints | None, num_skips: int
+    slices: Iterator[tuple[States, Metrics]], checkpoints: Checkpoints | None
 ) -> Iterator[tuple[MetaState, Metrics]]:
-    """Yields the items of an iterator, and saves their states where this is due, and the last one."""
+    """Yields the current state of each slice, and saves it where this is due, and the last one."""
     if checkpoints is None:
-        yield from slices
+        yield from ((states.current, metrics) for states, metrics in slices)
         return
     meta_state, record, is_saved = None, None, True
-    for meta_state, metrics in slices:
-        num_skips = skips_after(num_skips, metrics)
+    for states, metrics in slices:
+        meta_state, num_skips = states.current, int(states.num_skips)
         record = {_NUM_SKIPS: num_skips} if num_skips else None
         is_saved = checkpoints.is_due(int(meta_state.step))
         if is_saved:

@@ -64,7 +64,7 @@ class Training:
     start: MetaState
 
     def __post_init__(self) -> None:
-        self.state = self.selected = self.start
+        self.state = self.good = self.selected = self.start
         self.best = np.inf
         self.best_states: list[tuple[float, MetaState]] = []
         self.curve: list[tuple[int, Score]] = []
@@ -147,15 +147,15 @@ class Training:
         if self.done == 0:
             self._look(0, num_dispatches)
         every = None if self.checkpoints is None else self.checkpoints.every
-        slices = fitting.run_slices(
-            program, self.state, total - self.done, every=every, num_skips=self.num_skips
-        )
+        states = dispatch.States(self.good, self.state, np.int32(self.num_skips))
+        slices = fitting.run_slices(program, states, total - self.done, every=every)
         seconds, num_steps = 0.0, 0
         try:
-            for more, (state, metrics) in _timed(slices):
+            for more, (states, metrics) in _timed(slices):
                 # The steps of a slice, and at the end of a dispatch what is due then.
                 seconds, num_steps = seconds + more, num_steps + self._note(metrics)
-                self.state, self.done = state, self.num_rows
+                self.good, self.state, num_skips = states
+                self.done, self.num_skips = self.num_rows, int(num_skips)
                 if self.done % most == 0 or self.done == total:
                     self.seconds.append(seconds / num_steps)
                     seconds, num_steps = 0.0, 0
@@ -198,11 +198,14 @@ class Training:
         """Returns the states of a checkpoint, whose structure is the same at every step."""
         best = [state for _, state in self.best_states]
         padding = [scored_part(self.start)] * (self._num_best - len(best))
-        return {"state": self.state, "selected": self.selected, "best": [*best, *padding]}
+        return {
+            "state": self.state, "good": self.good, "selected": self.selected,
+            "best": [*best, *padding],
+        }  # fmt: skip
 
     def _resume(self, state: dict[str, Any], record: dict[str, Any]) -> None:
         """Takes over what `_now` returned."""
-        self.state, self.selected = state["state"], state["selected"]
+        self.state, self.good, self.selected = state["state"], state["good"], state["selected"]
         self.best_states = list(zip(record["best_scores"], state["best"], strict=False))
         for name in (*_NUMBERS, "probed", "seconds"):
             setattr(self, name, record[name])
@@ -231,7 +234,6 @@ class Training:
         ]
         self.record(rows)
         self.num_rows += len(rows)
-        self.num_skips = dispatch.skips_after(self.num_skips, metrics)
         self.num_skipped += sum(row.get(dispatch.SKIPPED, False) for row in rows)
         return len(rows)
 

@@ -6,10 +6,11 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.tiny import PRESET, REGRESSION
-from jaxmaml import fitting
+from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments import candidates, compare, experiment, figures, presets
 from jaxmaml.experiments.candidates import Spec
@@ -85,7 +86,12 @@ def _last(out, spec, preset):
     built = experiment.build_experiment(preset, seed=0, num_test_tasks=5)
     start = experiment.init_state(built, experiment.build_candidate(built, spec))
     num_best = min(preset.num_averaged, preset.num_validations + 1)
-    like = {"state": start, "selected": start, "best": [scored_part(start)] * num_best}
+    like = {
+        "state": start,
+        "good": start,
+        "selected": start,
+        "best": [scored_part(start)] * num_best,
+    }
     config = trained_for(spec.label, config)
     found = Manager(out / "training" / spec.label, config=config).restore(like)
     assert found is not None
@@ -197,6 +203,31 @@ def _only_once(source, once, key):
     """Draws tasks that are finite for one key only."""
     is_once = jnp.all(jax.random.key_data(key) == once)
     return jax.tree.map(lambda leaf: jnp.where(is_once, leaf, jnp.nan), source(key))
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+def test_the_last_good_state_survives_an_interruption(on_nonfinite, tmp_path, monkeypatch):
+    """The second update gives parameters whose loss is not finite, which only the next step shows."""
+    preset = presets.override(REGRESSION, on_nonfinite=on_nonfinite)
+    rates = optax.sgd(lambda count: jnp.where(count == 1, 1e30, 1e-3))
+    monkeypatch.setattr(experiment, "_outer_optimizer", lambda preset: rates)
+    monkeypatch.setattr(dispatch, "MAX_SKIPS", 3)
+    out, whole, run_slices = tmp_path / "run", tmp_path / "whole", fitting.run_slices
+
+    def interrupted(*args, **options):
+        yield from itertools.islice(run_slices(*args, **options), 2)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "run_slices", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _execute(out, preset)
+    for path in (out, whole):
+        _, (run,) = _execute(path, preset)
+        assert "loss is" in run.stopped
+        assert int(run.meta_state.step) == 1
+        assert np.isfinite(run.test.mean[0])
+    _check_equal(out, whole, SINGLE[0], preset)
 
 
 def test_skips_are_counted_across_an_interruption(tmp_path, monkeypatch):
