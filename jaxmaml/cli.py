@@ -292,12 +292,14 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
         with _user_errors():
             comparison = stack.enter_context(prepare(
                 preset, specs, out,
-                seed=run.seed, num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,
+                seed=run.seed, num_seeds=run.num_seeds,
+                num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,
                 streaming=_streaming(run), matmul_precision=run.matmul_precision,
                 checkpoint_every=run.checkpoint_every,
             ))  # fmt: skip
         if comparison.is_complete:
-            print(f"{out} is complete: a larger --num-outer-steps trains it longer")
+            longer = "" if preset.patience else ": a larger --num-outer-steps trains it longer"
+            print(f"{out} is complete{longer}")
             return SUCCESS
         try:
             with interruptible():
@@ -307,6 +309,14 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
                 print(f"the same command with --out {out} continues this run", file=sys.stderr)
             raise
     print(f"written to {out}")
+    for done in runs:
+        if done.num_skipped:
+            print(f"{done.label} left out {done.num_skipped:,} of its outer steps: not finite")
+        if done.stopped_early:
+            print(
+                f"{done.label} stopped early at outer step {done.num_outer_steps:,}: "
+                f"{preset.patience} validations without a better score"
+            )
     stopped = [done for done in runs if done.stopped]
     for done in stopped:
         print(

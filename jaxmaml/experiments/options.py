@@ -121,6 +121,8 @@ class RunOptions:
 
     seed: int = 0
     """seed of the initial parameters and of the training episodes"""
+    num_seeds: int = 1
+    """runs of each learner, one after the other, with the seeds SEED, SEED + 1, ..."""
     num_test_tasks: int = 600
     """tasks of the final test"""
     data_dir: Annotated[

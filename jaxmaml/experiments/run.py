@@ -11,12 +11,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from jaxmaml import fitting
+from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
-from jaxmaml.experiments.candidates import Candidate
-from jaxmaml.experiments.experiment import Experiment, init_state, scored_tasks, step_tasks
+from jaxmaml.experiments.candidates import Candidate, Spec
+from jaxmaml.experiments.experiment import (
+    Experiment,
+    build_candidate,
+    init_state,
+    scored_tasks,
+    step_tasks,
+)
 from jaxmaml.experiments.probes import flops_per_outer_step, nearest_neighbor_on_features
-from jaxmaml.experiments.scoring import Score, score
+from jaxmaml.experiments.scoring import Score, averaged_suffix, score, score_of_mean
 from jaxmaml.experiments.training import Probe, Record, Training
 from jaxmaml.types import MetaState
 
@@ -29,6 +35,9 @@ class Run(NamedTuple):
         meta_state: the final state, or the one that validation selected, or the last good one.
         curve: (outer step, validation score), in the order of the steps.
         test: the score on the test tasks.
+        averaged_states: the states with the best validation scores, without their optimizers; none if
+            their predictions are not averaged.
+        averaged: the score of the mean of their predictions on the same tasks; None without them.
         on_features: accuracy of the nearest neighbor on the features of the unadapted network; None
             for regression and for networks that carry statistics.
         num_outer_steps: outer steps done.
@@ -36,7 +45,9 @@ class Run(NamedTuple):
         compile_seconds: the time of compiling the outer steps, or of reading them from the cache.
         temp_bytes: XLA's temporary memory for a dispatch.
         flops: floating-point operations of one outer step.
-        stopped: why training stopped early; "" if it did not.
+        stopped: the step that was not finite and ended training, with its cause; "" if none did.
+        stopped_early: whether training ended because validation scores did not improve any more.
+        num_skipped: outer steps that were left out because they were not finite.
         probed: what the probe returned along the run.
     """
 
@@ -44,6 +55,8 @@ class Run(NamedTuple):
     meta_state: MetaState
     curve: list[tuple[int, Score]]
     test: Score
+    averaged_states: list[MetaState]
+    averaged: Score | None
     on_features: float | None
     num_outer_steps: int
     seconds_per_outer_step: float
@@ -51,12 +64,22 @@ class Run(NamedTuple):
     temp_bytes: int | None
     flops: int
     stopped: str
+    stopped_early: bool
+    num_skipped: int
     probed: list[Any]
 
     @property
     def label(self) -> str:
         """The name of the run."""
         return self.candidate.label
+
+    def scores(self) -> dict[tuple[Spec, str], Score]:
+        """Returns the score of the run, and that of the mean of predictions, each with its suffix."""
+        spec = self.candidate.spec
+        found = {(spec, ""): self.test}
+        if self.averaged is not None:
+            found[spec, averaged_suffix(len(self.averaged_states))] = self.averaged
+        return found
 
 
 def train_and_test(
@@ -80,16 +103,20 @@ def train_and_test(
         probe: called about a dozen times with the state; what it returns JSON must be able to hold.
         checkpoints: where the training is saved, and what it goes on with.
     """
-    # Compile. A training that is restored before costs nothing if it is refused.
+    # Compile. A training that is restored before costs nothing if it is refused. The learner may be
+    # that of another seed, whose programs are compiled already; only the parameters it makes differ.
     preset, learner = experiment.preset, candidate.learner
-    start = init_state(experiment, candidate)
-    bar = progress.add_task(f"{candidate.label}: compiling", total=preset.num_outer_steps, rate="")
+    start = init_state(experiment, build_candidate(experiment, candidate.spec))
+    bar = progress.add_task(
+        f"{candidate.label}: compiling", total=preset.num_outer_steps, rate="", score=""
+    )
     training = Training(experiment, candidate, record, probe, checkpoints, start)
     training.restore(progress.console)
     program = fitting.compile_program(
         learner, experiment.optimizer, training.state, experiment.sources["train"],
         key=experiment.train_key, chunk_size=candidate.chunk_size, mesh=experiment.mesh,
         num_steps_per_dispatch=fitting.steps_per_dispatch(preset.num_outer_steps),
+        max_skips=dispatch.skips_allowed(preset.on_nonfinite, preset.num_outer_steps),
     )  # fmt: skip
     progress.update(bar, description=candidate.label)
 
@@ -98,8 +125,10 @@ def train_and_test(
 
     # Test.
     progress.update(bar, description=f"{candidate.label}: testing")
-    final = training.final_state()
-    test = score(candidate, final, scored_tasks(experiment, "test", num_test_tasks), num_test_tasks)
+    final, best = training.final_state(), training.averaged_states()
+    tasks = lambda: scored_tasks(experiment, "test", num_test_tasks)
+    test = score(candidate, final, tasks(), num_test_tasks)
+    averaged = score_of_mean(candidate, best, tasks(), num_test_tasks) if best else None
     on_features = _on_features(experiment, candidate, final, num_test_tasks)
     progress.update(bar, description=candidate.label)
     return Run(
@@ -107,6 +136,8 @@ def train_and_test(
         meta_state=final,
         curve=training.curve,
         test=test,
+        averaged_states=best,
+        averaged=averaged,
         on_features=on_features,
         num_outer_steps=training.done,
         seconds_per_outer_step=training.seconds_per_outer_step,
@@ -116,6 +147,8 @@ def train_and_test(
             learner, experiment.optimizer, start, step_tasks(experiment, 0), candidate.chunk_size
         ),
         stopped=training.stopped,
+        stopped_early=training.stopped_early,
+        num_skipped=training.num_skipped,
         probed=training.probed,
     )
 
@@ -127,6 +160,7 @@ def new_progress() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[score]}"),
         TextColumn("remaining"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
