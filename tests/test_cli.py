@@ -336,6 +336,7 @@ def test_presets_are_listed(capsys):
         "compare",
         "train",
         "evaluate",
+        "adapt",
         "data",
         "data show",
         "data list",
