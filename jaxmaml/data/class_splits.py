@@ -1,6 +1,7 @@
 """Class splits: which classes are for "train", "val" and "test".
 
-They are lists of class names in files, and are never drawn while a program trains.
+They are lists of class names in files. A program that trains never draws one anew: for a folder without
+a split file, the commands draw it once and keep it in the configuration of the run.
 """
 
 import json

@@ -1,59 +1,72 @@
-"""An adapted model as files that run without this package: a function, its parameters, JSON."""
+"""A model as files that run without this package: a function, its parameters, a description."""
 
 import json
 import pathlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
 import numpy as np
 
+from jaxmaml.data.decoders import Format
 from jaxmaml.experiments import provenance
 from jaxmaml.files import atomic_directory, check_absent
 from jaxmaml.trees import leaf_paths
-
-if TYPE_CHECKING:
-    from jaxmaml.experiments.trained import Adapted
+from jaxmaml.types import Array
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """The platforms that the function runs on."""
 FUNCTION, PARAMETERS, DESCRIPTION = "function.jax", "parameters.npz", "model.json"
 
 
-def write(adapted: "Adapted", path: pathlib.Path) -> None:
-    """Writes an adapted model to a new directory, see `Adapted.export`.
+class Model(NamedTuple):
+    """A model to write.
+
+    Attributes:
+        function: `(inputs [n, ...]) -> predictions [n, ...]`, for any n. It closes over its parameters.
+        input_shape: the shape of one input.
+        dtype: the dtype of the inputs.
+        trees: the pytrees of arrays that the function closes over, by name.
+        about: what else the description says.
+    """
+
+    function: Callable[[Array], Array]
+    input_shape: tuple[int, ...]
+    dtype: Any
+    trees: Mapping[str, Any]
+    about: Mapping[str, Any]
+
+
+def write(model: Model, path: pathlib.Path) -> None:
+    """Writes a model to a new directory: `FUNCTION`, `PARAMETERS` and `DESCRIPTION`.
 
     Raises:
         ValueError: `path` exists, or cannot be written.
     """
     check_absent(path)
-    exported = export(adapted)
-    arrays: dict[str, Any] = named_arrays(adapted)
+    exported = export(model)
+    arrays: dict[str, Any] = named_arrays(model.trees)
     with atomic_directory(path) as directory:
         (directory / FUNCTION).write_bytes(exported.serialize())
         np.savez(directory / PARAMETERS, **arrays)
-        text = json.dumps(description(adapted, exported), indent=2, allow_nan=False)
+        text = json.dumps(description(model, exported), indent=2, allow_nan=False)
         (directory / DESCRIPTION).write_text(text + "\n", "utf-8")
 
 
-def export(adapted: "Adapted") -> jax.export.Exported:
-    """Returns the function `inputs [n, ...] -> predictions [n, ...]`, for any n, on `PLATFORMS`.
+def export(model: Model) -> jax.export.Exported:
+    """Returns the function for any number of inputs, on `PLATFORMS`."""
+    sizes = ", ".join(["n", *map(str, model.input_shape)])
+    inputs = jax.ShapeDtypeStruct(jax.export.symbolic_shape(sizes), model.dtype)
+    return jax.export.export(jax.jit(model.function), platforms=PLATFORMS)(inputs)
 
-    The parameters and the scaling of the pixels are part of it.
+
+def named_arrays(trees: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the arrays of pytrees by their names and paths.
+
+    >>> list(named_arrays({"params": {"head": {"kernel": np.zeros(2)}}, "state": ()}))
+    ['params/head/kernel']
     """
-    params, state = jax.device_get((adapted.params, adapted.state))
-    trained = adapted.trained
-    sizes = ", ".join(["n", *map(str, trained.input_shape)])
-    dtype = np.float32 if trained.preset.is_regression else np.uint8
-    inputs = jax.ShapeDtypeStruct(jax.export.symbolic_shape(sizes), dtype)
-    function = jax.jit(lambda inputs: adapted.predict_fn(params, state, inputs))
-    with jax.default_matmul_precision(trained.matmul_precision):
-        return jax.export.export(function, platforms=PLATFORMS)(inputs)
-
-
-def named_arrays(adapted: "Adapted") -> dict[str, np.ndarray]:
-    """Returns the adapted parameters and the statistics by their paths, such as "params/head/kernel"."""
-    trees = {"params": adapted.params, "state": adapted.state}
     return {
         f"{name}/{path}": np.asarray(leaf)
         for name, tree in trees.items()
@@ -61,35 +74,21 @@ def named_arrays(adapted: "Adapted") -> dict[str, np.ndarray]:
     }
 
 
-def description(adapted: "Adapted", exported: jax.export.Exported) -> dict[str, Any]:
-    """Returns the contents of model.json: what the function takes and returns."""
-    trained = adapted.trained
-    is_regression = trained.preset.is_regression
+def description(model: Model, exported: jax.export.Exported) -> dict[str, Any]:
+    """Returns the contents of the description."""
     return {
-        "classes": list(adapted.classes),
-        "input": {
-            "shape": ["n", *trained.input_shape],
-            "dtype": "float32" if is_regression else "uint8",
-        },
-        "output": "values [n, 1]" if is_regression else "probabilities [n, number of classes]",
-        "preprocessing": None if is_regression else _preprocessing(adapted),
-        "statistics": adapted.policy,
-        "depends_on_batch": adapted.depends_on_batch,
-        "learner": trained.spec.learner,
-        "preset": trained.preset.name,
-        "num_inner_steps": adapted.num_inner_steps,
+        "input": {"shape": ["n", *model.input_shape], "dtype": np.dtype(model.dtype).name},
+        **model.about,
+        # With fewer classes than outputs, the first outputs are the classes.
+        "parameters": f"{PARAMETERS}; of the outputs of the head, the first are used",
         "platforms": list(exported.platforms),
         "calling_convention_version": exported.calling_convention_version,
         "versions": provenance.versions(),
     }
 
 
-def _preprocessing(adapted: "Adapted") -> dict[str, Any]:
+def preprocessing(format: Format, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     """Returns how a picture becomes an input, and what the function itself does to it."""
-    from jaxmaml.data import datasets
-
-    format = adapted.trained.format
-    mean, std = datasets.scaling(adapted.trained.preset.dataset)
     return {
         "before": {
             "orientation": "as its EXIF says",

@@ -72,7 +72,9 @@ def restore(
     learners.check_used(preset, given, [spec.learner for spec in specs])
     learners.check_way(preset.way, trained.way, [spec.learner for spec in specs])
 
-    # Tasks. Their classes are those of the run, whatever its split file holds today.
+    # Tasks. Their classes are those of the run, whatever its split file holds today. No training
+    # episode is drawn: its query need not fit.
+    preset = dataclasses.replace(preset, query=preset.test_query)
     used = config["data_dir"] and pathlib.Path(config["data_dir"])
     has_own_classes = changes.get("dataset") is None and changes.get("split") is None
     built = build_experiment(

@@ -39,7 +39,7 @@ class Request(NamedTuple):
 
 
 class Served(NamedTuple):
-    """What was predicted.
+    """The outcome of a request, not written yet.
 
     Attributes:
         adapted: the adapted model.

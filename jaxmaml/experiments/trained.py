@@ -18,7 +18,7 @@ from jaxmaml.data import augmentation, datasets
 from jaxmaml.data.augmentation import Augment
 from jaxmaml.data.decoders import Decoder, Format
 from jaxmaml.data.folders import FileRecords, FolderRecords
-from jaxmaml.experiments import candidates, learners, networks
+from jaxmaml.experiments import candidates, learners, networks, portable, supports
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.experiment import key_of, outer_optimizer
 from jaxmaml.experiments.presets import Preset
@@ -207,18 +207,8 @@ class Trained:
             ValueError: they have another shape, or are not finite.
         """
         if self.preset.is_regression:
-            return _points("inputs", inputs)
-        inputs = np.asarray(inputs)
-        if inputs.dtype != np.uint8:
-            raise TypeError(
-                f"inputs must be uint8 pixels, 0 to 255, as they are scaled here; got {inputs.dtype}"
-            )
-        if inputs.shape[1:] != self.input_shape:
-            wanted = ", ".join(map(str, self.input_shape))
-            raise ValueError(
-                f"inputs must be [num_images, {wanted}], as in training; got shape {inputs.shape}"
-            )
-        return inputs
+            return supports.points("inputs", inputs)
+        return supports.pixels(inputs, self.input_shape)
 
     def _checked_support(self, support: Mapping[str, Any]) -> tuple[Batch, tuple[str, ...]]:
         """Returns the support as a batch, and the names of its classes; none for regression."""
@@ -227,10 +217,10 @@ class Trained:
                 raise ValueError(f"support must have {name!r}; got {sorted(support)}")
         inputs = self.checked_inputs(support["inputs"])
         if self.preset.is_regression:
-            targets, classes = _points("targets", support["targets"]), ()
+            targets, classes = supports.points("targets", support["targets"]), ()
         else:
             targets = np.asarray(support["targets"])
-            classes = _checked_classes(targets, support.get("classes"))
+            classes = supports.class_names(targets, support.get("classes"))
             self._check_way(len(classes))
         if len(targets) != len(inputs) or not len(inputs):
             raise ValueError(
@@ -323,9 +313,35 @@ class Adapted:
         Raises:
             ValueError: `path` exists, or cannot be written.
         """
-        from jaxmaml.experiments import portable
+        trained, params, state = self.trained, *jax.device_get((self.params, self.state))
+        model = portable.Model(
+            function=lambda inputs: self.predict_fn(params, state, inputs),
+            input_shape=trained.input_shape,
+            dtype=np.float32 if trained.preset.is_regression else np.uint8,
+            trees={"params": params, "state": state},
+            about=self._about(),
+        )
+        with jax.default_matmul_precision(trained.matmul_precision):
+            portable.write(model, pathlib.Path(path))
 
-        portable.write(self, pathlib.Path(path))
+    def _about(self) -> dict[str, Any]:
+        """Returns what model.json says of the model: what it takes, returns and comes from."""
+        trained = self.trained
+        output, preprocessing = "values [n, 1]", None
+        if not trained.preset.is_regression:
+            output = "probabilities [n, number of classes]"
+            mean, std = datasets.scaling(trained.preset.dataset)
+            preprocessing = portable.preprocessing(trained.format, mean, std)
+        return {
+            "classes": list(self.classes),
+            "output": output,
+            "preprocessing": preprocessing,
+            "statistics": self.policy,
+            "depends_on_batch": self.depends_on_batch,
+            "learner": trained.spec.learner,
+            "preset": trained.preset.name,
+            "num_inner_steps": self.num_inner_steps,
+        }
 
     def _predict(self, inputs: np.ndarray) -> np.ndarray:
         # Few sizes, so that few programs are compiled.
@@ -409,37 +425,3 @@ def _chosen(specs: Sequence[Spec], label: str | None, path: pathlib.Path) -> Spe
     if label is not None:
         check_known("run", label, labels)
     return specs[0 if label is None else labels.index(label)]
-
-
-def _points(name: str, values: Any) -> np.ndarray:
-    """Returns numbers as float32 `[n, 1]`."""
-    try:
-        points = np.asarray(values, np.float32)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be numbers; got {values!r:.60}") from None
-    if points.ndim not in (1, 2) or points.shape[1:] not in ((), (1,)):
-        raise ValueError(f"{name} must be [n] or [n, 1]; got shape {points.shape}")
-    if not np.isfinite(points).all():
-        raise ValueError(f"{name} must be finite, also in float32")
-    return points.reshape(-1, 1)
-
-
-def _checked_classes(targets: np.ndarray, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the names of the classes of a support, each of which has an example."""
-    if targets.ndim != 1 or not len(targets) or not np.issubdtype(targets.dtype, np.integer):
-        raise TypeError(
-            f"targets must be integers [n], one or more; got {targets.dtype}{list(targets.shape)}"
-        )
-    if targets.min() < 0:
-        raise ValueError(f"targets must be 0 or more; got {targets.min()}")
-    way = int(targets.max()) + 1 if names is None else len(names)
-    names = tuple(map(str, range(way) if names is None else names))
-    if len(set(names)) != way or targets.max() >= way:
-        raise ValueError(
-            f"classes must be distinct names, one for each of the targets 0..{targets.max()}; got "
-            f"{names}"
-        )
-    missing = sorted(set(range(way)) - set(targets.tolist()))
-    if missing:
-        raise ValueError(f"class {names[missing[0]]!r} has no example in the support")
-    return names

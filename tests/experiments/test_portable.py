@@ -4,13 +4,12 @@ import json
 import subprocess
 import sys
 
-import jax
+import jax.export
 import numpy as np
 import pytest
 
 from experiments.test_trained import PIXELS, SUPPORT, trained_run
 from experiments.tiny import REGRESSION
-from jaxmaml.experiments import portable
 
 WITHOUT_THE_PACKAGE = """
 import sys
@@ -69,35 +68,37 @@ def test_a_model_runs_without_this_package(adapted, tmp_path):
     assert about["preprocessing"]["before"]["mode"] == "L"
 
 
-def test_a_function_is_lowered_for_every_platform(adapted):
-    assert portable.export(adapted).platforms == ("cpu", "cuda", "tpu")
+def _called(adapted, path, inputs):
+    """Exports a model, and calls what the file holds."""
+    adapted.export(path)
+    exported = jax.export.deserialize(bytearray((path / "function.jax").read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    return exported.call(inputs)
 
 
 @pytest.mark.parametrize("norm", ["layer", "none"])
-def test_a_network_without_statistics_is_exported(norm):
+def test_a_network_without_statistics_is_exported(norm, tmp_path):
     adapted = trained_run(norm=norm).adapt(SUPPORT)
-    found = portable.export(adapted).call(PIXELS)
+    found = _called(adapted, tmp_path / "model", PIXELS)
     np.testing.assert_allclose(found, adapted.predict(PIXELS), rtol=1e-4, atol=1e-6)
 
 
-def test_convolutions_and_pooling_are_exported():
+def test_convolutions_and_pooling_are_exported(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8)
     trained = trained_run(
         model="conv", num_filters=4, pooled=True, norm="group", input_shape=(16, 16, 3)
     )
     support = {"inputs": pixels, "targets": np.arange(6) % 3}
     adapted = trained.adapt(support, num_inner_steps=0)  # which compiles no gradient
-    found = portable.export(adapted).call(pixels[:5])
+    found = _called(adapted, tmp_path / "model", pixels[:5])
     np.testing.assert_allclose(found, adapted.predict(pixels[:5]), rtol=1e-4, atol=1e-6)
 
 
 def test_a_regressor_is_exported(tmp_path):
     support = {"inputs": [0.0, 1.0], "targets": [0.0, 1.0]}
     adapted = trained_run("maml", REGRESSION, (1,)).adapt(support)
-    adapted.export(tmp_path / "model")
-    serialized = bytearray((tmp_path / "model" / "function.jax").read_bytes())
     x = np.array([[0.5], [2.0]], np.float32)
-    found = jax.export.deserialize(serialized).call(x)
+    found = _called(adapted, tmp_path / "model", x)
     np.testing.assert_allclose(found, adapted.predict(x), rtol=1e-5)
     with pytest.raises(ValueError, match="model exists already"):
         adapted.export(tmp_path / "model")

@@ -1,6 +1,7 @@
 """`jaxmaml adapt` reads pictures or points and writes predictions and a model, or nothing."""
 
 import csv
+import json
 import re
 import shutil
 
@@ -213,3 +214,34 @@ def test_no_file_is_overwritten_and_none_is_left_of_a_failure(here, monkeypatch,
 def test_a_prediction_is_named_after_its_run(tmp_path):
     assert serving.default_out(tmp_path / "a b", None).name == "a-b-predictions.csv"
     assert serving.default_out(tmp_path / "a", "exact@0.1").name == "a-exact-0.1-predictions.csv"
+
+
+@pytest.mark.slow
+def test_the_whole_way_from_a_folder_to_a_model(tmp_path, monkeypatch, capsys):
+    """The commands of README, on pictures of noise and with a small network."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "pictures", sizes=(4,) * 16)
+    own = ["--dataset", "folder:pictures"]
+    small = "--model mlp --hidden-sizes 4 --num-outer-steps 4 --num-validations 1 --num-val-tasks 2"
+    commands = [
+        ["data", "show", "pictures-5w1s", *own, "--out", "shown.png"],
+        ["train", "pictures-5w1s", *own, "--out", "RUN", "--num-test-tasks", "4", *small.split()],
+        ["evaluate", "RUN", "--shot", "3", "--test-query", "1", "--num-test-tasks", "4"],
+    ]
+    for command in commands:
+        assert cli.main(command) == 0, capsys.readouterr().err
+    drawn = json.loads((tmp_path / "RUN/config.json").read_text())["class_split"]
+    assert {split: len(names) for split, names in drawn.items()} == {
+        "train": 6,
+        "val": 5,
+        "test": 5,
+    }
+    for number, name in enumerate(drawn["test"][:4]):
+        (tmp_path / "four" / name).mkdir(parents=True)
+        (tmp_path / "new").mkdir(exist_ok=True)
+        shutil.copy(f"pictures/{name}/0.png", f"four/{name}/0.png")
+        shutil.copy(f"pictures/{name}/1.png", f"new/{number}.png")
+    # The training data are not needed any more.
+    shutil.rmtree("pictures")
+    assert adapt("RUN", "--images", "new", "--export", "model", support="four") == 0
+    assert len(rows("RUN-predictions.csv")) == 4
