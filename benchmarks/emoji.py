@@ -37,9 +37,7 @@ def build(packages: Path, out: Path) -> int:
 
 def main() -> int:
     """Builds the folder that the command line names, and returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description="Builds a folder of emoji, one folder of pictures per emoji."
-    )
+    parser = argparse.ArgumentParser(description="Builds a folder of emoji.")
     parser.add_argument("packages", type=Path, help="node_modules, with the four packages")
     parser.add_argument("out", type=Path, help="folder to make")
     args = parser.parse_args()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 MAX_PER_CLASS, MAX_CLASSES, MAX_PICTURES = 8, 20, 60
 """The most pictures that are drawn, of each class of the support and of those that are predicted."""
-COLUMNS = 8
+MIN_COLUMNS, COLUMNS = 6, 8
 CELL, CELL_HEIGHT, GAP = 1.0, 1.55, 0.9
 """The width and height of a cell and the height of a heading, in inches."""
 
@@ -46,14 +46,14 @@ def draw(
     rows = [(name, support[targets == i][:MAX_PER_CLASS]) for i, name in enumerate(classes)]
     rows = rows[:MAX_CLASSES]
     num = min(len(images), MAX_PICTURES)
-    columns = max(2, *(len(found) + 1 for _, found in rows), min(COLUMNS, num))
+    columns = max(MIN_COLUMNS, *(len(found) + 1 for _, found in rows), min(COLUMNS, num))
     num_rows = -(-num // columns)
-    figure = Figure(figsize=(columns * CELL, len(rows) * CELL + num_rows * CELL_HEIGHT + 3 * GAP))
+    figure = Figure(figsize=(columns * CELL, len(rows) * CELL + num_rows * CELL_HEIGHT + 2.2 * GAP))
     FigureCanvasAgg(figure)
     page = _Page(figure)
 
     # The support, with the name of the class in the first column.
-    page.heading(title, size="large")
+    page.heading(textwrap.fill(title, 11 * columns))
     page.heading("support" + _left_out(len(classes), len(rows), "classes"))
     for name, found in rows:
         page.row([(image, "") for image in found], CELL, label=name)
@@ -89,9 +89,9 @@ class _Page:
         self.figure, (self.width, self.height) = figure, figure.get_size_inches()
         self.top = self.height
 
-    def heading(self, text: str, size: str = "medium") -> None:
+    def heading(self, text: str) -> None:
         self.top -= GAP * 0.5
-        self._text(0.1, self.top, text, size=size)
+        self._text(0.1, self.top, text, size="medium")
         self.top -= GAP * 0.2
 
     def row(

@@ -139,7 +139,7 @@ def _serve_images(trained: Trained, request: Request, options: Mapping[str, Any]
     # The picture.
     figure = gallery.draw(
         support["inputs"], support["targets"], names, images, probabilities,
-        title=_title(adapted, request),
+        title=f"{trained.preset.name}, {_about(adapted)}",
     )  # fmt: skip
     return Served(adapted, table, gallery.png(figure))
 
@@ -164,12 +164,6 @@ def _serve_points(trained: Trained, request: Request, options: Mapping[str, Any]
     return Served(adapted, table, gallery.png(figure))
 
 
-def _title(adapted: Adapted, request: Request) -> str:
-    steps = adapted.num_inner_steps
-    after = f", after {steps} inner step{'s' * (steps != 1)}" if steps else ""
-    return f"{adapted.trained.preset.name}, {adapted.trained.label}{after}"
-
-
 def report(adapted: Adapted, paths: Sequence[pathlib.Path], num: int) -> str:
     """Returns the line that says what was done, and by which statistics.
 
@@ -178,8 +172,16 @@ def report(adapted: Adapted, paths: Sequence[pathlib.Path], num: int) -> str:
         paths: the files that were written.
         num: the number of predictions.
     """
-    what = "points" if adapted.trained.preset.is_regression else "pictures"
+    what = "point" if adapted.trained.preset.is_regression else "picture"
     return (
-        f"{num} {what}, {adapted.trained.label} after {adapted.num_inner_steps} inner steps, "
-        f"normalization: {adapted.policy}; written to {', '.join(map(str, paths))}"
+        f"{num} {what}{'s' * (num != 1)}, {_about(adapted)}; written to "
+        f"{', '.join(map(str, paths))}"
+    )
+
+
+def _about(adapted: Adapted) -> str:
+    steps = adapted.num_inner_steps
+    return (
+        f"{adapted.trained.label} after {steps} inner step{'s' * (steps != 1)}, normalization: "
+        f"{adapted.policy}"
     )
