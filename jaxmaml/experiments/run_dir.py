@@ -208,7 +208,13 @@ class RunDir:
             ValueError: there is no such state, a file of it is damaged, or it was trained with
                 another config or under another label.
         """
-        checkpoint.verify(self.checkpoint(label), config=_trained_with(label, config))
+        path = self.checkpoint(label)
+        if not path.is_dir():
+            raise ValueError(
+                f"{self.path} has no tested state of {label!r}: its training was interrupted, and the "
+                "command that started it continues it"
+            )
+        checkpoint.verify(path, config=_trained_with(label, config))
 
     def read_config(self) -> dict[str, Any]:
         """Returns the contents of config.json.

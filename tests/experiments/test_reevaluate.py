@@ -80,7 +80,9 @@ def test_tasks_that_a_run_cannot_serve_are_refused(compared, changes, message):
 def test_a_missing_checkpoint_is_named(compared, tmp_path):
     directory = RunDir(tmp_path)
     directory.create(compared[0].config)
-    with pytest.raises(ValueError, match=r"no checkpoint at .*exact"):
+    with pytest.raises(
+        ValueError, match=r"has no tested state of .exact.: its training was interr"
+    ):
         reevaluate.restore(tmp_path, num_test_tasks=5)
 
 
