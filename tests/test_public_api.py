@@ -31,7 +31,7 @@ PUBLIC = {
     """,
     "jaxmaml.data.augmentation": "Augment apply check",
     "jaxmaml.data.class_splits": "draw omniglot published read write",
-    "jaxmaml.data.datasets": "Dataset class_names data_directory images load scaling",
+    "jaxmaml.data.datasets": "Dataset class_names data_directory format_of images load scaling",
     "jaxmaml.data.episodes": (
         "Episode ImagesByClass Plan TaskKeys checked distinct plan plan_step task_keys to_tasks"
     ),

@@ -180,7 +180,7 @@ def test_a_run_is_loaded_without_its_data(saved):
 
 def test_one_of_several_runs_is_named(compared):
     run_dir = compared[0].run_dir.path
-    with pytest.raises(ValueError, match="holds several runs: choose one of exact, first"):
+    with pytest.raises(ValueError, match="holds several runs: choose one of 'exact', 'first'"):
         jaxmaml.load(run_dir)
     with pytest.raises(ValueError, match="unknown run 'frist': did you mean 'first'"):
         jaxmaml.load(run_dir, "frist")
