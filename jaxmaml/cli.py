@@ -1,4 +1,4 @@
-"""The command line: `jaxmaml compare`, `train`, `evaluate`, `presets` and `data`.
+"""The command line: `jaxmaml compare`, `train`, `evaluate`, `adapt`, `presets` and `data`.
 
 Exit codes: 0 success; 1 training stopped at a loss or a gradient that is not finite; 2 a wrong
 argument, or something that the user can mend, such as a full disk; 70 a bug, with its traceback; 130
@@ -104,6 +104,29 @@ def evaluate(
     return 0
 
 
+def adapt(run_dir: options.RunDirectory, *, files: options.AdaptOptions) -> int:
+    """Adapt a trained run to new classes or points, and predict."""
+    _check_matplotlib()
+    from jaxmaml.experiments import serving, trained
+    from jaxmaml.experiments.run_dir import RunDir
+
+    with _user_errors():
+        config = RunDir(run_dir).read_config()
+        request = serving.Request(
+            files.support, files.images, files.points,
+            files.out or serving.default_out(run_dir, files.run), files.export,
+        )  # fmt: skip
+        serving.check(request, is_regression=config["class_split"] is None)
+    with _session(config["matmul_precision"]), _user_errors():
+        served = serving.serve(
+            trained.load(run_dir, files.run), request,
+            num_inner_steps=files.num_inner_steps, statistics=files.statistics,
+        )  # fmt: skip
+        paths = serving.write(request, served)
+    print(serving.report(served.adapted, paths, len(served.table) - 1))
+    return SUCCESS
+
+
 def list_presets() -> int:
     """List the presets, with their expected scores, costs and sources."""
     from jaxmaml.experiments import tables
@@ -184,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "compare": compare,
         "train": train,
         "evaluate": evaluate,
+        "adapt": adapt,
         "presets": list_presets,
         "data": data,
     }

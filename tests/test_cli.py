@@ -360,6 +360,7 @@ def test_presets_are_listed(capsys):
         "compare",
         "train",
         "evaluate",
+        "adapt",
         "data",
         "data show",
         "data list",

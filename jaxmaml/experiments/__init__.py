@@ -13,6 +13,9 @@ it. What a module is for:
 - `run_dir`: every file of a run directory; `results`: the contents of results.json; `recorder`: its
   metrics along the runs; `resuming`: whether it is continued; `interruption`: signals; `provenance`:
   versions, commit and device.
+- `trained`: a run that is loaded, adapts and predicts; `supports`: checks of what it is given;
+  `portable`: its export; `serving`: the same from files to files, with `points` for CSV and `gallery`
+  for the picture.
 - `compare` and `reevaluate`: the commands; `tables`: what they print; `figures`: what they draw,
   by means of `plots`, which draws plain numbers.
 """

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxmaml.checkpoint import Manager
+from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.experiments import candidates, figures, learners, probes, ranges, resuming, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.experiment import (
@@ -102,16 +103,17 @@ def prepare(
 
     run_dir = RunDir(out)
     with run_dir.claimed() as held:
-        # Build the experiment and the learners.
+        # Build the experiment and the learners. The paths are absolute, so that the runs can be
+        # evaluated from any directory, and classes that were drawn stay as they were drawn.
+        where, directory = located(preset, data_dir)
         experiment = build_experiment(
             preset, seed=seed, data_dir=data_dir, num_test_tasks=num_test_tasks,
-            streaming=streaming,
+            streaming=streaming, class_split=_drawn_before(held, where),
             with_classes=any(learners.needs_class_numbers(preset, spec.learner) for spec in specs),
         )  # fmt: skip
         built = _build(experiment, specs)
 
-        # The paths are absolute, so that the runs can be evaluated from any directory.
-        where, directory = located(preset, data_dir)
+        # Continue what the directory holds, or nothing.
         config = make_config(
             where, specs, seed=seed, num_test_tasks=num_test_tasks, data_dir=directory,
             matmul_precision=matmul_precision,
@@ -137,6 +139,13 @@ def _build(experiment: Experiment, specs: Sequence[Spec]) -> list[Candidate]:
 
 def _of_seed(experiment: Experiment, spec: Spec) -> Experiment:
     return experiment if spec.seed is None else with_seed(experiment, spec.seed)
+
+
+def _drawn_before(held: dict[str, Any] | None, preset: Preset) -> ClassSplit | None:
+    """Returns the class split that a directory holds, if no split file decides what it must be."""
+    if held is None or preset.split or held["preset"]["dataset"] != preset.dataset:
+        return None
+    return held["class_split"] if preset.dataset.startswith("folder:") else None
 
 
 def execute(comparison: Comparison) -> list[Run]:

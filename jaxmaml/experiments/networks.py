@@ -1,5 +1,6 @@
 """The network of a preset as pure functions: its outputs, losses, metric and features."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,19 @@ from flax import nnx
 
 from jaxmaml import nn
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.types import Array, Batch, LossFn, MetricFn, ModelFn, Params, PlainFn, State
+from jaxmaml.nn import StatefulModel
+from jaxmaml.types import (
+    Array,
+    Batch,
+    LossFn,
+    MetricFn,
+    ModelFn,
+    Params,
+    PlainFn,
+    State,
+    as_stateful,
+    in_form_of,
+)
 
 CARRIES_STATE = ("inductive", "running", "per_step")
 """The normalizations that carry statistics."""
@@ -67,13 +80,37 @@ def build(
     Raises:
         ValueError: the head has fewer outputs than `served_way`.
     """
-    served: Callable[[ModelFn], ModelFn] = lambda fn: fn
-    if served_way is not None:
-        if served_way > preset.way:
-            raise ValueError(f"served_way must be at most way={preset.way}; got {served_way}")
-        served = lambda fn: nn.first_ways(fn, served_way)
     make = _with_state if preset.norm in CARRIES_STATE else _without_state
-    return make(preset, _module(preset, input_shape, key), served)
+    return make(preset, _module(preset, input_shape, key), _serving(preset, served_way))
+
+
+def with_support_statistics(
+    preset: Preset, input_shape: tuple[int, ...], *, served_way: int | None = None
+) -> StatefulModel:
+    """Returns the network of a transductive preset, with statistics that are stored.
+
+    The parameters are those of `build`, a context included. `train_fn` stores the statistics of its
+    batch, and `test_fn` normalizes with the stored ones: a query does not depend on other queries.
+
+    Args:
+        preset, input_shape, served_way: see `build`.
+    """
+    storing = dataclasses.replace(preset, norm="inductive")
+    module, served = _module(storing, input_shape, jax.random.key(0)), _serving(preset, served_way)
+    parts = nn.from_nnx_with_state(module, _features, compute_dtype=_dtype(preset))
+    train, test = (
+        served(_conditioned(_unconditioned(fn))) for fn in (parts.train_fn, parts.test_fn)
+    )
+    return parts._replace(train_fn=train, test_fn=test)
+
+
+def _serving(preset: Preset, served_way: int | None) -> Callable[[ModelFn], ModelFn]:
+    """Returns what cuts the outputs of a network to the first `served_way`, or leaves them."""
+    if served_way is None:
+        return lambda fn: fn
+    if served_way > preset.way:
+        raise ValueError(f"served_way must be at most way={preset.way}; got {served_way}")
+    return lambda fn: nn.first_ways(fn, served_way)
 
 
 def _without_state(
@@ -143,27 +180,29 @@ def add_context(params: Params, key: Array) -> Params:
     return {**params, "context": jnp.zeros(NUM_CONTEXT), "film": film}
 
 
-def _unconditioned(features_fn: PlainFn) -> PlainFn:
+def _unconditioned(features_fn: ModelFn) -> ModelFn:
     """Returns features before conditioning, for parameters with or without a context."""
+    model = as_stateful(features_fn)
 
-    def unconditioned(params: Params, batch: Batch) -> Array:
+    def unconditioned(params: Params, batch: Batch, state: State) -> tuple[Array, State]:
         bare = {name: part for name, part in params.items() if name not in ("context", "film")}
-        return features_fn(bare, batch)
+        return model(bare, batch, state)
 
-    return unconditioned
+    return in_form_of(features_fn, unconditioned)
 
 
-def _conditioned(features_fn: PlainFn) -> PlainFn:
+def _conditioned(features_fn: ModelFn) -> ModelFn:
     """Returns a network whose features are conditioned if the parameters have a context."""
+    model = as_stateful(features_fn)
 
-    def apply_fn(params: Params, batch: Batch) -> Array:
-        features = features_fn(params, batch)
+    def apply_fn(params: Params, batch: Batch, state: State) -> tuple[Array, State]:
+        features, state = model(params, batch, state)
         if "context" in params:
             scale, shift = jnp.split(params["context"] @ params["film"], 2)
             features = features * (1 + scale)[None] + shift[None]
-        return features @ params["head"]["kernel"] + params["head"]["bias"][None]
+        return features @ params["head"]["kernel"] + params["head"]["bias"][None], state
 
-    return apply_fn
+    return in_form_of(features_fn, apply_fn)
 
 
 def _features(module: Any, batch: Batch) -> Array:

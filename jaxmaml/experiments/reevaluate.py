@@ -79,9 +79,11 @@ def restore(
     preset = presets.override(trained, **changes)
     given = [name for name, value in changes.items() if value is not None]
     learners.check_used(preset, given, [spec.learner for spec in specs])
-    _check_way(preset, trained, specs)
+    learners.check_way(preset.way, trained.way, [spec.learner for spec in specs])
 
-    # Tasks. Their classes are those of the run, whatever its split file holds today.
+    # Tasks. Their classes are those of the run, whatever its split file holds today. No training
+    # episode is drawn: its query need not fit.
+    preset = dataclasses.replace(preset, query=preset.test_query)
     used = config["data_dir"] and pathlib.Path(config["data_dir"])
     has_own_classes = changes.get("dataset") is None and changes.get("split") is None
     built = build_experiment(
@@ -177,16 +179,6 @@ def _served(restored: Restored, spec: Spec, norm: Any) -> tuple[Candidate, State
         spec, preset, network.model, experiment.num_classes, experiment.learner_key
     )
     return candidate, network.state
-
-
-def _check_way(preset: Preset, trained: Preset, specs: list[Spec]) -> None:
-    """Raises ValueError if a head has fewer outputs than the tasks have classes."""
-    able = [name for name, entry in learners.LEARNERS.items() if entry.serves_any_way]
-    if preset.way > trained.way and any(spec.learner not in able for spec in specs):
-        raise ValueError(
-            f"way={preset.way} is more than the {trained.way} outputs of the trained head; only "
-            f"learners without a fixed head allow it ({', '.join(able)})"
-        )
 
 
 def _check_shape(config: dict[str, Any], experiment: Experiment) -> None:

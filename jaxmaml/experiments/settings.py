@@ -82,7 +82,8 @@ class Preset:
         default=1,
     )
     split: str = _option(
-        "division of the classes: finn or vinyals for omniglot, a file for tfds: and folder:",
+        "division of the classes: finn or vinyals for omniglot, a file for tfds: and folder: "
+        "(without one, the classes of a folder are divided)",
         where=_on_images,
         default="",
     )

@@ -15,7 +15,7 @@ from experiments.tiny import OPTIONS, PRESET, REGRESSION
 from jaxmaml import cli
 from jaxmaml.data import class_splits
 from jaxmaml.experiments import candidates, compare, figures, presets, reevaluate
-from jaxmaml.experiments.experiment import init_state
+from jaxmaml.experiments.experiment import init_state, scored_tasks
 from jaxmaml.experiments.run_dir import RunDir, write_json
 from jaxmaml.experiments.tasks import class_split_of
 
@@ -217,7 +217,7 @@ def trained_on_a_folder(tmp_path, monkeypatch):
     split = tmp_path / "split.json"
     class_splits.write(split, {"train": names[:3], "val": names[3:5], "test": names[5:]})
     preset = presets.override(
-        PRESET, way=2, shot=1, query=1, test_query=1,
+        PRESET, way=2, shot=1, query=3, test_query=1,
         dataset="folder:images", split="split.json", image_size=8,
     )  # fmt: skip
     directory = RunDir(tmp_path / "run")
@@ -244,6 +244,12 @@ def test_the_classes_are_those_of_the_run_and_not_of_the_split_file_today(traine
     # A split that is given is the one of today.
     restored = reevaluate.restore(run_dir, num_test_tasks=2, split=str(split))
     assert class_split_of(restored.experiment.sources) == swapped
+
+
+def test_a_test_with_more_shots_need_not_fit_the_query_of_training(trained_on_a_folder):
+    restored = reevaluate.restore(trained_on_a_folder[0], num_test_tasks=2, shot=3)
+    support = next(scored_tasks(restored.experiment, "test", 2)).support
+    assert support["inputs"].shape[1] == 2 * 3
 
 
 def test_a_run_is_evaluated_from_another_directory(trained_on_a_folder, tmp_path, monkeypatch):
