@@ -3,12 +3,13 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import Progress
 
+from jaxmaml import stages
 from jaxmaml.checkpoint import Manager
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.experiments import candidates, figures, learners, probes, ranges, resuming, tables
@@ -23,9 +24,10 @@ from jaxmaml.experiments.experiment import (
     with_seed,
 )
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.experiments.recorder import Recorder
+from jaxmaml.experiments.progress import Display
+from jaxmaml.experiments.recorder import Recorder, Sink
 from jaxmaml.experiments.results import make_results
-from jaxmaml.experiments.run import Run, new_progress, train_and_test
+from jaxmaml.experiments.run import Run, train_and_test
 from jaxmaml.experiments.run_dir import (
     Gradient,
     RunDir,
@@ -36,6 +38,9 @@ from jaxmaml.experiments.run_dir import (
 from jaxmaml.experiments.seeds import over_seeds
 from jaxmaml.experiments.tasks import Streaming, class_split_of, input_shape, located
 from jaxmaml.types import MetaState
+
+if TYPE_CHECKING:
+    from jaxmaml.experiments.event_files import EventFiles
 
 
 class Comparison(NamedTuple):
@@ -49,6 +54,7 @@ class Comparison(NamedTuple):
         is_resumed: whether the directory holds these runs already, or a part of them.
         is_complete: whether nothing is left to do.
         checkpoint_every: outer steps between two checkpoints, see `checkpoint.Manager`.
+        tensorboard: whether event files are written.
     """
 
     experiment: Experiment
@@ -58,6 +64,7 @@ class Comparison(NamedTuple):
     is_resumed: bool = False
     is_complete: bool = False
     checkpoint_every: int | None = None
+    tensorboard: bool = False
 
 
 @contextlib.contextmanager
@@ -73,6 +80,7 @@ def prepare(
     streaming: Streaming | None = None,
     matmul_precision: str = "highest",
     checkpoint_every: int | None = None,
+    tensorboard: bool = False,
 ) -> Iterator[Comparison]:
     """Builds the experiment and the candidates; keeps other processes out of the run directory.
 
@@ -87,6 +95,7 @@ def prepare(
         streaming: how images are read during training; defaults to keeping them on the device.
         matmul_precision: the precision of matrix products, for config.json.
         checkpoint_every: outer steps between two checkpoints.
+        tensorboard: whether event files are written, too.
 
     Raises:
         ValueError: the settings, the dataset or the directory do not allow the runs.
@@ -127,7 +136,7 @@ def prepare(
             experiment, built, config, run_dir,
             is_resumed=held is not None,
             is_complete=run_dir.results.is_file() and not is_longer,
-            checkpoint_every=checkpoint_every,
+            checkpoint_every=checkpoint_every, tensorboard=tensorboard,
         )  # fmt: skip
 
 
@@ -158,12 +167,14 @@ def execute(comparison: Comparison) -> list[Run]:
     experiment, config, run_dir = comparison.experiment, comparison.config, comparison.run_dir
     num_test_tasks = config["num_test_tasks"]
     watch = _watch(comparison)
-    runs = _train_all(comparison, watch)
-    gradient = None if watch is None else _gradient(watch, runs)
-    floor = _floor(experiment, num_test_tasks)
+    with Display() as display:
+        runs = _train_all(comparison, watch, display)
+        gradient = None if watch is None else _gradient(watch, runs)
+        floor = _floor(experiment, num_test_tasks)
+        with stages.stage("drawing the plots"):
+            figures.draw_all(run_dir, experiment, runs, floor=floor, gradient=gradient)
 
     # Write. The results come last, so that a directory with results is a complete one.
-    figures.draw_all(run_dir, experiment, runs, floor=floor, gradient=gradient)
     results = make_results(config, runs, floor=floor, gradient=gradient)
     write_json(run_dir.results, results, replace=False)
 
@@ -173,6 +184,18 @@ def execute(comparison: Comparison) -> list[Run]:
     if watch is not None and gradient is not None:
         console.print(tables.gradient_table(gradient, watch.exact.label))
     return runs
+
+
+def write_event_files(comparison: Comparison) -> None:
+    """Writes what the event files of complete runs lack.
+
+    Raises:
+        WriteError: a file cannot be written.
+    """
+    files = _event_files(comparison, warnings.warn)
+    for candidate in comparison.candidates:
+        rows = comparison.run_dir.read_metrics(candidate.label)
+        files.cut(candidate.label, rows, lambda row: True)
 
 
 class _Watch(NamedTuple):
@@ -215,34 +238,46 @@ def _gradient(watch: _Watch, runs: list[Run]) -> Gradient:
     return {name: [row[name] for row in probed] for name in ("cosine", "norm_ratio", "step")}
 
 
-def _train_all(comparison: Comparison, watch: _Watch | None) -> list[Run]:
+def _train_all(comparison: Comparison, watch: _Watch | None, display: Display) -> list[Run]:
     """Makes each run and saves its state."""
     runs, run_dir, config = [], comparison.run_dir, comparison.config
-    with new_progress() as progress:
-        say = functools.partial(_say, progress)
-        record = Recorder(run_dir, config, comparison.is_resumed, say)
-        for candidate in comparison.candidates:
-            checkpoints = Manager(
-                run_dir.training(candidate.label), every=comparison.checkpoint_every,
-                config=trained_for(candidate.label, config), say=say,
-            )  # fmt: skip
-            run = train_and_test(
-                _of_seed(comparison.experiment, candidate.spec), candidate,
-                num_test_tasks=config["num_test_tasks"],
-                record=record, progress=progress, checkpoints=checkpoints,
-                probe=watch.probe if watch is not None and candidate is watch.exact else None,
-            )  # fmt: skip
-            record.finish()
-            run_dir.save_state(candidate.label, run.meta_state, config)
-            if run.averaged_states:
-                run_dir.save_averaged(candidate.label, run.averaged_states, config)
-            runs.append(run)
+    say = functools.partial(_say, display)
+    record = Recorder(run_dir, config, comparison.is_resumed, say, _sinks(comparison, say))
+    for candidate in comparison.candidates:
+        checkpoints = Manager(
+            run_dir.training(candidate.label), every=comparison.checkpoint_every,
+            config=trained_for(candidate.label, config), say=say,
+        )  # fmt: skip
+        run = train_and_test(
+            _of_seed(comparison.experiment, candidate.spec), candidate,
+            num_test_tasks=config["num_test_tasks"],
+            record=record, display=display, checkpoints=checkpoints,
+            probe=watch.probe if watch is not None and candidate is watch.exact else None,
+        )  # fmt: skip
+        record.finish()
+        run_dir.save_state(candidate.label, run.meta_state, config)
+        if run.averaged_states:
+            run_dir.save_averaged(candidate.label, run.averaged_states, config)
+        runs.append(run)
     return runs
 
 
-def _say(progress: Progress, line: str) -> None:
-    """Prints a line above the progress bar."""
-    progress.console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
+def _sinks(comparison: Comparison, say: Callable[[str], None]) -> list[Sink]:
+    """Returns what receives the rows of metrics.jsonl, too."""
+    headlines = {found.label: found.headline_step for found in comparison.candidates}
+    live = figures.LiveCurves(comparison.run_dir, comparison.experiment.preset, headlines)
+    return [live, _event_files(comparison, say)] if comparison.tensorboard else [live]
+
+
+def _event_files(comparison: Comparison, say: Callable[[str], None]) -> "EventFiles":
+    from jaxmaml.experiments.event_files import EventFiles
+
+    return EventFiles(comparison.run_dir.event_files, comparison.experiment.preset.metric, say)
+
+
+def _say(display: Display, line: str) -> None:
+    """Prints a line above the progress bars."""
+    display.console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _floor(experiment: Experiment, num_test_tasks: int) -> float | None:

@@ -40,6 +40,23 @@ RunDirectory = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(metavar="RUN_DIR", help="directory that train or compare wrote"),
 ]
+RunDirectories = Annotated[
+    tuple[pathlib.Path, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="RUN_DIR ...",
+        help="directories that train or compare wrote",
+        help_behavior_hint="",
+    ),
+]
+ReportFolder = Annotated[
+    pathlib.Path | None,
+    tyro.conf.arg(
+        metavar="DIR",
+        help="folder to write; an earlier report in it is replaced",
+        help_behavior_hint="(default: RUN_DIR/report; for several directories report)",
+    ),
+]
 OwnDataDir = Annotated[
     pathlib.Path | None,
     tyro.conf.arg(
@@ -147,6 +164,8 @@ class RunOptions:
         ),
     ] = None
     """outer steps between two checkpoints; ten minutes do not pass without one"""
+    tensorboard: bool = False
+    """also write event files for TensorBoard, into the run directory; needs jaxmaml[tensorboard]"""
     stream: bool = False
     """read images from disk during training, instead of keeping all of them on the device"""
     num_workers: int = 0

@@ -248,11 +248,17 @@ def check_format(path: str | os.PathLike[str]) -> None:
         )
 
 
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure in the format of the path's suffix, whole or not at all, to a new file.
+def save(figure: Figure, path: str | os.PathLike[str], *, replace: bool = False) -> None:
+    """Writes a figure in the format of the path's suffix, whole or not at all.
+
+    Args:
+        figure: the figure.
+        path: the file to write.
+        replace: whether an existing file is replaced.
 
     Raises:
-        ValueError: the file exists or cannot be written, or the suffix is not one of `FORMATS`.
+        ValueError: the file exists and is not to be replaced, or cannot be written, or the suffix is
+            not one of `FORMATS`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -262,7 +268,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     check_format(path)
-    with atomic_write(path, replace=False) as file:
+    with atomic_write(path, replace=replace) as file:
         figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150)
 
 

@@ -2,15 +2,6 @@
 
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
 from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments.candidates import Candidate, Spec
@@ -22,6 +13,7 @@ from jaxmaml.experiments.experiment import (
     step_tasks,
 )
 from jaxmaml.experiments.probes import flops_per_outer_step, nearest_neighbor_on_features
+from jaxmaml.experiments.progress import Display
 from jaxmaml.experiments.scoring import Score, averaged_suffix, score, score_of_mean
 from jaxmaml.experiments.training import Probe, Record, Training
 from jaxmaml.types import MetaState
@@ -88,7 +80,7 @@ def train_and_test(
     *,
     num_test_tasks: int,
     record: Record,
-    progress: Progress,
+    display: Display,
     probe: Probe | None = None,
     checkpoints: Manager | None = None,
 ) -> Run:
@@ -99,7 +91,7 @@ def train_and_test(
         candidate: what is trained.
         num_test_tasks: tasks of the test.
         record: receives the rows of metrics.jsonl.
-        progress: the progress bar.
+        display: shows the progress.
         probe: called about a dozen times with the state; what it returns JSON must be able to hold.
         checkpoints: where the training is saved, and what it goes on with.
     """
@@ -107,30 +99,33 @@ def train_and_test(
     # that of another seed, whose programs are compiled already; only the parameters it makes differ.
     preset, learner = experiment.preset, candidate.learner
     start = init_state(experiment, build_candidate(experiment, candidate.spec))
-    bar = progress.add_task(
-        f"{candidate.label}: compiling", total=preset.num_outer_steps, rate="", score=""
-    )
+    show = display.run(candidate.label, preset.num_outer_steps, is_regression=preset.is_regression)
+    show(phase="compiling")
     training = Training(experiment, candidate, record, probe, checkpoints, start)
-    training.restore(progress.console)
+    training.restore(display.console)
     program = fitting.compile_program(
         learner, experiment.optimizer, training.state, experiment.sources["train"],
         key=experiment.train_key, chunk_size=candidate.chunk_size, mesh=experiment.mesh,
         num_steps_per_dispatch=fitting.steps_per_dispatch(preset.num_outer_steps),
         max_skips=dispatch.skips_allowed(preset.on_nonfinite, preset.num_outer_steps),
     )  # fmt: skip
-    progress.update(bar, description=candidate.label)
+    show(phase="")
 
     # Train and validate.
-    training.run(program, lambda **news: progress.update(bar, **news))
+    training.run(program, show)
 
     # Test.
-    progress.update(bar, description=f"{candidate.label}: testing")
+    show(phase="testing")
     final, best = training.final_state(), training.averaged_states()
     tasks = lambda: scored_tasks(experiment, "test", num_test_tasks)
     test = score(candidate, final, tasks(), num_test_tasks)
     averaged = score_of_mean(candidate, best, tasks(), num_test_tasks) if best else None
     on_features = _on_features(experiment, candidate, final, num_test_tasks)
-    progress.update(bar, description=candidate.label)
+    show(phase="counting operations")
+    flops = flops_per_outer_step(
+        learner, experiment.optimizer, start, step_tasks(experiment, 0), candidate.chunk_size
+    )
+    show(phase="")
     return Run(
         candidate=candidate,
         meta_state=final,
@@ -143,27 +138,11 @@ def train_and_test(
         seconds_per_outer_step=training.seconds_per_outer_step,
         compile_seconds=program.compile_seconds,
         temp_bytes=program.temp_bytes,
-        flops=flops_per_outer_step(
-            learner, experiment.optimizer, start, step_tasks(experiment, 0), candidate.chunk_size
-        ),
+        flops=flops,
         stopped=training.stopped,
         stopped_early=training.stopped_early,
         num_skipped=training.num_skipped,
         probed=training.probed,
-    )
-
-
-def new_progress() -> Progress:
-    """Returns a progress bar on stderr, with the steps per second and the remaining time."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[score]}"),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
     )
 
 

@@ -8,7 +8,9 @@ A directory holds one or several runs::
     checkpoints/LABEL  the state of each run that was tested
     averaged/LABEL     the states whose predictions were averaged in a further test, if any were
     results.json       the scores and costs of each run, written last: a complete directory has it
-    *.png              see `figures`
+    *.png              see `figures`; the learning curves are drawn during the training, too
+    tensorboard/LABEL  the rows of each run as event files, see `event_files`
+    report             see `report.writing`
     .lock              the lock of the process that writes the directory, removed at its end
 
 The first file is written after the first outer steps, so that a start that fails leaves nothing.
@@ -89,6 +91,11 @@ class RunDir:
         """Returns the directory of the checkpoints of the training of a run."""
         return self.path / "training" / label
 
+    @property
+    def event_files(self) -> pathlib.Path:
+        """The directory of the event files of TensorBoard."""
+        return self.path / "tensorboard"
+
     def plot(self, name: str) -> pathlib.Path:
         """Returns the file of a plot, whose name is one of `PLOTS`."""
         assert name in PLOTS, name
@@ -99,7 +106,8 @@ class RunDir:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--out {self.path} is a file: name a directory")
         plots = [self.plot(name) for name in PLOTS]
-        folders = [self.path / name for name in ("checkpoints", "averaged", "training")]
+        names = ("checkpoints", "averaged", "training")
+        folders = [*(self.path / name for name in names), self.event_files]
         files = [self.config, self.results, self.metrics, *folders, *plots]
         found = [path.name for path in files if os.path.lexists(path)]
         if found:
@@ -167,6 +175,12 @@ class RunDir:
         if len(kept) < len(lines):
             with atomic_write(self.metrics) as file:
                 file.writelines(kept)
+
+    def read_metrics(self, label: str) -> list[dict[str, Any]]:
+        """Returns the whole rows of a run in metrics.jsonl."""
+        lines = self.metrics.read_bytes().splitlines() if self.metrics.is_file() else []
+        rows = [json.loads(line) for line in lines if _is_row(line)]
+        return [row for row in rows if row["label"] == label]
 
     def create(self, config: dict[str, Any]) -> None:
         """Writes config.json.

@@ -12,7 +12,7 @@ from jaxmaml import dispatch, fitting, outer
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments.candidates import Candidate
 from jaxmaml.experiments.experiment import Experiment, scored_tasks
-from jaxmaml.experiments.scoring import Score, score, score_text, scored_part
+from jaxmaml.experiments.scoring import Score, score, scored_part
 from jaxmaml.fitting import NonFiniteError, Program
 from jaxmaml.types import MetaState
 
@@ -73,6 +73,7 @@ class Training:
         self.done = self.num_rows = 0
         self.num_skipped = self.num_skips = 0
         self.stopped, self.stopped_early = "", False
+        self._show: Callable[..., None] = lambda **news: None
         self._saved: dict[str, Any] | None = None
         self._reached: dict[str, Any] | None = None
 
@@ -126,9 +127,10 @@ class Training:
 
         Args:
             program: the compiled steps.
-            show: receives "completed", "rate" and "score" for the progress bar.
+            show: receives news of the run, see `progress.Status`.
         """
         total = self.experiment.preset.num_outer_steps
+        self._show = show
         show(completed=self.done, score=self._last_score())
         try:
             if not (self.stopped or self.stopped_early) and self.done < total:
@@ -160,10 +162,9 @@ class Training:
                     self.seconds.append(seconds / num_steps)
                     seconds, num_steps = 0.0, 0
                     self._look(-(-self.done // most), num_dispatches)
-                    show(score=self._last_score())
                 rate = 1 / (self.seconds_per_outer_step if self.seconds else seconds / num_steps)
-                skipped = f", {self.num_skipped:,} skipped" if self.num_skipped else ""
-                show(completed=self.done, rate=f"{rate:.3g} steps/s{skipped}")
+                loss = float(np.mean(metrics["query_loss"]))
+                show(completed=self.done, rate=rate, loss=loss, skipped=self.num_skipped)
                 self._reach()
                 if self.stopped_early:
                     return
@@ -245,13 +246,19 @@ class Training:
         if preset.num_validations and _is_due(index, total, preset.num_validations):
             self._validate()
 
+    def _last_score(self) -> float | None:
+        """Returns the last validation score that would be quoted; None if there is none yet."""
+        return float(self.curve[-1][1].mean[self.curve[-1][1].headline]) if self.curve else None
+
     def _validate(self) -> None:
         """Scores the state on the validation tasks, and keeps it if it is one of the best so far."""
         preset, num_tasks = self.experiment.preset, self.experiment.preset.num_val_tasks
+        self._show(phase="validating")
         tasks = scored_tasks(self.experiment, "val", num_tasks)
         found = score(self.candidate, self.state, tasks, num_tasks)
         criterion = _criterion(found, preset.selection_steps)
         self.curve.append((self.done, found))
+        self._show(phase="", score=self._last_score())
         self.record([_validation_row(self.candidate.label, self.done, found, criterion)])
         if criterion < self.best:
             self.best, self.selected = criterion, self.state
@@ -262,14 +269,6 @@ class Training:
             self.best_states = sorted(best, key=lambda pair: pair[0])[: self._num_best]
         late = sum(step > int(self.selected.step) for step, _ in self.curve)
         self.stopped_early = 0 < preset.patience <= late and self.done < preset.num_outer_steps
-
-    def _last_score(self) -> str:
-        """Returns the last validation score as text; "" before the first one."""
-        if not self.curve:
-            return ""
-        preset, (_, found) = self.experiment.preset, self.curve[-1]
-        mean, interval, _ = score_text(preset, found, found.headline).partition(" ±")
-        return f"val {mean}{' %' if interval and not preset.is_regression else ''}"
 
 
 def _criterion(score: Score, steps: tuple[int, ...]) -> float:

@@ -16,6 +16,7 @@ from jaxmaml.experiments.experiment import (
     init_state,
     scored_tasks,
 )
+from jaxmaml.experiments.progress import Display
 from jaxmaml.experiments.scoring import Score, score
 
 
@@ -39,10 +40,10 @@ def _run(preset=REGRESSION, *, inner_lr=0.01, images=None, probe=None, bad=()):
         experiment = experiment._replace(sources={**experiment.sources, "train": train})
     candidate = build_candidate(experiment, Spec("x", "exact", inner_lr))
     rows = Rows()
-    with runs.new_progress() as progress:
+    with Display() as display:
         run = runs.train_and_test(
             experiment, candidate,
-            num_test_tasks=5, record=rows, progress=progress, probe=probe,
+            num_test_tasks=5, record=rows, display=display, probe=probe,
         )  # fmt: skip
     return experiment, candidate, run, rows
 
