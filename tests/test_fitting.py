@@ -319,7 +319,7 @@ def test_skips_in_a_row_are_counted_across_an_interruption(tmp_path):
     for meta_state, _ in half:
         if int(meta_state.step) == 50:
             break
-    half.close()
+    del half
     resumed = _fit(source, 150, checkpoints=Manager(tmp_path, every=5), **options)
     with pytest.raises(jaxmaml.NonFiniteError) as caught:
         list(resumed)

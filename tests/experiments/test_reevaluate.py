@@ -43,6 +43,7 @@ def test_the_mean_of_the_best_states_is_scored_again(tmp_path, monkeypatch):
     out, specs = tmp_path / "run", candidates.comparison(preset)[1:]
     with compare.prepare(preset, specs, out, num_test_tasks=5) as comparison:
         (run,) = compare.execute(comparison)
+    assert run.averaged is not None
     stored = json.loads((out / "results.json").read_text())["runs"]["first"]["averaged"]
     assert stored["mse_per_step"] == run.averaged.mean.tolist()
     assert len(stored["steps"]) == 2

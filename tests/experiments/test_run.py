@@ -155,7 +155,7 @@ def test_the_predictions_of_the_best_states_are_averaged():
     preset = presets.override(RUINED, patience=0, num_averaged=3, outer_lr=0.1)
     experiment, candidate, run, rows = _run(preset)
     found = {row["step"]: row["val_criterion"] for row in rows if "val_criterion" in row}
-    best = sorted(found, key=found.get)[:3]
+    best = sorted(found, key=lambda step: found[step])[:3]
     assert [int(state.step) for state in run.averaged_states] == best
     assert best[0] == int(run.meta_state.step)
 
@@ -172,6 +172,7 @@ def test_the_predictions_of_the_best_states_are_averaged():
             for state in run.averaged_states
         ]
         errors.append(np.mean((np.mean(outputs, axis=0) - task.query["targets"]) ** 2))
+    assert run.averaged is not None
     assert run.averaged.mean[1] == pytest.approx(np.mean(errors), rel=1e-5)
     assert run.averaged.mean[1] != run.test.mean[1]
 
