@@ -1,4 +1,4 @@
-"""The command line: `jaxmaml compare`, `train`, `evaluate`, `report`, `presets` and `data`.
+"""The command line: `jaxmaml compare`, `train`, `evaluate`, `adapt`, `report`, `presets` and `data`.
 
 Exit codes: 0 success; 1 training stopped at a loss or a gradient that is not finite; 2 a wrong
 argument, or something that the user can mend, such as a full disk; 70 a bug, with its traceback; 130
@@ -106,6 +106,29 @@ def evaluate(
     return 0
 
 
+def adapt(run_dir: options.RunDirectory, *, files: options.AdaptOptions) -> int:
+    """Adapt a trained run to new classes or points, and predict."""
+    _check_matplotlib()
+    from jaxmaml.experiments import serving, trained
+    from jaxmaml.experiments.run_dir import RunDir
+
+    with _user_errors():
+        config = RunDir(run_dir).read_config()
+        request = serving.Request(
+            files.support, files.images, files.points,
+            files.out or serving.default_out(run_dir, files.run), files.export,
+        )  # fmt: skip
+        serving.check(request, is_regression=config["class_split"] is None)
+    with _session(config["matmul_precision"]), _user_errors():
+        served = serving.serve(
+            trained.load(run_dir, files.run), request,
+            num_inner_steps=files.num_inner_steps, statistics=files.statistics,
+        )  # fmt: skip
+        paths = serving.write(request, served)
+    print(serving.report(served.adapted, paths, len(served.table) - 1))
+    return SUCCESS
+
+
 def report(run_dirs: options.RunDirectories, *, out: options.ReportFolder = None) -> int:
     """Write a report of runs, finished or not: a page of HTML, Markdown, pictures, a LaTeX table."""
     _check_matplotlib()
@@ -201,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "compare": compare,
         "train": train,
         "evaluate": evaluate,
+        "adapt": adapt,
         "report": report,
         "presets": list_presets,
         "data": data,
@@ -313,14 +337,16 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
         with _user_errors(), Display():
             comparison = stack.enter_context(prepare(
                 preset, specs, out,
-                seed=run.seed, num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,
+                seed=run.seed, num_seeds=run.num_seeds,
+                num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,
                 streaming=_streaming(run), matmul_precision=run.matmul_precision,
                 checkpoint_every=run.checkpoint_every, tensorboard=run.tensorboard,
             ))  # fmt: skip
         if comparison.is_complete:
             if run.tensorboard:
                 write_event_files(comparison)
-            print(f"{out} is complete: a larger --num-outer-steps trains it longer")
+            longer = "" if preset.patience else ": a larger --num-outer-steps trains it longer"
+            print(f"{out} is complete{longer}")
             return SUCCESS
         try:
             with interruptible():
@@ -330,6 +356,14 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
                 print(f"the same command with --out {out} continues this run", file=sys.stderr)
             raise
     print(f"written to {out}")
+    for done in runs:
+        if done.num_skipped:
+            print(f"{done.label} left out {done.num_skipped:,} of its outer steps: not finite")
+        if done.stopped_early:
+            print(
+                f"{done.label} stopped early at outer step {done.num_outer_steps:,}: "
+                f"{preset.patience} validations without a better score"
+            )
     stopped = [done for done in runs if done.stopped]
     for done in stopped:
         print(

@@ -130,6 +130,23 @@ def test_train_stops_at_a_loss_that_is_not_finite(tmp_path, capsys):
     assert (out / "checkpoints" / "first").is_dir()
 
 
+def test_a_run_that_stops_early_or_skips_steps_has_not_failed(tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--order", "first", "--out", str(out), *TINY[:-1], "--num-validations", "6"]
+    options += ["--selection-steps", "1", "--patience", "2", "--num-averaged", "2"]
+    command = ["train", "sinusoid-5shot", *options, "--outer-lr", "1e38", "--on-nonfinite", "skip"]
+    assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    assert "first stopped early at outer step 2: 2 validations without a better score" in shown
+    assert "first left out 1 of its outer steps: not finite" in shown
+    run = json.loads((out / "results.json").read_text())["runs"]["first"]
+    assert (run["stopped"], run["stopped_early"], run["num_skipped"]) == (None, True, 1)
+    assert cli.main(command) == 0
+    assert f"{out} is complete" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(out), "--num-test-tasks", "5"]) == 0
+    assert "mean of" in capsys.readouterr().out
+
+
 def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
     def interrupted(*args, **options):
         yield from itertools.islice(run_slices(*args, **options), 2)
@@ -221,6 +238,13 @@ def test_a_damaged_run_is_one_line(compared, tmp_path, capsys):
         (["train", "glyphs-5w1s", "--num-inner-steps", "9" * 21], "must be at most 100,000"),
         (["train", "sinusoid-5shot", "--outer-lr", "1e39"], "outer_lr must be 0 or more, and"),
         (["train", "sinusoid-5shot", "--seed", "-1"], "seed must be an integer, 0 or more"),
+        (
+            ["train", "sinusoid-5shot", "--num-seeds", "0"],
+            "num_seeds must be an integer, 1 or more",
+        ),
+        (["train", "sinusoid-5shot", "--patience", "-1"], "patience must be an integer, 0 or more"),
+        (["train", "glyphs-5w1s", "--patience", "2"], "glyphs-5w1s with selection_steps=()"),
+        (["train", "glyphs-5w1s", "--num-averaged", "5"], "glyphs-5w1s with selection_steps=()"),
         (["train", "sinusoid-5shot", "--seed", "4294967296"], "seed must be at most 4,294"),
         (["train", "sinusoid-5shot", "--num-test-tasks", "1"], "num_test_tasks must be an"),
         (["data", "show", "sinusoid-5shot", "--out", "noext"], "a file with a suffix: .png"),
@@ -337,6 +361,7 @@ def test_presets_are_listed(capsys):
         "compare",
         "train",
         "evaluate",
+        "adapt",
         "data",
         "data show",
         "data list",

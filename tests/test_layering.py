@@ -55,7 +55,8 @@ _ABOVE_CORE = _ALL_OF_CORE | {"parallel"}
 BELOW |= dict.fromkeys(("dispatch", "checkpoint", "averaging"), _ABOVE_CORE)
 BELOW["fitting"] = _ABOVE_CORE | {"dispatch"}
 _LIBRARY = _ABOVE_CORE | {"dispatch", "fitting", "checkpoint", "averaging", "nn", "data"}
-BELOW["jaxmaml"] = _LIBRARY
+# The facade passes on `load`, which returns a run of the application.
+BELOW["jaxmaml"] = _LIBRARY | {"experiments"}
 BELOW["experiments"] = _LIBRARY | {"jaxmaml"}
 BELOW["cli"] = {"experiments", "data", "files"}
 BELOW["__main__"] = {"cli"}

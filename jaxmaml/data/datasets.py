@@ -176,6 +176,26 @@ def scaling(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return known.mean, known.std
 
 
+def format_of(dataset: str, image_shape: tuple[int, ...]) -> Format:
+    """Returns the form that the images of a dataset were decoded to, without reading the dataset.
+
+    Args:
+        dataset: see `images`.
+        image_shape: (height, width, channels) of the images, as `images` gave them.
+
+    Raises:
+        ValueError: the dataset is unknown.
+
+    Example:
+        >>> format_of("folder:/my/images", (32, 32, 3))
+        Format(size=32, mode='RGB', resample='bilinear', ink=False)
+    """
+    size, _, channels = image_shape
+    if dataset.partition(":")[0] in ("tfds", "folder"):
+        return Format(size, "L" if channels == 1 else "RGB")
+    return dataclasses.replace(_known(dataset).format, size=size)
+
+
 def class_names(dataset: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
     """Returns the names of all classes of a dataset.
 
@@ -218,10 +238,17 @@ def data_directory(data_dir: str | os.PathLike[str] | None) -> Path:
 
 def _own_records(dataset: str, data_dir: str | os.PathLike[str] | None) -> Records | None:
     """Returns the records of "tfds:NAME" or "folder:PATH", or None for another name."""
-    kind, _, rest = dataset.partition(":")
-    if kind == "folder" and rest:
+    kind, colon, rest = dataset.partition(":")
+    if kind not in ("folder", "tfds") or not colon:
+        return None
+    if not rest:
+        raise ValueError(
+            f"dataset {dataset!r} names nothing: write folder:PATH, with one folder of images per "
+            "class, or tfds:NAME"
+        )
+    if kind == "folder":
         return FolderRecords(Path(rest).expanduser())
-    return TFDSRecords(rest, data_directory(data_dir)) if kind == "tfds" and rest else None
+    return TFDSRecords(rest, data_directory(data_dir))
 
 
 def _check_not_a_folder(dataset: str) -> None:

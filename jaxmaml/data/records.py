@@ -19,7 +19,28 @@ from jaxmaml.data import label_cache
 _RECORDS_PER_READ = 1000
 
 
-class Records(Protocol):
+class Encoded(Protocol):
+    """Encoded images, by number.
+
+    Example:
+        >>> from jaxmaml.data.folders import FileRecords
+        >>> images: Encoded = FileRecords([Path("a.png")])
+        >>> images.where(0)
+        'a.png'
+    """
+
+    def __len__(self) -> int: ...
+
+    def encoded(self, numbers: Sequence[int]) -> list[bytes]:
+        """Returns the encoded images of the records with these numbers."""
+        ...
+
+    def where(self, number: int) -> str:
+        """Returns the file of a record, and its number in the file, for messages."""
+        ...
+
+
+class Records(Encoded, Protocol):
     """Encoded images with labels.
 
     Attributes:
@@ -44,18 +65,8 @@ class Records(Protocol):
     num_channels: int
     fingerprint: str
 
-    def __len__(self) -> int: ...
-
     def labels(self) -> np.ndarray:
         """Returns int32 `[len(self)]`, each an index into `class_names`."""
-        ...
-
-    def encoded(self, numbers: Sequence[int]) -> list[bytes]:
-        """Returns the encoded images of the records with these numbers."""
-        ...
-
-    def where(self, number: int) -> str:
-        """Returns the file of a record, and its number in the file, for messages."""
         ...
 
 

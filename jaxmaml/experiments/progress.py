@@ -39,6 +39,7 @@ class Status:
         rate: outer steps per second; None if it is not known yet.
         loss: the query loss; None if it is not known yet.
         score: the last validation score; None if it is not known yet.
+        skipped: outer steps that were skipped.
         left: seconds that are left; None if that is not known yet.
     """
 
@@ -50,6 +51,7 @@ class Status:
     rate: float | None = None
     loss: float | None = None
     score: float | None = None
+    skipped: int = 0
     left: float | None = None
 
     @property
@@ -66,6 +68,8 @@ class Status:
         if self.score is not None:
             value = f"MSE {self.score:.3g}" if self.is_regression else f"{100 * self.score:.1f} %"
             found.append(f"validation {value}")
+        if self.skipped:
+            found.append(f"{self.skipped:,} skipped")
         return ", ".join(found)
 
 

@@ -225,7 +225,7 @@ class GroupNorm(_Learned):
         del weights
         dtype = jnp.result_type(inputs, self.offset[...])
         values = inputs.astype(jnp.promote_types(dtype, jnp.float32))
-        grouped = values.reshape(len(values), -1, self.num_groups, self._group_size(inputs))
+        grouped = values.reshape(values.shape[0], -1, self.num_groups, self._group_size(inputs))
         mean = grouped.mean(axis=(1, 3), keepdims=True)
         variance = ((grouped - mean) ** 2).mean(axis=(1, 3), keepdims=True)
         offset = self._in_groups(self.offset[...])

@@ -97,7 +97,7 @@ def test_80_columns_cut_nothing_off(label):
     with progress._Progress(console) as bars:
         view = progress._Bars(bars)
         view.run(progress.Status(
-            label, 60_000, False, "validating", 12_500, 12.34, 0.1234, 0.853, 40_000.0
+            label, 60_000, False, "validating", 12_500, 12.34, 0.1234, 0.853, left=40_000.0
         ))  # fmt: skip
         stage = stages.Stage("nearest neighbor on test tasks", 60_000, 12_000)
         view.stage(stage, 3.0)
