@@ -273,7 +273,7 @@ class _Lines:
 
     def _print(self, work: str, line: str) -> None:
         self._last[work] = self._clock()
-        # Whoever read the lines may be gone, which is no reason to end hours of work.
+        # Whoever read the lines may be gone, which must not end hours of work.
         with contextlib.suppress(OSError, ValueError):
             print(line, file=self._console.file, flush=True)
 
