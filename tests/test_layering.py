@@ -19,7 +19,7 @@ HEAVY = ("flax", "tensorflow_datasets", "tensorflow", "grain", "orbax", "matplot
 # Each group of the core imports the groups before it.
 CORE = (
     ("types",),
-    ("checks", "files"),
+    ("checks", "files", "stages"),
     ("scores",),
     ("trees",),
     ("mixed_mode",),
@@ -48,7 +48,7 @@ BELOW = {layer: _before(layer) for group in CORE for layer in group}
 for _layer_without_scores in set(BELOW) - {"metrics", "diagnostics"}:
     BELOW[_layer_without_scores] -= {"scores"}
 _ALL_OF_CORE = set(BELOW)
-_LOWEST = {"types", "trees", "checks", "files", "scores"}
+_LOWEST = {"types", "trees", "checks", "files", "stages", "scores"}
 BELOW |= {"nn": _LOWEST, "data": _LOWEST}
 BELOW["parallel"] = BELOW["outer"] | {"outer"}
 _ABOVE_CORE = _ALL_OF_CORE | {"parallel"}

@@ -19,7 +19,7 @@ PUBLIC = {
         diagnostics evaluate fine_tuning fit fold_keys fomaml imaml init_state learned_optimizer
         learned_rates learned_sgd load maml maml_plus_plus mean_and_ci95 meta_curvature meta_grad
         meta_sgd meta_step metrics mixed_mode multi_step_weights nn parallel proto_maml protonet r2d2
-        reptile trace unicorn with_state
+        reptile stages trace unicorn with_state
     """,
     "jaxmaml.nn": """
         Conv4 MLP ResNet12 StatefulModel accuracy binary_cross_entropy conv cross_entropy first_ways
@@ -49,6 +49,7 @@ PUBLIC = {
     "jaxmaml.metrics": "accuracy mean_and_ci95 nearest_neighbor",
     "jaxmaml.mixed_mode": "check_scalar explain_forward_mode value_and_grad",
     "jaxmaml.parallel": "meta_step replicate spread task_mesh",
+    "jaxmaml.stages": "Stage listening stage",
 }
 """The functions, classes and modules that each public module exports."""
 EXPORTS = [(module, name) for module, names in PUBLIC.items() for name in names.split()]

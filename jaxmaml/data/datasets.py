@@ -4,17 +4,15 @@
 `pools.sampler`.
 """
 
-import contextlib
 import dataclasses
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmaml import files
+from jaxmaml import files, stages
 from jaxmaml.checks import check_count
-from jaxmaml.data import augmentation, class_splits, pools
+from jaxmaml.data import augmentation, class_splits, pools, tfds_progress
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.decoders import Format
 from jaxmaml.data.folders import FolderRecords
@@ -317,8 +315,7 @@ def _prepare(builder: Any, data_dir: Path) -> None:
 
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        # TFDS prints its progress, which would disturb a caller's table, progress bar or JSON.
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        with stages.stage(f"preparing {builder.name}"), tfds_progress.as_stages():
             builder.download_and_prepare(download_config=config)
     except OSError as error:
         # Another process may have been faster: its directory is as good as ours.

@@ -2,12 +2,12 @@
 
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxmaml import files
+from jaxmaml import files, stages
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 """Files of a folder that are read as images."""
@@ -82,7 +82,8 @@ class FolderRecords(FileRecords):
     def __init__(self, path: Path, *, every_class: bool = False):
         if not path.is_dir():
             raise ValueError(f"folder {path} does not exist")
-        found, skipped = _scan(path)
+        with stages.stage(f"scanning folder {path.name}") as advance:
+            found, skipped = _scan(path, advance)
         if not found:
             raise ValueError(
                 f"folder {path} must hold one folder of images ({' '.join(IMAGE_SUFFIXES)}) per "
@@ -161,14 +162,20 @@ def _check_every_class(path: Path, found: Collection[str]) -> None:
             )
 
 
-def _scan(path: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """Returns the images in the folders of the classes, and the relative paths of what is skipped."""
+def _scan(path: Path, advance: Callable[[int], None]) -> tuple[list[Path], tuple[str, ...]]:
+    """Returns the images in the folders of the classes, and the relative paths of what is skipped.
+
+    Args:
+        path: the folder.
+        advance: receives the number of files that were found in each folder of a class.
+    """
     found: list[Path] = []
     skipped: list[Path] = []
     try:
         for entry in path.iterdir():
             if entry.is_dir() and not _is_hidden(entry.name):
                 listed = list(_files_below(entry))
+                advance(len(listed))
                 images = [file for file in listed if file.parent == entry and _is_read(file)]
                 found += images
                 skipped += [file for file in listed if file not in set(images)]

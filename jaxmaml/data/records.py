@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxmaml import files
+from jaxmaml import files, stages
 from jaxmaml.data import label_cache
 
 _RECORDS_PER_READ = 1000
@@ -163,9 +163,11 @@ class TFDSRecords:
 
     def _read_labels(self) -> np.ndarray:
         read: list[int] = []
-        for first in range(0, len(self), _RECORDS_PER_READ):
-            numbers = range(first, min(first + _RECORDS_PER_READ, len(self)))
-            read += [row["label"] for row in self._rows(numbers)]
+        with stages.stage(f"reading the labels of {self.name}", len(self)) as advance:
+            for first in range(0, len(self), _RECORDS_PER_READ):
+                numbers = range(first, min(first + _RECORDS_PER_READ, len(self)))
+                read += [row["label"] for row in self._rows(numbers)]
+                advance(len(numbers))
         labels = np.array(read, np.int32)
 
         num_classes = len(self.class_names)

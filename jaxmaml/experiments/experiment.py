@@ -108,6 +108,20 @@ def build_experiment(
     )
 
 
+def with_seed(experiment: Experiment, seed: int) -> Experiment:
+    """Returns the experiment of another seed, with the same data and the same functions.
+
+    Programs are compiled for functions: all seeds share those of the first one.
+    """
+    preset, shape = experiment.preset, input_shape(experiment.sources["train"])
+    own = networks.build(preset, shape, key_of(seed, "parameters"))
+    return experiment._replace(
+        network=experiment.network._replace(params=own.params),
+        train_key=key_of(seed, "training tasks"),
+        learner_key=key_of(seed, "parameters of a learner"),
+    )
+
+
 def build_candidate(experiment: Experiment, spec: Spec) -> Candidate:
     """Returns the candidate of a run.
 

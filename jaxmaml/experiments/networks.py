@@ -43,6 +43,7 @@ class Model(NamedTuple):
         query_loss_fn: the loss that scores the query in training; None for `loss_fn`.
         test_loss_fn: the loss that a test adapts to; None for `loss_fn`.
         metric_fn: accuracy or mean squared error of a trained network.
+        score_fn: `(outputs, batch) -> score`, the same metric of the outputs of `apply_fn`.
         features_fn: `(params, batch) -> [num_examples, num_features]`; None with statistics.
         refresh_state: whether the statistics are computed anew before the query is scored.
     """
@@ -52,6 +53,7 @@ class Model(NamedTuple):
     query_loss_fn: LossFn | None
     test_loss_fn: LossFn | None
     metric_fn: MetricFn
+    score_fn: PlainFn
     features_fn: PlainFn | None
     refresh_state: bool
 
@@ -120,7 +122,8 @@ def _without_state(
     apply_fn = served(_conditioned(features_fn))
     loss_fn = _loss(preset, apply_fn)
     metric_fn = loss_fn if preset.is_regression else nn.accuracy(apply_fn)
-    model = Model(apply_fn, loss_fn, None, None, metric_fn, features_fn, False)
+    score_fn = _score_fn(preset)
+    model = Model(apply_fn, loss_fn, None, None, metric_fn, score_fn, features_fn, False)
     return Network(model, params, ())
 
 
@@ -138,10 +141,24 @@ def _with_state(
         query_loss_fn=tested_loss if is_inductive else None,
         test_loss_fn=None if is_inductive else tested_loss,
         metric_fn=tested_loss if preset.is_regression else nn.accuracy(tested),
+        score_fn=_score_fn(preset),
         features_fn=None,
         refresh_state=is_inductive,
     )
     return Network(model, parts.params, parts.state)
+
+
+def _outputs(outputs: Array, batch: Batch) -> Array:
+    """Is the model whose parameters are its outputs."""
+    return outputs
+
+
+# One object each, so that the program that scores them is compiled once.
+_ERROR_OF_OUTPUTS, _ACCURACY_OF_OUTPUTS = nn.mean_squared_error(_outputs), nn.accuracy(_outputs)
+
+
+def _score_fn(preset: Preset) -> PlainFn:
+    return _ERROR_OF_OUTPUTS if preset.is_regression else _ACCURACY_OF_OUTPUTS
 
 
 def _dtype(preset: Preset) -> str | None:

@@ -40,6 +40,23 @@ RunDirectory = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(metavar="RUN_DIR", help="directory that train or compare wrote"),
 ]
+RunDirectories = Annotated[
+    tuple[pathlib.Path, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="RUN_DIR ...",
+        help="directories that train or compare wrote",
+        help_behavior_hint="",
+    ),
+]
+ReportFolder = Annotated[
+    pathlib.Path | None,
+    tyro.conf.arg(
+        metavar="DIR",
+        help="folder to write; an earlier report in it is replaced",
+        help_behavior_hint="(default: RUN_DIR/report; for several directories report)",
+    ),
+]
 OwnDataDir = Annotated[
     pathlib.Path | None,
     tyro.conf.arg(
@@ -122,6 +139,8 @@ class RunOptions:
 
     seed: int = 0
     """seed of the initial parameters and of the training episodes"""
+    num_seeds: int = 1
+    """runs of each learner, one after the other, with the seeds SEED, SEED + 1, ..."""
     num_test_tasks: int = 600
     """tasks of the final test"""
     data_dir: Annotated[
@@ -145,6 +164,8 @@ class RunOptions:
         ),
     ] = None
     """outer steps between two checkpoints; ten minutes do not pass without one"""
+    tensorboard: bool = False
+    """also write event files for TensorBoard, into the run directory; needs jaxmaml[tensorboard]"""
     stream: bool = False
     """read images from disk during training, instead of keeping all of them on the device"""
     num_workers: int = 0

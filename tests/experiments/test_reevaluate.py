@@ -14,7 +14,7 @@ from rich.console import Console
 from experiments.tiny import OPTIONS, PRESET, REGRESSION
 from jaxmaml import cli
 from jaxmaml.data import class_splits
-from jaxmaml.experiments import candidates, compare, presets, reevaluate
+from jaxmaml.experiments import candidates, compare, figures, presets, reevaluate
 from jaxmaml.experiments.experiment import init_state, scored_tasks
 from jaxmaml.experiments.run_dir import RunDir, write_json
 from jaxmaml.experiments.tasks import class_split_of
@@ -35,6 +35,31 @@ def test_the_scores_of_the_training_are_found_again(compared):
     shown = _shown(reevaluate.scores_table(restored, 5))
     for run in runs:
         assert f"{run.test.mean[2]:.3f} ± {run.test.ci95[2]:.3f}" in shown
+
+
+def test_the_mean_of_the_best_states_is_scored_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw_all", lambda *args, **options: [])
+    preset = presets.override(REGRESSION, num_averaged=2, selection_steps=(1,))
+    out, specs = tmp_path / "run", candidates.comparison(preset)[1:]
+    with compare.prepare(preset, specs, out, num_test_tasks=5) as comparison:
+        (run,) = compare.execute(comparison)
+    assert run.averaged is not None
+    stored = json.loads((out / "results.json").read_text())["runs"]["first"]["averaged"]
+    assert stored["mse_per_step"] == run.averaged.mean.tolist()
+    assert len(stored["steps"]) == 2
+    restored = reevaluate.restore(out, num_test_tasks=5)
+    assert _shown(reevaluate.scores_table(restored, 5)).count("first, mean of 2") == 1
+    _, mean = reevaluate.scores(restored, 5).values()
+    np.testing.assert_array_equal(mean.mean, run.averaged.mean)
+
+    # The states are verified as that of the run is.
+    damaged = next((out / "averaged" / "first" / "ocdbt.process_0" / "d").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match=r"averaged/first/.* is damaged"):
+        reevaluate.restore(out, num_test_tasks=5)
+    shutil.rmtree(out / "averaged")
+    with pytest.raises(ValueError, match=r"no checkpoint at .*averaged/first"):
+        reevaluate.restore(out, num_test_tasks=5)
 
 
 def test_other_tasks_are_named_and_scored(compared):

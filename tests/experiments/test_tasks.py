@@ -157,6 +157,7 @@ def test_a_folder_without_a_split_file_is_divided_in_the_same_way_each_time(tmp_
     write_folder(tmp_path, sizes=(4,) * 7, side=4)
     preset = _pictures(tmp_path, way=2)
     drawn = class_split_of(make_sources(preset, num_test_tasks=5))
+    assert drawn is not None
     assert {split: len(names) for split, names in drawn.items()} == {
         "train": 3,
         "val": 2,
