@@ -165,3 +165,14 @@ def test_a_source_is_stated_once():
     text = "\n".join(_shown(tables.presets_table([preset, preset, other])))
     assert text.count(f"{preset.paper}, {preset.table}") == 1
     assert text.count(f"{preset.paper}, table 9") == 1
+
+
+def test_many_scores_have_a_row_each():
+    """Twenty columns would be too narrow to read."""
+    score = Score(np.array([0.2, 0.4, 0.853]), np.full(3, 0.012), 1, 2)
+    scores = {f"exact, seed {i}": score for i in range(tables.MAX_COLUMNS + 1)}
+    shown = _shown(tables.scores_table(PRESET, scores, 600, 0.31))
+    assert "exact, seed 4        20.0 ± 1.2   40.0 ± 1.2       2   85.3 ± 1.2          1" in shown
+    assert "31.0" in shown
+    over = {f"learner {i}": SeedScore((0, 1), score.mean, score.ci95, 2) for i in range(5)}
+    assert "learner 4   20.0 ± 1.2" in _shown(tables.seeds_table(PRESET, over, 600))

@@ -180,12 +180,13 @@ def _over_seeds(benchmark: Benchmark) -> dict[str, Score]:
     found = {}
     for directory in benchmark.directories:
         scores = {key: score for run in directory.runs for key, score in run.scores().items()}
-        for name, over in seeds.over_seeds(scores).items():
-            # The name of a run begins with that of its directory, if there are several.
-            prefix = directory.runs[0].name.removesuffix(directory.runs[0].spec.label)
-            name = f"{prefix}{name} ({len(over.seeds)} seeds)"
-            found[name] = Score(over.mean, over.std, 0, over.headline)
-    return found
+        # The name of a run begins with that of its directory, if there are several.
+        prefix = directory.runs[0].name.removesuffix(directory.runs[0].spec.label)
+        found |= {
+            f"{prefix}{name} ({len(over.seeds)} seeds)": over
+            for name, over in seeds.over_seeds(scores).items()
+        }
+    return seeds.as_scores(found)
 
 
 def _validation_scores(runs: Runs) -> Table:
