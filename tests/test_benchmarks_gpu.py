@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 STAGES = ("speed", "memory", "transformer", "reproduce", "check")
 NEEDED = ("jax", "flax", "optax", "chex", "orbax-checkpoint", "matplotlib", "rich")
-"""What a machine with an accelerator and without a network is sure to have."""
+"""The packages that a machine with an accelerator and without a network is sure to have."""
 ABSENT = ("tensorflow_datasets", "grain", "tyro", "platformdirs")
 
 
@@ -45,7 +45,7 @@ def test_a_mistake_is_one_line(arguments, platform, message, tmp_path):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """A Python that has only what such a machine has."""
+    """Returns a Python that has only these packages."""
     directory = tmp_path_factory.mktemp("bare")
     subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
     python = directory / "bin" / "python"
