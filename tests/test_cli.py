@@ -524,3 +524,11 @@ def test_a_report_that_cannot_be_made_is_one_line(compared, tmp_path, capsys, ar
     assert message in _error(capsys, "report", *found)
     assert not list(tmp_path.iterdir())
     assert sorted(compared[1].iterdir()) == before
+
+
+def test_the_help_has_no_percent_sign_twice(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert "1 % of the time" in " ".join(shown.replace("│", "").split())
+    assert "%%" not in shown

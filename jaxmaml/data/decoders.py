@@ -72,7 +72,7 @@ class Reader(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]: ...
 
-    def read(self, numbers: np.ndarray) -> np.ndarray:
+    def read(self, numbers: np.ndarray, /) -> np.ndarray:
         """Returns uint8 `[len(numbers), H, W, C]`."""
         ...
 

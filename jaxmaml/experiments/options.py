@@ -160,7 +160,7 @@ class RunOptions:
         int | None,
         tyro.conf.arg(
             metavar="INT",
-            help_behavior_hint="(default: 500, or more if that took over 1 %% of the time)",
+            help_behavior_hint="(default: 500, or more if that took over 1 % of the time)",
         ),
     ] = None
     """outer steps between two checkpoints; ten minutes do not pass without one"""

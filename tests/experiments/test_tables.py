@@ -85,9 +85,7 @@ def test_the_selected_step_is_stated_if_it_is_not_the_last(compared):
 
 def test_many_runs_have_a_row_each(many):
     lines = _shown(tables.summary_table(REGRESSION, many, 5, None), width=120)
-    rows = [
-        " ".join(line.split()) for line in lines if line.split()[0] in {run.label for run in many}
-    ]
+    rows = [line.split() for line in lines if line.split()[0] in {run.label for run in many}]
     assert [row[0] for row in rows] == [run.label for run in many]
     one, three, fails = ["1.000", "±", "0.010"], ["0.300", "±", "0.010"], ["not", "finite"]
     # After 0 steps, after 1 step, the number of steps, and the headline.
