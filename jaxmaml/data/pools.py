@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np  # noqa: F401  (the examples use it)
 
 from jaxmaml.data import episodes, stored_images
 from jaxmaml.data.augmentation import NONE, Augment
