@@ -1,5 +1,7 @@
 """Convolution that stays fast when each task has its own weights."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -37,22 +39,22 @@ def conv(inputs: Array, kernel: Array, *, stride: int = 1, padding: str = "SAME"
     _check_conv(inputs, kernel, stride, padding)
     kernel_height, kernel_width, _, num_filters = kernel.shape
     patches = _patches(inputs, (kernel_height, kernel_width), stride, padding)
-    outputs = _product(patches.reshape(-1, patches.shape[-1]), kernel.reshape(-1, num_filters))
+    outputs = product(patches.reshape(-1, patches.shape[-1]), kernel.reshape(-1, num_filters))
     return outputs.reshape(*patches.shape[:-1], num_filters)
 
 
-def _product(patches: Array, matrix: Array) -> Array:
+def product(patches: Array, matrix: Array, **options: Any) -> Array:
     """Returns `patches @ matrix`, two-dimensional, in the form with the fastest gradient.
 
-    The gradient with respect to the matrix is `patches.T @ cotangent`, which XLA CPU computes at
+    Options are those of `lax.dot_general`. The gradient with respect to the matrix is `patches.T @ cotangent`, which XLA CPU computes at
     half the speed of `cotangent.T @ patches` (benchmarks/convolution.py). A product with the
     transposed matrix has the second as its gradient; the barrier keeps XLA from undoing the
     transposition.
     """
     if matrix.shape[0] < matrix.shape[1]:
-        return patches @ matrix
+        return jnp.matmul(patches, matrix, **options)
     transposed = lax.optimization_barrier(matrix.T)
-    return lax.dot_general(patches, transposed, (((1,), (1,)), ((), ())))
+    return lax.dot_general(patches, transposed, (((1,), (1,)), ((), ())), **options)
 
 
 def _patches(inputs: Array, size: tuple[int, int], stride: int, padding: str) -> Array:

@@ -7,6 +7,7 @@ the derivatives of every order are selections, too.
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -52,7 +53,7 @@ def max_pool(inputs: Array, window: int = 2) -> Array:
         [[6.0, 8.0]]
     """
     inputs = jnp.asarray(inputs)
-    return _pool_by(inputs, window)(inputs)
+    return pool_by(inputs, _square(inputs, window))(inputs)
 
 
 def normalize_and_pool(
@@ -95,69 +96,86 @@ def normalize_and_pool(
     # bias, once per use: for the statistics, for the comparisons and for their derivatives.
     images = [lax.optimization_barrier(jnp.asarray(inputs)) for inputs, _ in branches]
     normalizers = [
-        norm.normalizer(inputs, weights)
-        for inputs, (_, norm) in zip(images, branches, strict=True)
+        norm.normalizer(inputs, weights) for inputs, (_, norm) in zip(images, branches, strict=True)
     ]
 
     def normalized(parts: Sequence[Array]) -> Array:
         normed = [f(part) for f, part in zip(normalizers, parts, strict=True)]
         return functools.reduce(operator.add, normed)
 
-    pool = _pool_by(normalized(images), window)
+    pool = pool_by(normalized(images), _square(images[0], window))
     return activation(normalized([pool(inputs) for inputs in images]))
 
 
-def _pool_by(keys: Array, window: int) -> Callable[[Array], Array]:
+def pool_by(keys: Array, windows: tuple[int, ...]) -> Callable[[Array], Array]:
     """Returns the pooling that takes from each window the entry whose key is the largest.
 
     Args:
-        keys: `[..., height, width, channels]`; no derivative passes through them.
-        window: the side of the square window, and the stride.
+        keys: `[..., *space, channels]`; no derivative passes through them.
+        windows: the sides of the windows, and the strides, along the axes of space.
 
     Returns:
-        A function from `[..., height, width, channels]` to
-        `[..., height // window, width // window, channels]`.
+        A function from `[..., *space, channels]` to the same with every axis of space divided by its
+        window and rounded down.
+
+    Example:
+        >>> keys, values = jnp.array([[1.0], [3.0], [2.0]]), jnp.array([[5.0], [6.0], [7.0]])
+        >>> pool_by(keys, (2,))(values).tolist()
+        [[6.0]]
     """
-    window = _check_window(keys, window)
-    if window == 1:
+    if set(windows) <= {1}:
         return lambda values: values
-    is_first_largest = _is_first_largest(_windows(lax.stop_gradient(keys), window))
+    is_first_largest = _is_first_largest(_view(lax.stop_gradient(keys), windows), windows)
 
     def pool(values: Array) -> Array:
         # A selection, because a product with a mask of zeros would make NaN of infinite entries.
-        selected = jnp.where(is_first_largest, _windows(values, window), jnp.zeros((), values.dtype))
-        return selected.sum(axis=(-4, -2), dtype=values.dtype)
+        zero = jnp.zeros((), values.dtype)
+        selected = jnp.where(is_first_largest, _view(values, windows), zero)
+        return selected.sum(axis=_window_axes(windows), dtype=values.dtype)
 
     return pool
 
 
-def _windows(values: Array, window: int) -> Array:
-    """Returns a view `[..., rows, window, columns, window, channels]` of whole windows."""
-    *leading, height, width, channels = values.shape
-    rows, columns = height // window, width // window
-    whole = values[..., : rows * window, : columns * window, :]
-    return whole.reshape(*leading, rows, window, columns, window, channels)
+def _view(values: Array, windows: tuple[int, ...]) -> Array:
+    """Returns whole windows, in two dimensions `[..., rows, window, columns, window, channels]`."""
+    first = values.ndim - 1 - len(windows)
+    numbers = [side // window for side, window in zip(values.shape[first:-1], windows, strict=True)]
+    ends = [number * window for number, window in zip(numbers, windows, strict=True)]
+    whole = values[(..., *map(slice, ends), slice(None))]
+    split = [size for pair in zip(numbers, windows, strict=True) for size in pair]
+    return whole.reshape(*values.shape[:first], *split, values.shape[-1])
 
 
-def _is_first_largest(keys: Array) -> Array:
-    """Returns where each window has its first maximum, like `keys`; a NaN is larger than any number."""
+def _window_axes(windows: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the axes of a view that lie within a window."""
+    return tuple(range(-2 * len(windows), -1, 2))
+
+
+def _is_first_largest(view: Array, windows: tuple[int, ...]) -> Array:
+    """Returns where each window has its first maximum; a NaN is larger than any number."""
     # Comparisons one after another rather than for equality with the maximum: a compiler that computes
     # the keys again, with another rounding, may find no entry equal to it (seen on XLA CPU).
-    window = keys.shape[-2]
-    dtype = np.min_scalar_type(window**2)
-    largest = keys[..., 0, :, 0, :]
-    place = jnp.zeros(largest.shape, dtype)
-    for i in range(1, window**2):
-        other = keys[..., i // window, :, i % window, :]
+    dtype, axes = np.min_scalar_type(math.prod(windows)), _window_axes(windows)
+    largest, first = None, None
+    for number, place in enumerate(np.ndindex(*windows)):
+        index: list[Any] = [slice(None)] * view.ndim
+        for axis, entry in zip(axes, place, strict=True):
+            index[axis] = entry
+        other, this = view[tuple(index)], jnp.asarray(number, dtype)
+        if largest is None:
+            largest, first = other, jnp.full(other.shape, this)
+            continue
         stays = (largest >= other) | jnp.isnan(largest)
         largest = jnp.where(stays, largest, other)
-        place = jnp.where(stays, place, jnp.asarray(i, dtype))
-    places = jnp.arange(window**2, dtype=dtype).reshape(window, 1, window, 1)
-    return jnp.expand_dims(place, (-4, -2)) == lax.expand_dims(places, range(keys.ndim - 4))
+        first = jnp.where(stays, first, this)
+    sides = [size for window in windows for size in (1, window)]
+    numbers = jnp.arange(math.prod(windows), dtype=dtype)
+    numbers = numbers.reshape((1,) * (view.ndim - 1 - len(sides)) + (*sides, 1))
+    return jnp.expand_dims(first, axes) == numbers
 
 
-def _check_window(inputs: Any, window: int) -> int:
-    """Returns the side of a window; raises unless it fits into the inputs."""
+def _square(inputs: Any, window: int) -> tuple[int, int]:
+    """Returns the sides of a square window; raises unless it fits into the inputs."""
     window = check_count("window", window)
     if jnp.ndim(inputs) < 3:
         raise ValueError(
@@ -168,4 +186,4 @@ def _check_window(inputs: Any, window: int) -> int:
         raise ValueError(
             f"window must not be larger than the image's smaller side {smaller}, got {window}"
         )
-    return window
+    return window, window

@@ -174,6 +174,7 @@ def test_derivatives_contain_no_interior_pads():
     strided = jax.make_jaxpr(lambda x: derivatives(plain_pool, x, x))(images)
     assert "pad" in {eqn.primitive.name for eqn in strided.eqns}  # the test would see them
 
+
 @pytest.mark.parametrize(
     ("shape", "window", "named"),
     [((4, 1), 2, "inputs"), ((1, 4, 4, 1), 5, "window"), ((1, 4, 4, 1), 0, "window")],
