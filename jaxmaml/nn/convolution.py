@@ -46,10 +46,10 @@ def conv(inputs: Array, kernel: Array, *, stride: int = 1, padding: str = "SAME"
 def product(patches: Array, matrix: Array, **options: Any) -> Array:
     """Returns `patches @ matrix`, two-dimensional, in the form with the fastest gradient.
 
-    Options are those of `lax.dot_general`. The gradient with respect to the matrix is `patches.T @ cotangent`, which XLA CPU computes at
-    half the speed of `cotangent.T @ patches` (benchmarks/convolution.py). A product with the
-    transposed matrix has the second as its gradient; the barrier keeps XLA from undoing the
-    transposition.
+    Options are those of `lax.dot_general`. The gradient with respect to the matrix is
+    `patches.T @ cotangent`, which XLA CPU computes at half the speed of `cotangent.T @ patches`
+    (benchmarks/convolution.py). A product with the transposed matrix has the second as its gradient;
+    the barrier keeps XLA from undoing the transposition.
     """
     if matrix.shape[0] < matrix.shape[1]:
         return jnp.matmul(patches, matrix, **options)

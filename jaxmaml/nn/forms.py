@@ -147,7 +147,8 @@ def _explained(caller: str, function: Callable[..., Any]) -> Iterator[None]:
     try:
         yield
     except (TypeError, jax.errors.JAXIndexError) as error:
-        if not isinstance(error, _NOT_TRACEABLE) and "valid JAX type" not in str(error):
+        is_known = any(text in str(error) for text in ("valid JAX type", "abstract array"))
+        if not isinstance(error, _NOT_TRACEABLE) and not is_known:
             raise
         name = getattr(function, "__name__", type(function).__name__)
         first = str(error).strip().splitlines()[0]

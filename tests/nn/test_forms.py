@@ -90,7 +90,12 @@ def _haiku():
 
 def _nnx():
     model = nn.from_nnx_with_state(NNXResNet())
-    return lambda params, batch: model.train_fn(params, batch, model.state)[0], model.params
+
+    def apply_fn(params, batch):
+        state = _cast(model.state, jnp.promote_types(batch["inputs"].dtype, jnp.float32))
+        return model.train_fn(params, batch, state)[0]
+
+    return apply_fn, model.params
 
 
 MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
@@ -228,10 +233,6 @@ POOLINGS = {
 def test_max_poolings_of_other_axes(pooling, dtype):
     window, padding = POOLINGS[pooling]
     images = (5 * draw(0, 2, 7, 6, 3)).astype(dtype)
-    function = lambda x: linen.pooling.pool(
-        x[None], jnp.array(jnp.iinfo(x.dtype).min if x.dtype == jnp.int32 else -jnp.inf, x.dtype),
-        lax.max, window, window, padding,
-    )  # fmt: skip
     function = functools.partial(
         lax.reduce_window,
         init_value=np.array(-np.inf if dtype == "float32" else np.iinfo(dtype).min, dtype),
