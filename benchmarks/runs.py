@@ -16,7 +16,8 @@ from jaxmaml.data import pools
 from jaxmaml.experiments.candidates import Candidate
 from jaxmaml.experiments.experiment import Experiment, build_experiment
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.experiments.run import Probe, Run, new_progress, train_and_test
+from jaxmaml.experiments.progress import Display
+from jaxmaml.experiments.run import Probe, Run, train_and_test
 from jaxmaml.experiments.tasks import SPLITS
 
 QUICK_TEST_TASKS = 20
@@ -116,10 +117,10 @@ def train(
         show: receives the metrics of every dispatch and validation.
         probe: called with the state about a dozen times along the run.
     """
-    with new_progress() as progress:
+    with Display() as display:
         return train_and_test(
             experiment, candidate,
-            num_test_tasks=num_test_tasks(options), record=_Unwritten(show), progress=progress,
+            num_test_tasks=num_test_tasks(options), record=_Unwritten(show), display=display,
             probe=probe,
         )  # fmt: skip
 

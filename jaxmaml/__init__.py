@@ -6,7 +6,8 @@
 >>> task = jaxmaml.Task(support=jnp.ones(4), query=jnp.ones(4))
 >>> grad, info = jax.grad(learner.loss, has_aux=True)(jnp.array(0.0), task)
 
-`nn`, `data` and `checkpoint` load flax, tensorflow-datasets and orbax when they are first used.
+`nn`, `data`, `checkpoint` and `load` load flax, tensorflow-datasets and orbax when they are first
+used.
 """
 
 import importlib
@@ -17,6 +18,7 @@ from jaxmaml import diagnostics as diagnostics
 from jaxmaml import metrics as metrics
 from jaxmaml import mixed_mode as mixed_mode
 from jaxmaml import parallel as parallel
+from jaxmaml import stages as stages
 from jaxmaml.adjoints import Annealed as Annealed
 from jaxmaml.adjoints import Exact as Exact
 from jaxmaml.adjoints import FirstOrder as FirstOrder
@@ -64,15 +66,18 @@ if TYPE_CHECKING:
     from jaxmaml import checkpoint as checkpoint
     from jaxmaml import data as data
     from jaxmaml import nn as nn
+    from jaxmaml.experiments.trained import load as load
 
 __version__ = "0.2.0.dev0"
 
-_LAZY = ("checkpoint", "data", "nn")
+_LAZY = ("checkpoint", "data", "load", "nn")
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'jaxmaml' has no attribute {name!r}")
+    if name == "load":  # the only name of the library that is the application's
+        return importlib.import_module("jaxmaml.experiments.trained").load
     return importlib.import_module(f"jaxmaml.{name}")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `jaxmaml compare`, `train`, `evaluate`, `presets` and `data`.
+"""The command line: `jaxmaml compare`, `train`, `evaluate`, `adapt`, `report`, `presets` and `data`.
 
 Exit codes: 0 success; 1 training stopped at a loss or a gradient that is not finite; 2 a wrong
 argument, or something that the user can mend, such as a full disk; 70 a bug, with its traceback; 130
@@ -8,6 +8,7 @@ interrupted by SIGINT, 143 by SIGTERM. An interrupted training is saved first.
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import io
 import os
 import pathlib
@@ -86,12 +87,13 @@ def evaluate(
 ) -> int:
     """Test the saved runs of a directory on their own tasks or on others."""
     from jaxmaml.experiments import reevaluate, tables
+    from jaxmaml.experiments.progress import Display
     from jaxmaml.experiments.run_dir import RunDir
 
     with _user_errors():
         config = RunDir(run_dir).read_config()
         options.check_data_dir(tasks.dataset or config["preset"]["dataset"], data_dir)
-    with _session(config["matmul_precision"]):
+    with _session(config["matmul_precision"]), Display():
         with _user_errors():
             restored = reevaluate.restore(
                 run_dir,
@@ -102,6 +104,39 @@ def evaluate(
         table = reevaluate.scores_table(restored, num_test_tasks)
     tables.console().print(table)
     return 0
+
+
+def adapt(run_dir: options.RunDirectory, *, files: options.AdaptOptions) -> int:
+    """Adapt a trained run to new classes or points, and predict."""
+    _check_matplotlib()
+    from jaxmaml.experiments import serving, trained
+    from jaxmaml.experiments.run_dir import RunDir
+
+    with _user_errors():
+        config = RunDir(run_dir).read_config()
+        request = serving.Request(
+            files.support, files.images, files.points,
+            files.out or serving.default_out(run_dir, files.run), files.export,
+        )  # fmt: skip
+        serving.check(request, is_regression=config["class_split"] is None)
+    with _session(config["matmul_precision"]), _user_errors():
+        served = serving.serve(
+            trained.load(run_dir, files.run), request,
+            num_inner_steps=files.num_inner_steps, statistics=files.statistics,
+        )  # fmt: skip
+        paths = serving.write(request, served)
+    print(serving.report(served.adapted, paths, len(served.table) - 1))
+    return SUCCESS
+
+
+def report(run_dirs: options.RunDirectories, *, out: options.ReportFolder = None) -> int:
+    """Write a report of runs, finished or not: a page of HTML, Markdown, pictures, a LaTeX table."""
+    _check_matplotlib()
+    from jaxmaml.experiments.report import writing
+
+    with _user_errors():
+        print(writing.write(run_dirs, out))
+    return SUCCESS
 
 
 def list_presets() -> int:
@@ -125,6 +160,7 @@ def _show(action: Show) -> int:
     from jaxmaml.experiments.experiment import build_experiment
     from jaxmaml.experiments.figures import draw_episode
     from jaxmaml.experiments.plots import check_format
+    from jaxmaml.experiments.progress import Display
 
     with _user_errors():
         chosen = options.chosen_preset(action.preset, action.preset_settings)
@@ -132,7 +168,7 @@ def _show(action: Show) -> int:
         options.check_data_dir(chosen.dataset, action.data_dir)
         path = action.out or pathlib.Path(f"{presets.file_name(chosen)}.png")
         check_format(path)
-    with _user_errors(), _session("highest"):
+    with _user_errors(), _session("highest"), Display():
         built = build_experiment(chosen, seed=0, data_dir=action.data_dir, num_test_tasks=1)
         draw_episode(built, path)
     print(path)
@@ -142,9 +178,10 @@ def _show(action: Show) -> int:
 def _list(action: List) -> int:
     from jaxmaml.data import datasets, preparation
     from jaxmaml.experiments import tables
+    from jaxmaml.experiments.progress import Display
 
     directory = datasets.data_directory(action.data_dir)
-    with _user_errors():
+    with _user_errors(), Display():
         found = preparation.listing(action.data_dir)
     if not found:
         print(f"nothing is prepared in {directory}")
@@ -155,16 +192,19 @@ def _list(action: List) -> int:
 
 def _prepare(action: Prepare) -> int:
     from jaxmaml.data import preparation
+    from jaxmaml.experiments.progress import Display
 
-    with _user_errors():
-        print(preparation.prepare(action.dataset, action.data_dir, action.archive_dir))
+    with _user_errors(), Display():
+        directory = preparation.prepare(action.dataset, action.data_dir, action.archive_dir)
+    print(directory)
     return 0
 
 
 def _split(action: Split) -> int:
     from jaxmaml.data import class_splits, datasets
+    from jaxmaml.experiments.progress import Display
 
-    with _user_errors():
+    with _user_errors(), Display():
         options.check_data_dir(action.dataset, action.data_dir)
         names = datasets.class_names(action.dataset, action.data_dir)
         listed = class_splits.draw(names, action.fractions, action.seed)
@@ -184,6 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "compare": compare,
         "train": train,
         "evaluate": evaluate,
+        "adapt": adapt,
+        "report": report,
         "presets": list_presets,
         "data": data,
     }
@@ -280,8 +322,11 @@ def _check_used(preset: Preset, specs: Sequence[Any], preset_settings: Settings)
 def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
     """Makes the runs of `train` or `compare`, and returns the exit code."""
     _check_matplotlib()
-    from jaxmaml.experiments.compare import execute, prepare
+    if run.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise _UserError("--tensorboard needs tensorboardX: pip install 'jaxmaml[tensorboard]'")
+    from jaxmaml.experiments.compare import execute, prepare, write_event_files
     from jaxmaml.experiments.interruption import interruptible
+    from jaxmaml.experiments.progress import Display
 
     out = run.out or pathlib.Path(
         "runs", f"{presets.file_name(preset)}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -289,15 +334,19 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
     with _user_errors():
         options.check_data_dir(preset.dataset, run.data_dir)
     with _session(run.matmul_precision), contextlib.ExitStack() as stack:
-        with _user_errors():
+        with _user_errors(), Display():
             comparison = stack.enter_context(prepare(
                 preset, specs, out,
-                seed=run.seed, num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,
+                seed=run.seed, num_seeds=run.num_seeds,
+                num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,
                 streaming=_streaming(run), matmul_precision=run.matmul_precision,
-                checkpoint_every=run.checkpoint_every,
+                checkpoint_every=run.checkpoint_every, tensorboard=run.tensorboard,
             ))  # fmt: skip
         if comparison.is_complete:
-            print(f"{out} is complete: a larger --num-outer-steps trains it longer")
+            if run.tensorboard:
+                write_event_files(comparison)
+            longer = "" if preset.patience else ": a larger --num-outer-steps trains it longer"
+            print(f"{out} is complete{longer}")
             return SUCCESS
         try:
             with interruptible():
@@ -307,6 +356,14 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
                 print(f"the same command with --out {out} continues this run", file=sys.stderr)
             raise
     print(f"written to {out}")
+    for done in runs:
+        if done.num_skipped:
+            print(f"{done.label} left out {done.num_skipped:,} of its outer steps: not finite")
+        if done.stopped_early:
+            print(
+                f"{done.label} stopped early at outer step {done.num_outer_steps:,}: "
+                f"{preset.patience} validations without a better score"
+            )
     stopped = [done for done in runs if done.stopped]
     for done in stopped:
         print(

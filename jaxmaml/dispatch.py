@@ -4,7 +4,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,17 @@ from jax.sharding import Mesh
 
 from jaxmaml import batching, outer, parallel, trees
 from jaxmaml.batching import ChunkSize
+from jaxmaml.checks import check_choice
 from jaxmaml.types import Array, MetaLearner, MetaState, Scalar, Task
 
 Metrics: TypeAlias = dict[str, Any]
 """The metrics of `meta_step`, by name."""
+OnNonFinite: TypeAlias = Literal["raise", "skip"]
+"""The treatment of an outer step that is not finite."""
+MAX_SKIPS = 100
+"""The steps in a row that are not finite, of which the last one raises where the others are skipped."""
+SKIPPED = "skipped"
+"""The metric that says which steps were skipped, where steps are."""
 MetaStep: TypeAlias = Callable[[MetaState, Task], tuple[MetaState, Metrics]]
 
 
@@ -27,10 +34,12 @@ class States(NamedTuple):
     Attributes:
         good: the last state whose loss was finite.
         current: the state after the last step, whose loss is not known before the next step.
+        num_skips: the steps that were skipped since the last one that was made, int32 `[]`.
     """
 
     good: MetaState
     current: MetaState
+    num_skips: Any = np.int32(0)
 
 
 class Compiled(NamedTuple):
@@ -41,6 +50,17 @@ class Compiled(NamedTuple):
     temp_bytes: int | None
 
 
+def skips_allowed(on_nonfinite: OnNonFinite, num_outer_steps: int) -> int:
+    """Returns the `max_skips` of `compile_program`; a training that skips all its steps must raise.
+
+    Example:
+        >>> skips_allowed("raise", 500), skips_allowed("skip", 500), skips_allowed("skip", 5)
+        (0, 100, 5)
+    """
+    check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
+    return 0 if on_nonfinite == "raise" else min(MAX_SKIPS, num_outer_steps)
+
+
 def compile_steps(
     meta_step: MetaStep,
     meta_state: MetaState,
@@ -48,10 +68,12 @@ def compile_steps(
     key: Any,
     num_steps_per_dispatch: int,
     mesh: Mesh | None,
+    max_skips: int = 0,
 ) -> Compiled:
     """One program of many outer steps that draws its tasks itself.
 
-    The number of steps is an argument of the program: a shorter last dispatch compiles nothing.
+    The number of steps is an argument of the program: a shorter last dispatch compiles nothing. For
+    `max_skips`, see `_guarded`.
     """
     is_pytree = isinstance(source, jax.tree_util.Partial)
 
@@ -63,20 +85,24 @@ def compile_steps(
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(steps)
 
         def step(states: States, number: Scalar) -> Any:
-            return _guarded(meta_step, states, draw(keys[number]))
+            return _guarded(meta_step, max_skips, states, draw(keys[number]))
 
         return _many_steps(step, states, num_steps, num_steps_per_dispatch)
 
     arrays = source if is_pytree else ()
     meta_state, key, arrays = _place((meta_state, key, arrays), mesh)
-    states = States(meta_state, meta_state)
+    states = _place(States(meta_state, meta_state), mesh)
     compiled, seconds, temp_bytes = _compile(dispatch, states, np.int32(1), key, arrays)
     run = lambda states, number: compiled(_place(states, mesh), np.int32(number), key, arrays)
     return Compiled(run, seconds, temp_bytes)
 
 
 def compile_batches(
-    meta_step: MetaStep, meta_state: MetaState, batches: Iterator[Any], mesh: Mesh | None
+    meta_step: MetaStep,
+    meta_state: MetaState,
+    batches: Iterator[Any],
+    mesh: Mesh | None,
+    max_skips: int = 0,
 ) -> Compiled:
     """A program of one outer step, for tasks that the host brings.
 
@@ -84,9 +110,11 @@ def compile_batches(
     device at the end of a dispatch only, so that it can read ahead. With several CPU devices it also
     waits before each step: concurrent programs can deadlock, since each waits for all devices in its
     all-reduce while it holds threads that the others need, and XLA ends the process after 40 seconds.
+    For `max_skips`, see `_guarded`.
     """
     meta_state, first = _place(meta_state, mesh), _spread(_next_batch(batches, 0), mesh)
-    step, states = functools.partial(_guarded, meta_step), States(meta_state, meta_state)
+    states = _place(States(meta_state, meta_state), mesh)
+    step = functools.partial(_guarded, meta_step, max_skips)
     compiled, seconds, temp_bytes = _compile(step, states, first, jnp.array(True))
     later = _later_batches(batches, first, int(meta_state.step))
     drawn = itertools.chain([first], (_spread(tasks, mesh) for tasks in later))
@@ -138,16 +166,29 @@ def _spread(tasks: Task, mesh: Mesh | None) -> Task:
 
 
 def _guarded(
-    meta_step: MetaStep, states: States, tasks: Task, alive: Any = True
+    meta_step: MetaStep, max_skips: int, states: States, tasks: Task, alive: Any = True
 ) -> tuple[States, Metrics, Array]:
-    """An outer step that changes nothing from the first step that is not finite."""
+    """An outer step that changes nothing from the first step that is not finite.
+
+    If `max_skips` is positive, such a step is skipped, up to that number of steps in a row, of which
+    the last one ends the training: only the step counter moves on, so that the next tasks are others.
+    """
     # A state is good once its loss is finite; it is left once all that follows from it is, too.
     stepped, metrics = meta_step(states.current, tasks)
     is_good = alive & jnp.isfinite(metrics["loss"])
     kept = jax.tree.map(_stays_finite, _carried(states.current), _carried(stepped))
-    alive = is_good & jnp.isfinite(metrics["grad_norm"]) & jax.tree.reduce(jnp.logical_and, kept)
+    is_made = is_good & jnp.isfinite(metrics["grad_norm"]) & jax.tree.reduce(jnp.logical_and, kept)
     good = _where(is_good, states.current, states.good)
-    return States(good, _where(alive, stepped, states.current)), metrics, alive
+    if not max_skips:
+        return States(good, _where(is_made, stepped, states.current)), metrics, is_made
+
+    # Skip.
+    is_skipped = alive & ~is_made & (states.num_skips + 1 < max_skips)
+    step = jnp.where(is_skipped, stepped.step, states.current.step)
+    current = _where(is_made, stepped, states.current._replace(step=step))
+    num_skips = jnp.where(is_made, 0, states.num_skips + is_skipped)
+    metrics = {**metrics, SKIPPED: is_skipped}
+    return States(good, current, num_skips), metrics, is_made | is_skipped
 
 
 def _carried(meta_state: MetaState) -> Any:

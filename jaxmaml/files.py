@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -75,6 +76,30 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):  # such as a parent that is not a directory
             temporary.unlink(missing_ok=True)  # does nothing after the rename
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yields a directory that gets its name, complete, when the block ends without an error.
+
+    Args:
+        path: the directory to make; missing parent directories are created.
+
+    Raises:
+        ValueError: `path` exists.
+        WriteError: a file cannot be written. Nothing is left behind.
+    """
+    check_absent(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        check_absent(path)  # it may have been made in the meantime
+        os.replace(temporary, path)
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # does nothing after the rename
 
 
 def remove_partial(path: Path) -> None:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxmaml import batching, diagnostics, dispatch, outer, sources
 from jaxmaml.batching import ChunkSize
 from jaxmaml.checks import check_count
-from jaxmaml.dispatch import Metrics, States
+from jaxmaml.dispatch import SKIPPED, Metrics, OnNonFinite, States, skips_allowed
 from jaxmaml.sources import Source
 from jaxmaml.types import Array, MetaLearner, MetaState
 
@@ -28,6 +28,9 @@ MIN_DISPATCHES = 12
 SLICE_SECONDS = 1.0
 """The host looks at a dispatch about once in this time, so that it can be interrupted."""
 
+_NUM_SKIPS = "num_skips"
+"""The key of a checkpoint's record that `fit` keeps."""
+
 
 class Checkpoints(Protocol):
     """Saves the states of a training, and restores one; see `jaxmaml.checkpoint.Manager`."""
@@ -36,7 +39,7 @@ class Checkpoints(Protocol):
 
     def restore(self, like: Any) -> Any: ...
     def is_due(self, step: int) -> bool: ...
-    def save(self, state: Any) -> None: ...
+    def save(self, state: Any, *, record: Any = None) -> None: ...
     def wait(self) -> None: ...
 
 
@@ -49,7 +52,8 @@ class NonFiniteError(FloatingPointError):
             not finite".
         cause: the first value that was not finite, in words; None if it is not known.
         meta_state: the last state whose loss was finite: the one before that step if its loss was, else
-            the one before that. If the loss of the first step fails, it is the first state.
+            the one before that. If the loss of the first step fails, it is the first state; with
+            checkpoints that of the first step since the training was continued.
         metrics: the metrics since the last item that `fit` yielded, up to the failed step.
 
     Example:
@@ -113,6 +117,7 @@ def fit(
     num_steps_per_dispatch: int = 100,
     mesh: Mesh | None = None,
     checkpoints: Checkpoints | None = None,
+    on_nonfinite: OnNonFinite = "raise",
 ) -> Iterator[tuple[MetaState, Metrics]]:
     """Trains for `num_outer_steps` outer steps from `meta_state`.
 
@@ -136,6 +141,11 @@ def fit(
             it had never been interrupted: `meta_state`, an iterable and `num_outer_steps` are those of
             the start, and the steps that are done are left out. States are saved along the training
             and at its end.
+        on_nonfinite: what happens to a step whose loss, meta-gradient, updated parameters or state are
+            not finite. "raise" ends the training. "skip" leaves the parameters, the optimizer state and
+            the state as they were, and goes on with the next step and its tasks; the metrics then have
+            "skipped", bool. After 100 such steps in a row, or if all steps are, it raises too: such a
+            training makes no progress.
 
     Yields:
         (meta_state, metrics) after every `num_steps_per_dispatch` steps and after the last. The
@@ -146,8 +156,8 @@ def fit(
         ValueError: no steps, a key that is missing or not wanted, an iterable that ends too early, or
             checkpoints of another model or configuration. A WriteError, which is one, says at the
             end that the last state cannot be saved.
-        NonFiniteError: a loss, a meta-gradient, the updated parameters or the state are not finite.
-            It carries the last good state.
+        NonFiniteError: a loss, a meta-gradient, the updated parameters or the state are not finite,
+            see `on_nonfinite`. It carries the last good state.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -167,23 +177,26 @@ def fit(
     """
     check_count("num_outer_steps", num_outer_steps)
     check_count("num_steps_per_dispatch", num_steps_per_dispatch)
-    first, start = int(meta_state.step), meta_state
+    max_skips = skips_allowed(on_nonfinite, num_outer_steps)
+    first, start, num_skips = int(meta_state.step), meta_state, 0
     found = None if checkpoints is None else checkpoints.restore(start)
     if found is not None:
-        start = found.state
+        start, num_skips = found.state, (found.record or {}).get(_NUM_SKIPS, 0)
     num_done = int(start.step) - first
     if num_done < 0:
         raise ValueError(
             f"the checkpoint of step {first + num_done} is before meta_state.step={first}"
         )
     if num_done >= num_outer_steps:
-        return iter([(start, {name: np.zeros(0, np.float32) for name in outer.METRICS})])
+        return iter([(start, _no_metrics(max_skips))])
     program = compile_program(
         learner, optimizer, start, sources.after(source, num_done),
         key=key, chunk_size=chunk_size, mesh=mesh,
-        num_steps_per_dispatch=min(num_steps_per_dispatch, num_outer_steps),
+        num_steps_per_dispatch=min(num_steps_per_dispatch, num_outer_steps), max_skips=max_skips,
     )  # fmt: skip
-    return run_program(program, start, num_outer_steps - num_done, first, checkpoints)
+    return run_program(
+        program, start, num_outer_steps - num_done, first, checkpoints, num_skips=num_skips
+    )
 
 
 def compile_program(
@@ -196,18 +209,23 @@ def compile_program(
     chunk_size: ChunkSize = "auto",
     num_steps_per_dispatch: int = 100,
     mesh: Mesh | None = None,
+    max_skips: int = 0,
 ) -> Program:
-    """Compiles a dispatch of up to `num_steps_per_dispatch` outer steps; see `fit`."""
+    """Compiles a dispatch of up to `num_steps_per_dispatch` outer steps; see `fit`.
+
+    Up to `max_skips` steps in a row that are not finite are skipped, except for the last of them, which
+    raises; see `dispatch.skips_allowed`.
+    """
     check_count("num_steps_per_dispatch", num_steps_per_dispatch)
     sources.check_key(source, key)
     meta_step = dispatch.make_meta_step(learner, optimizer, chunk_size, mesh)
     if sources.is_traceable(source):
         compiled = dispatch.compile_steps(
-            meta_step, meta_state, source, key, num_steps_per_dispatch, mesh
+            meta_step, meta_state, source, key, num_steps_per_dispatch, mesh, max_skips
         )
     else:
         batches = sources.batches(source, key, int(meta_state.step))
-        compiled = dispatch.compile_batches(meta_step, meta_state, batches, mesh)
+        compiled = dispatch.compile_batches(meta_step, meta_state, batches, mesh, max_skips)
     return Program(
         run=compiled.run,
         num_steps_per_dispatch=num_steps_per_dispatch,
@@ -223,6 +241,8 @@ def run_program(
     num_outer_steps: int,
     first_step: int | None = None,
     checkpoints: Checkpoints | None = None,
+    *,
+    num_skips: int = 0,
 ) -> Iterator[tuple[MetaState, Metrics]]:
     """Makes `num_outer_steps` steps with a compiled program; yields and raises as `fit` does.
 
@@ -232,22 +252,24 @@ def run_program(
         num_outer_steps: the number of steps to make.
         first_step: the step from which dispatches are counted; defaults to that of `meta_state`.
         checkpoints: where states are saved.
+        num_skips: the steps that were skipped just before `meta_state`.
     """
     check_count("num_outer_steps", num_outer_steps)
     first_step = int(meta_state.step) if first_step is None else first_step
     every = getattr(checkpoints, "every", None)
-    slices = run_slices(program, meta_state, num_outer_steps, first_step=first_step, every=every)
+    states = States(meta_state, meta_state, np.int32(num_skips))
+    slices = run_slices(program, states, num_outer_steps, first_step=first_step, every=every)
     return _by_dispatch(_saved(slices, checkpoints), first_step, program.num_steps_per_dispatch)
 
 
 def run_slices(
     program: Program,
-    meta_state: MetaState,
+    states: States,
     num_outer_steps: int,
     *,
     first_step: int = 0,
     every: int | None = None,
-) -> Iterator[tuple[MetaState, Metrics]]:
+) -> Iterator[tuple[States, Metrics]]:
     """Makes the steps of `run_program`, and yields about once per second.
 
     A slice does not go beyond the end of a dispatch, and its states and metrics do not depend on where
@@ -255,19 +277,19 @@ def run_slices(
 
     Args:
         program: the result of `compile_program`.
-        meta_state: the state to start from.
+        states: the states to start from.
         num_outer_steps: the number of steps to make.
         first_step: the step from which dispatches are counted.
         every: a slice ends at the multiples of this step, too.
 
     Yields:
-        (meta_state, metrics [steps of the slice]).
+        (states, metrics [steps of the slice]). From these states, the steps go on as they would have.
 
     Raises:
         NonFiniteError: as `fit` does, with the metrics of the slice.
     """
-    states, step = States(meta_state, meta_state), int(meta_state.step)
-    last_step, size = step + num_outer_steps, 1
+    step, size = int(states.current.step), 1
+    last_step = step + num_outer_steps
     while step < last_step:
         # Up to the next end.
         most = program.num_steps_per_dispatch
@@ -285,24 +307,26 @@ def run_slices(
         seconds = (time.perf_counter() - start) / num_steps
         size = max(1, min(10 * size, int(SLICE_SECONDS / seconds)))
         step += num_steps
-        yield states.current, {name: rows[:num_steps] for name, rows in metrics.items()}
+        yield states, {name: rows[:num_steps] for name, rows in metrics.items()}
 
 
 def _saved(
-    slices: Iterator[tuple[MetaState, Metrics]], checkpoints: Checkpoints | None
+    slices: Iterator[tuple[States, Metrics]], checkpoints: Checkpoints | None
 ) -> Iterator[tuple[MetaState, Metrics]]:
-    """Yields the items of an iterator, and saves their states where this is due, and the last one."""
+    """Yields the current state of each slice, and saves it where this is due, and the last one."""
     if checkpoints is None:
-        yield from slices
+        yield from ((states.current, metrics) for states, metrics in slices)
         return
-    meta_state, is_saved = None, True
-    for meta_state, metrics in slices:
+    meta_state, record, is_saved = None, None, True
+    for states, metrics in slices:
+        meta_state, num_skips = states.current, int(states.num_skips)
+        record = {_NUM_SKIPS: num_skips} if num_skips else None
         is_saved = checkpoints.is_due(int(meta_state.step))
         if is_saved:
-            checkpoints.save(meta_state)
+            checkpoints.save(meta_state, record=record)
         yield meta_state, metrics
     if not is_saved:
-        checkpoints.save(meta_state)
+        checkpoints.save(meta_state, record=record)
     checkpoints.wait()
 
 
@@ -330,6 +354,12 @@ def _joined(parts: list[tuple[MetaState, Metrics]]) -> Metrics:
     return {name: np.concatenate([metrics[name] for _, metrics in parts]) for name in names}
 
 
+def _no_metrics(max_skips: int) -> Metrics:
+    """Returns the metrics of no steps."""
+    skipped = {SKIPPED: np.zeros(0, bool)} if max_skips else {}
+    return {**{name: np.zeros(0, np.float32) for name in outer.METRICS}, **skipped}
+
+
 def steps_per_dispatch(num_outer_steps: int) -> int:
     """Returns the outer steps of one dispatch of a run: hundreds, but at least a dozen dispatches.
 
@@ -344,15 +374,17 @@ def _error(program: Program, states: States, metrics: Metrics, num_good: int) ->
     """The error of a dispatch that ended early, after `num_good` steps."""
     rows = {name: values[: num_good + 1] for name, values in metrics.items()}
     failed = [name for name in ("loss", "grad_norm") if not np.isfinite(rows[name][-1])]
-    step = int(states.current.step)
+    step, num_skips = int(states.current.step), int(states.num_skips)
+    before = f", and the {num_skips} steps before it were skipped" if num_skips else ""
     if not failed:
-        what = "the updated parameters or the state are not finite"
+        what = f"the updated parameters or the state are not finite{before}"
         return NonFiniteError(step, what, _OVERFLOW, states.good, rows)
     try:
         cause = program.diagnose(states.current)
     except Exception as error:  # whatever goes wrong there, the last good state must not be lost
         cause = f"not known, since the search for it failed ({type(error).__name__}: {error})"
-    return NonFiniteError(step, f"{failed[0]} is {rows[failed[0]][-1]}", cause, states.good, rows)
+    what = f"{failed[0]} is {rows[failed[0]][-1]}{before}"
+    return NonFiniteError(step, what, cause, states.good, rows)
 
 
 def _diagnose(

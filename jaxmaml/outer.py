@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmaml import sources, trees
+from jaxmaml import sources, stages, trees
 from jaxmaml.batching import (
     TASKS,
     ChunkSize,
@@ -267,11 +267,13 @@ def _scores_of_source(
     """The scores of the first tasks of a source, some at a time, as NumPy arrays."""
     wanted = np.inf if num_tasks is None else check_count("num_tasks", num_tasks)
     found, scored = [], 0
-    for tasks in sources.batches(source, key):
-        found.append(jax.device_get(score(tasks)))
-        scored += check_tasks(tasks)
-        if scored >= wanted:
-            break
+    with stages.stage("scoring tasks", num_tasks) as advance:
+        for tasks in sources.batches(source, key):
+            found.append(jax.device_get(score(tasks)))
+            advance(check_tasks(tasks))
+            scored += check_tasks(tasks)
+            if scored >= wanted:
+                break
     if scored < (num_tasks or 1):
         raise ValueError(f"the source ended after {scored} tasks; num_tasks={num_tasks}")
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_tasks], *found)

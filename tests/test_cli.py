@@ -1,6 +1,7 @@
 """The commands, in process, with settings that take seconds."""
 
 import errno
+import importlib.util
 import io
 import itertools
 import json
@@ -129,6 +130,23 @@ def test_train_stops_at_a_loss_that_is_not_finite(tmp_path, capsys):
     assert (out / "checkpoints" / "first").is_dir()
 
 
+def test_a_run_that_stops_early_or_skips_steps_has_not_failed(tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--order", "first", "--out", str(out), *TINY[:-1], "--num-validations", "6"]
+    options += ["--selection-steps", "1", "--patience", "2", "--num-averaged", "2"]
+    command = ["train", "sinusoid-5shot", *options, "--outer-lr", "1e38", "--on-nonfinite", "skip"]
+    assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    assert "first stopped early at outer step 2: 2 validations without a better score" in shown
+    assert "first left out 1 of its outer steps: not finite" in shown
+    run = json.loads((out / "results.json").read_text())["runs"]["first"]
+    assert (run["stopped"], run["stopped_early"], run["num_skipped"]) == (None, True, 1)
+    assert cli.main(command) == 0
+    assert f"{out} is complete" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(out), "--num-test-tasks", "5"]) == 0
+    assert "mean of" in capsys.readouterr().out
+
+
 def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
     def interrupted(*args, **options):
         yield from itertools.islice(run_slices(*args, **options), 2)
@@ -220,6 +238,13 @@ def test_a_damaged_run_is_one_line(compared, tmp_path, capsys):
         (["train", "glyphs-5w1s", "--num-inner-steps", "9" * 21], "must be at most 100,000"),
         (["train", "sinusoid-5shot", "--outer-lr", "1e39"], "outer_lr must be 0 or more, and"),
         (["train", "sinusoid-5shot", "--seed", "-1"], "seed must be an integer, 0 or more"),
+        (
+            ["train", "sinusoid-5shot", "--num-seeds", "0"],
+            "num_seeds must be an integer, 1 or more",
+        ),
+        (["train", "sinusoid-5shot", "--patience", "-1"], "patience must be an integer, 0 or more"),
+        (["train", "glyphs-5w1s", "--patience", "2"], "glyphs-5w1s with selection_steps=()"),
+        (["train", "glyphs-5w1s", "--num-averaged", "5"], "glyphs-5w1s with selection_steps=()"),
         (["train", "sinusoid-5shot", "--seed", "4294967296"], "seed must be at most 4,294"),
         (["train", "sinusoid-5shot", "--num-test-tasks", "1"], "num_test_tasks must be an"),
         (["data", "show", "sinusoid-5shot", "--out", "noext"], "a file with a suffix: .png"),
@@ -336,6 +361,7 @@ def test_presets_are_listed(capsys):
         "compare",
         "train",
         "evaluate",
+        "adapt",
         "data",
         "data show",
         "data list",
@@ -436,3 +462,63 @@ def small_pictures(monkeypatch, tmp_path):
 def test_a_picture_takes_only_the_settings_that_it_shows(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["data", "show", "glyphs-5w1s", "--inner-lr", "0.1"])
+
+
+def _steps_of_events(out):
+    """The outer steps of the events of the training, in their order."""
+    from jaxmaml.experiments import event_files
+
+    events = event_files._read(out / "tensorboard" / "exact" / event_files.NAME)
+    values = [(value.tag, event.step) for event in events for value in event.summary.value]
+    return [step for tag, step in values if tag == "training/loss"]
+
+
+def test_event_files_have_the_rows_of_a_run_that_is_continued(tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["train", "sinusoid-5shot", "--out", str(out), *TINY]
+    assert cli.main([*command, "--tensorboard"]) == 0
+    assert _steps_of_events(out) == list(range(6))
+    # Longer, without event files, and then what they lack.
+    longer = [*command, "--num-outer-steps", "8"]
+    assert cli.main(longer) == 0
+    assert _steps_of_events(out) == list(range(6))
+    assert cli.main([*longer, "--tensorboard"]) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert _steps_of_events(out) == list(range(8))
+
+
+def test_event_files_need_an_extra_which_is_said_before_anything_is_done(
+    tmp_path, monkeypatch, capsys
+):
+    find_spec = importlib.util.find_spec
+    absent = lambda name: None if name == "tensorboardX" else find_spec(name)
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
+    out = tmp_path / "run"
+    message = _error(capsys, "train", "sinusoid-5shot", "--out", str(out), "--tensorboard", *TINY)
+    assert "pip install 'jaxmaml[tensorboard]'" in message
+    assert not out.exists()
+
+
+def test_a_report_is_written_of_a_run(compared, tmp_path, capsys):
+    out = tmp_path / "report"
+    assert cli.main(["report", str(compared[1]), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out / 'report.html'}\n"
+    assert (out / "report.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no RUN_DIR is given: name at least one"),
+        (["nothing"], "holds no run"),
+        (["RUN", "RUN"], "is named twice"),
+        (["RUN", "--out", "RUN"], "holds other files than a report"),
+    ],
+)
+def test_a_report_that_cannot_be_made_is_one_line(compared, tmp_path, capsys, arguments, message):
+    before = sorted(compared[1].iterdir())
+    words = [str(compared[1]) if word == "RUN" else word for word in arguments]
+    found = words if "--out" in words else [*words, "--out", str(tmp_path / "out")]
+    assert message in _error(capsys, "report", *found)
+    assert not list(tmp_path.iterdir())
+    assert sorted(compared[1].iterdir()) == before

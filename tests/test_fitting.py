@@ -12,6 +12,7 @@ import pytest
 
 import jaxmaml
 from jaxmaml import fitting
+from jaxmaml.checkpoint import Manager
 
 LOSS = lambda params, batch: jnp.mean((params - batch) ** 2)
 LEARNER = jaxmaml.maml(LOSS, optax.sgd(0.1), 1)
@@ -241,3 +242,90 @@ def test_the_error_can_be_sent_to_another_process():
     error = jaxmaml.NonFiniteError(3, "loss is nan", None, _start(), {"loss": np.ones(2)})
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.step, copy.what, str(copy)) == (3, "loss is nan", str(error))
+
+
+def _failing(bad, source=_source):
+    """Returns `source` with tasks that are not finite at some steps."""
+
+    def failing(key):
+        keys = jax.vmap(lambda step: jax.random.fold_in(KEY, step))(jnp.array(bad))
+        is_bad = jnp.any(jnp.all(jax.random.key_data(keys) == jax.random.key_data(key), axis=-1))
+        return jax.tree.map(lambda x: jnp.where(is_bad, jnp.nan, x), source(key))
+
+    return failing
+
+
+def _skipping(source, num_outer_steps, **options):
+    return _items(source, num_outer_steps, on_nonfinite="skip", **options)
+
+
+@pytest.mark.parametrize("what", ["function", "iterable"])
+def test_a_step_that_is_not_finite_can_be_skipped(what):
+    bad = (0, 4, 5)
+    source: Any = _failing(bad)
+    if what == "iterable":
+        source = [source(jax.random.fold_in(KEY, step)) for step in range(8)]
+    items = _skipping(source, 8, num_steps_per_dispatch=3)
+    metrics = {name: np.concatenate([m[name] for _, m in items]) for name in items[0][1]}
+    np.testing.assert_array_equal(np.flatnonzero(metrics["skipped"]), bad)
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(metrics["loss"])), bad)
+
+    # The others are made as if the skipped ones had never been, but for the tasks and the step.
+    meta_state, step = _start(), jax.jit(jaxmaml.meta_step, static_argnums=(0, 1))
+    for number in (1, 2, 3, 6, 7):
+        tasks = _source(jax.random.fold_in(KEY, number))
+        meta_state, _ = step(LEARNER, OPTIMIZER, meta_state, tasks)
+    found = items[-1][0]
+    assert int(found.step) == 8
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+        found._replace(step=0), meta_state._replace(step=0),
+    )  # fmt: skip
+
+
+def test_an_update_or_a_state_that_is_not_finite_is_skipped_too():
+    @jaxmaml.with_state
+    def loss_fn(params, batch, state):
+        return jnp.mean((params - batch) ** 2), state / jnp.max(batch)
+
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 0)
+    meta_state = jaxmaml.init_state(learner, OPTIMIZER, jnp.array(0.0), jnp.array(1.0))
+    tasks = [jaxmaml.Task(jnp.full((2, 3), x), jnp.full((2, 3), x)) for x in (2.0, 0.0, 4.0)]
+    ((found, metrics),) = jaxmaml.fit(learner, OPTIMIZER, meta_state, tasks, 3, on_nonfinite="skip")
+    np.testing.assert_array_equal(metrics["skipped"], [False, True, False])
+    assert np.isfinite(metrics["loss"]).all()
+    assert float(found.state) == pytest.approx(1 / 8)
+
+
+@pytest.mark.parametrize(
+    ("bad", "num_outer_steps", "failed"),
+    [(range(3, 200), 150, 102), (range(9), 9, 8)],
+)
+def test_a_training_that_only_skips_raises(bad, num_outer_steps, failed):
+    """The bound is 100 steps in a row, or all steps."""
+    with pytest.raises(jaxmaml.NonFiniteError, match="steps before it were skipped") as caught:
+        _skipping(_failing(bad), num_outer_steps, num_steps_per_dispatch=num_outer_steps)
+    error = caught.value
+    assert error.step == failed
+    assert len(error.metrics["loss"]) == failed + 1
+    assert error.metrics["skipped"].sum() == failed - bad[0]
+    assert np.isfinite(error.meta_state.params)
+    assert _skipping(_failing(range(1, 9)), 9)[-1][1]["skipped"].sum() == 8
+
+
+def test_skips_in_a_row_are_counted_across_an_interruption(tmp_path):
+    source, options = _failing(range(6, 300)), {"on_nonfinite": "skip", "num_steps_per_dispatch": 5}
+    half = _fit(source, 150, checkpoints=Manager(tmp_path, every=5), **options)
+    for meta_state, _ in half:
+        if int(meta_state.step) == 50:
+            break
+    del half
+    resumed = _fit(source, 150, checkpoints=Manager(tmp_path, every=5), **options)
+    with pytest.raises(jaxmaml.NonFiniteError) as caught:
+        list(resumed)
+    assert caught.value.step == 105
+
+
+def test_on_nonfinite_is_raise_or_skip():
+    with pytest.raises(ValueError, match="on_nonfinite must be one of raise, skip; got 'ignore'"):
+        _fit(_source, 5, on_nonfinite="ignore")

@@ -19,7 +19,7 @@ HEAVY = ("flax", "tensorflow_datasets", "tensorflow", "grain", "orbax", "matplot
 # Each group of the core imports the groups before it.
 CORE = (
     ("types",),
-    ("checks", "files"),
+    ("checks", "files", "stages"),
     ("scores",),
     ("trees",),
     ("mixed_mode",),
@@ -48,7 +48,7 @@ BELOW = {layer: _before(layer) for group in CORE for layer in group}
 for _layer_without_scores in set(BELOW) - {"metrics", "diagnostics"}:
     BELOW[_layer_without_scores] -= {"scores"}
 _ALL_OF_CORE = set(BELOW)
-_LOWEST = {"types", "trees", "checks", "files", "scores"}
+_LOWEST = {"types", "trees", "checks", "files", "stages", "scores"}
 # `rewriting` knows nothing of meta-learning: nn replaces the operations of models with it.
 BELOW |= {"nn": _LOWEST | {"rewriting"}, "data": _LOWEST}
 BELOW["parallel"] = BELOW["outer"] | {"outer"}
@@ -56,7 +56,8 @@ _ABOVE_CORE = _ALL_OF_CORE | {"parallel"}
 BELOW |= dict.fromkeys(("dispatch", "checkpoint", "averaging"), _ABOVE_CORE)
 BELOW["fitting"] = _ABOVE_CORE | {"dispatch"}
 _LIBRARY = _ABOVE_CORE | {"dispatch", "fitting", "checkpoint", "averaging", "nn", "data"}
-BELOW["jaxmaml"] = _LIBRARY
+# The facade passes on `load`, which returns a run of the application.
+BELOW["jaxmaml"] = _LIBRARY | {"experiments"}
 BELOW["experiments"] = _LIBRARY | {"jaxmaml"}
 BELOW["cli"] = {"experiments", "data", "files"}
 BELOW["__main__"] = {"cli"}

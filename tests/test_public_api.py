@@ -17,9 +17,9 @@ PUBLIC = {
         Annealed Exact Extended FirstOrder Implicit Info LearnedOptimizer MetaLearner MetaState
         NonFiniteError Task TrainingClasses accuracy adapt anil averaging boil cavia checkpoint data
         diagnostics evaluate fine_tuning fit fold_keys fomaml imaml init_state learned_optimizer
-        learned_rates learned_sgd maml maml_plus_plus mean_and_ci95 meta_curvature meta_grad meta_sgd
-        meta_step metrics mixed_mode multi_step_weights nn parallel proto_maml protonet r2d2 reptile
-        trace unicorn with_state
+        learned_rates learned_sgd load maml maml_plus_plus mean_and_ci95 meta_curvature meta_grad
+        meta_sgd meta_step metrics mixed_mode multi_step_weights nn parallel proto_maml protonet r2d2
+        reptile stages trace unicorn with_state
     """,
     "jaxmaml.nn": """
         Conv4 Convolution MLP ResNet12 StatefulModel accuracy binary_cross_entropy conv
@@ -33,7 +33,7 @@ PUBLIC = {
     """,
     "jaxmaml.data.augmentation": "Augment apply check",
     "jaxmaml.data.class_splits": "draw omniglot published read write",
-    "jaxmaml.data.datasets": "Dataset class_names data_directory images load scaling",
+    "jaxmaml.data.datasets": "Dataset class_names data_directory format_of images load scaling",
     "jaxmaml.data.episodes": (
         "Episode ImagesByClass Plan TaskKeys checked distinct plan plan_step task_keys to_tasks"
     ),
@@ -51,6 +51,7 @@ PUBLIC = {
     "jaxmaml.metrics": "accuracy mean_and_ci95 nearest_neighbor",
     "jaxmaml.mixed_mode": "check_scalar explain_forward_mode value_and_grad",
     "jaxmaml.parallel": "meta_step replicate spread task_mesh",
+    "jaxmaml.stages": "Stage listening stage",
 }
 """The functions, classes and modules that each public module exports."""
 EXPORTS = [(module, name) for module, names in PUBLIC.items() for name in names.split()]

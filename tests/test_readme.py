@@ -3,12 +3,20 @@
 import ast
 import builtins
 import contextlib
+import functools
 import io
 import re
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+from experiments.tiny import save_untrained
+from PIL import Image
+
+from jaxmaml import cli
+from jaxmaml.experiments import presets
 
 README = Path(__file__).parents[1] / "README.md"
 FOUR_PROGRAMS = (
@@ -37,16 +45,31 @@ def _blocks() -> list[tuple[int, str]]:
 
 
 @pytest.fixture(scope="module")
-def blocks() -> list[Block]:
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> list[Block]:
     """All blocks, run one after the other in one namespace."""
     names: dict[str, Any] = {}
     done = []
-    for line, source in _blocks():
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            # The empty lines give an error in the block the line number of README.md.
-            exec(compile("\n" * (line - 1) + source, str(README), "exec"), names)
-        done.append(Block(line, source, dict(names), out.getvalue()))
+    place = tmp_path_factory.mktemp("readme")
+    _prepare(place)
+    with contextlib.chdir(place):
+        for line, source in _blocks():
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                # The empty lines give an error in the block the line number of README.md.
+                exec(compile("\n" * (line - 1) + source, str(README), "exec"), names)
+            done.append(Block(line, source, dict(names), out.getvalue()))
     return done
+
+
+def _prepare(place: Path) -> None:
+    """Makes what the commands of README.md leave: a run (untrained here), a support, new pictures."""
+    preset = presets.override(presets.get("pictures-5w1s"), dataset="folder:gone", num_filters=4)
+    save_untrained(place / "RUN", preset, "maml", (32, 32, 3))
+    (place / "new").mkdir()
+    for number, name in enumerate(("hamburger", "owl", "rocket", "carrot")):
+        picture = Image.new("RGBA", (64, 64), (60 * number, 100, 200, 128))
+        (place / "four" / name).mkdir(parents=True)
+        picture.save(place / "four" / name / "apple.png")
+        picture.save(place / "new" / f"{name}-google.png")
 
 
 def test_every_python_block_is_run(blocks: list[Block]) -> None:
@@ -72,8 +95,9 @@ def test_the_model_learns_and_is_scored_on_600_tasks(blocks: list[Block]) -> Non
 
 def test_the_programs_import_what_they_use() -> None:
     # A block that begins with an import starts a program; the blocks after it continue it.
-    starts = [(line, source) for line, source in _blocks() if source.startswith("import ")]
-    assert len(starts) == 2
+    begins = ("import ", "from pathlib import ")
+    starts = [(line, source) for line, source in _blocks() if source.startswith(begins)]
+    assert len(starts) == 3
     for line, source in starts:
         assert not _unbound(ast.parse(source)), f"README.md:{line}"
 
@@ -102,7 +126,32 @@ def test_learned_rates_are_read_back_by_layer(blocks: list[Block]) -> None:
 
 
 def test_the_stream_gives_what_the_comment_says(blocks: list[Block]) -> None:
-    assert blocks[-1].printed == "(32, 75, 28, 28, 1)\n"
+    (streamed,) = (block for block in blocks if "stream.sampler(" in block.source)
+    assert streamed.printed == "(32, 75, 28, 28, 1)\n"
+
+
+def test_a_loaded_run_predicts_and_so_does_its_export(blocks: list[Block]) -> None:
+    loaded, exported = (block for block in blocks if "owl-google.png" in block.source)
+    assert loaded.printed.count("'hamburger': ") == 2
+    assert exported.printed == "(1, 4) (5,)\n"
+    # The picture is read as `read_images` reads it.
+    predicted = loaded.names["adapted"].predict(loaded.names["images"])
+    np.testing.assert_allclose(exported.names["probabilities"][0], predicted[0], rtol=1e-4)
+
+
+def _commands() -> list[str]:
+    """Returns the `jaxmaml` commands in the shell blocks of README.md."""
+    text = README.read_text("utf-8")
+    shell = re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return re.findall(r"(?:^|&& )(jaxmaml .*)", "".join(shell), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_a_command_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parses it, and runs nothing."""
+    nothing = lambda command: functools.wraps(command)(lambda *args, **options: lambda: 0)
+    monkeypatch.setattr(cli, "_deferred", nothing)
+    assert cli.main(shlex.split(command, comments=True)[1:]) == 0
 
 
 @pytest.mark.parametrize("statement", FOUR_PROGRAMS)

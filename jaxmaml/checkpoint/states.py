@@ -147,7 +147,7 @@ def verify(path: str | os.PathLike[str], *, config: Any = None) -> None:
     """
     path = pathlib.Path(path).absolute()
     if not path.is_dir():
-        raise ValueError(f"no checkpoint at {path}: the run was interrupted before its end")
+        raise ValueError(f"there is no checkpoint at {path}")
     _check_files(path)
     if config is not None and _about(path)["config"] != json_digest(config):
         raise ValueError(

@@ -1,6 +1,7 @@
 """Class splits: which classes are for "train", "val" and "test".
 
-They are lists of class names in files, and are never drawn while a program trains.
+They are lists of class names in files. A program that trains never draws one anew: for a folder without
+a split file, the commands draw it once and keep it in the configuration of the run.
 """
 
 import json
@@ -14,6 +15,8 @@ import numpy as np
 from jaxmaml import files
 
 SPLITS = ("train", "val", "test")
+FRACTIONS = (0.64, 0.16, 0.2)
+"""The fractions of the classes for train, val and test, by default."""
 ClassSplit: TypeAlias = dict[str, list[str]]
 """The class names of each of `SPLITS`."""
 
@@ -61,7 +64,7 @@ def read(path: Path) -> ClassSplit:
 
     Args:
         path: a JSON file, `{"train": [names], "val": [names], "test": [names]}`. Other keys are
-            ignored.
+            ignored. The config.json of a run, which holds the same under "class_split", is one too.
 
     Returns:
         The class names of "train", "val" and "test".
@@ -83,6 +86,8 @@ def read(path: Path) -> ClassSplit:
         raise ValueError(f"split file {path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"split file {path} is not JSON: {error}") from None
+    if isinstance(content, dict):
+        content = content.get("class_split", content)
     for split in SPLITS:
         names = content.get(split) if isinstance(content, dict) else None
         if not names or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
@@ -90,20 +95,27 @@ def read(path: Path) -> ClassSplit:
     return {split: content[split] for split in SPLITS}
 
 
-def draw(names: Sequence[str], fractions: Sequence[float], seed: int) -> ClassSplit:
+def draw(
+    names: Sequence[str],
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+    *,
+    smallest: int = 0,
+) -> ClassSplit:
     """Divides classes at random. Call it once and keep the result with `write`.
 
     Args:
         names: the names of all classes.
         fractions: the fractions of train, val and test, which add up to 1.
         seed: the seed of the shuffle.
+        smallest: classes that val and test get at least, at the expense of train.
 
     Returns:
         The class names of "train", "val" and "test", each sorted.
 
     Raises:
         ValueError: the fractions are not three positive numbers that add up to 1, or a split would
-            have no classes.
+            have no classes, or fewer than `smallest`.
 
     Example:
         >>> class_split = draw("abcdefghij", (0.6, 0.2, 0.2), seed=0)
@@ -118,9 +130,14 @@ def draw(names: Sequence[str], fractions: Sequence[float], seed: int) -> ClassSp
         )
     order = np.random.RandomState(seed).permutation(sorted(names))
     ends = np.round(np.cumsum(fractions[:2]) * len(order)).astype(int)
+    num_val, num_test = np.maximum(np.diff([*ends, len(order)]), smallest)
+    ends = [max(0, len(order) - num_val - num_test), max(0, len(order) - num_test)]
     divided = [sorted(drawn.tolist()) for drawn in np.split(order, ends)]
-    if not all(divided):
-        raise ValueError(f"{len(order)} classes are too few for fractions {tuple(fractions)}")
+    if min(map(len, divided)) < max(1, smallest):
+        least = f" with at least {smallest} in each split" if smallest else ""
+        raise ValueError(
+            f"{len(order)} classes are too few for fractions {tuple(fractions)}{least}"
+        )
     return dict(zip(SPLITS, divided, strict=True))
 
 

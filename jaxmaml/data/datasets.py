@@ -4,17 +4,15 @@
 `pools.sampler`.
 """
 
-import contextlib
 import dataclasses
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmaml import files
+from jaxmaml import files, stages
 from jaxmaml.checks import check_count
-from jaxmaml.data import augmentation, class_splits, pools
+from jaxmaml.data import augmentation, class_splits, pools, tfds_progress
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.decoders import Format
 from jaxmaml.data.folders import FolderRecords
@@ -178,6 +176,26 @@ def scaling(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return known.mean, known.std
 
 
+def format_of(dataset: str, image_shape: tuple[int, ...]) -> Format:
+    """Returns the form that the images of a dataset were decoded to, without reading the dataset.
+
+    Args:
+        dataset: see `images`.
+        image_shape: (height, width, channels) of the images, as `images` gave them.
+
+    Raises:
+        ValueError: the dataset is unknown.
+
+    Example:
+        >>> format_of("folder:/my/images", (32, 32, 3))
+        Format(size=32, mode='RGB', resample='bilinear', ink=False)
+    """
+    size, _, channels = image_shape
+    if dataset.partition(":")[0] in ("tfds", "folder"):
+        return Format(size, "L" if channels == 1 else "RGB")
+    return dataclasses.replace(_known(dataset).format, size=size)
+
+
 def class_names(dataset: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
     """Returns the names of all classes of a dataset.
 
@@ -220,10 +238,17 @@ def data_directory(data_dir: str | os.PathLike[str] | None) -> Path:
 
 def _own_records(dataset: str, data_dir: str | os.PathLike[str] | None) -> Records | None:
     """Returns the records of "tfds:NAME" or "folder:PATH", or None for another name."""
-    kind, _, rest = dataset.partition(":")
-    if kind == "folder" and rest:
+    kind, colon, rest = dataset.partition(":")
+    if kind not in ("folder", "tfds") or not colon:
+        return None
+    if not rest:
+        raise ValueError(
+            f"dataset {dataset!r} names nothing: write folder:PATH, with one folder of images per "
+            "class, or tfds:NAME"
+        )
+    if kind == "folder":
         return FolderRecords(Path(rest).expanduser())
-    return TFDSRecords(rest, data_directory(data_dir)) if kind == "tfds" and rest else None
+    return TFDSRecords(rest, data_directory(data_dir))
 
 
 def _check_not_a_folder(dataset: str) -> None:
@@ -290,8 +315,7 @@ def _prepare(builder: Any, data_dir: Path) -> None:
 
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        # TFDS prints its progress, which would disturb a caller's table, progress bar or JSON.
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        with stages.stage(f"preparing {builder.name}"), tfds_progress.as_stages():
             builder.download_and_prepare(download_config=config)
     except OSError as error:
         # Another process may have been faster: its directory is as good as ours.

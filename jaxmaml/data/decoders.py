@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from jaxmaml import files
-from jaxmaml.data.records import Records
+from jaxmaml.data.records import Encoded
 
 IMAGES_PER_CHUNK = 1000
 """Images decoded at a time, which bounds the memory of reading a whole dataset."""
@@ -96,7 +96,7 @@ class Decoder:
         (1, 6, 6, 3)
     """
 
-    def __init__(self, records: Records, format: Format):
+    def __init__(self, records: Encoded, format: Format):
         self.records, self.format, self.shape = records, format, format.shape
 
     def read(self, numbers: np.ndarray) -> np.ndarray:

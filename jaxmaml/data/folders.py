@@ -2,70 +2,33 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxmaml import files
+from jaxmaml import files, stages
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 """Files of a folder that are read as images."""
 
 
-class FolderRecords:
-    """The image files in a folder that has one sub-folder per class, in the order of their names.
-
-    Files and folders whose names start with a dot are ignored. Other files are images if their
-    suffix is one of `IMAGE_SUFFIXES` and they are directly in the folder of a class. What is not
-    read is listed in `skipped`, with a warning.
+class FileRecords:
+    """Image files, in the order in which they are given.
 
     Args:
-        path: the folder.
-
-    Attributes:
-        skipped: paths relative to the folder, in order: files in the folders of the classes that
-            are not read, images outside them, and folders without images, which are not classes.
-
-    Raises:
-        ValueError: the folder does not exist, cannot be read, or has no sub-folders with images.
+        paths: the files.
 
     Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as directory:
-        ...     for name in ("cat", "dog"):
-        ...         Path(directory, name).mkdir()
-        ...         _ = Path(directory, name, "0.png").write_bytes(b"")
-        ...     records = FolderRecords(Path(directory))
-        >>> records.class_names, records.labels().tolist()
-        (('cat', 'dog'), [0, 1])
+        >>> len(FileRecords([Path("a.png"), Path("b.png")]))
+        2
     """
 
-    def __init__(self, path: Path):
-        if not path.is_dir():
-            raise ValueError(f"folder {path} does not exist")
-        found, skipped = _scan(path)
-        if not found:
-            raise ValueError(
-                f"folder {path} must hold one folder of images ({' '.join(IMAGE_SUFFIXES)}) per "
-                f"class; it holds none{_not_read(skipped)}"
-            )
-        if skipped:
-            warnings.warn(f"folder {path}{_not_read(skipped)}", stacklevel=2)
-        self.skipped = skipped
-        self.name = path.name
-        self.num_channels = 3
-        self.class_names = tuple(sorted({file.parent.name for file in found}))
-        self.fingerprint = files.fingerprint(path, found)
-        self._files = found
+    def __init__(self, paths: Sequence[Path]):
+        self._files = list(paths)
 
     def __len__(self) -> int:
         return len(self._files)
-
-    def labels(self) -> np.ndarray:
-        """Returns int32 `[len(self)]`, each an index into `class_names`."""
-        label_of = {name: label for label, name in enumerate(self.class_names)}
-        return np.array([label_of[file.parent.name] for file in self._files], np.int32)
 
     def encoded(self, numbers: Sequence[int]) -> list[bytes]:
         """Returns the bytes of the files with these numbers.
@@ -86,6 +49,63 @@ class FolderRecords:
             raise files.ReadError(f"{self.where(number)} cannot be read: {error}") from error
 
 
+class FolderRecords(FileRecords):
+    """The image files in a folder that has one sub-folder per class, in the order of their names.
+
+    Files and folders whose names start with a dot are ignored. Other files are images if their
+    suffix is one of `IMAGE_SUFFIXES` and they are directly in the folder of a class. What is not
+    read is listed in `skipped`, with a warning.
+
+    Args:
+        path: the folder.
+        every_class: whether a folder without images is refused, not skipped.
+
+    Attributes:
+        skipped: paths relative to the folder, in order: files in the folders of the classes that
+            are not read, images outside them, and folders without images, which are not classes.
+
+    Raises:
+        ValueError: the folder does not exist, cannot be read, or has no sub-folders with images; or
+            one of them has none, with `every_class`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     for name in ("cat", "dog"):
+        ...         Path(directory, name).mkdir()
+        ...         _ = Path(directory, name, "0.png").write_bytes(b"")
+        ...     records = FolderRecords(Path(directory))
+        >>> records.class_names, records.labels().tolist()
+        (('cat', 'dog'), [0, 1])
+    """
+
+    def __init__(self, path: Path, *, every_class: bool = False):
+        if not path.is_dir():
+            raise ValueError(f"folder {path} does not exist")
+        with stages.stage(f"scanning folder {path.name}") as advance:
+            found, skipped = _scan(path, advance)
+        if not found:
+            raise ValueError(
+                f"folder {path} must hold one folder of images ({' '.join(IMAGE_SUFFIXES)}) per "
+                f"class; it holds none{_not_read(skipped)}"
+            )
+        if every_class:
+            _check_every_class(path, {file.parent.name for file in found})
+        if skipped:
+            warnings.warn(f"folder {path}{_not_read(skipped)}", stacklevel=2)
+        self.skipped = skipped
+        self.name = path.name
+        self.num_channels = 3
+        self.class_names = tuple(sorted({file.parent.name for file in found}))
+        self.fingerprint = files.fingerprint(path, found)
+        super().__init__(found)
+
+    def labels(self) -> np.ndarray:
+        """Returns int32 `[len(self)]`, each an index into `class_names`."""
+        label_of = {name: label for label, name in enumerate(self.class_names)}
+        return np.array([label_of[file.parent.name] for file in self._files], np.int32)
+
+
 def is_image(file: Path) -> bool:
     """Returns whether a file of a folder is read as an image, by its name.
 
@@ -96,14 +116,66 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(file.name)
 
 
-def _scan(path: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """Returns the images in the folders of the classes, and the relative paths of what is skipped."""
+def images_in(path: Path) -> list[Path]:
+    """Returns the images directly in a folder, in the order of their names, or a single file.
+
+    A warning lists other files and folders, but those whose names start with a dot.
+
+    Raises:
+        ValueError: the path does not exist or cannot be read, or has no images.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     _ = Path(directory, "b.png").write_bytes(b"")
+        ...     [file.name for file in images_in(Path(directory))]
+        ['b.png']
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ValueError(f"{path} does not exist")
+    try:
+        entries = sorted(entry for entry in path.iterdir() if not _is_hidden(entry.name))
+    except OSError as error:
+        raise files.ReadError(f"folder {path} cannot be read: {error.strerror}") from error
+    found = [entry for entry in entries if _is_read(entry)]
+    others = [entry.name for entry in entries if entry not in found]
+    listed = f"{len(others)} not read: {_listed(others)}" if others else ""
+    if not found:
+        raise ValueError(
+            f"folder {path} must hold images ({' '.join(IMAGE_SUFFIXES)}); it holds none"
+            + (f", and {listed}" if listed else "")
+        )
+    if others:
+        warnings.warn(f"folder {path}: {listed}", stacklevel=2)
+    return found
+
+
+def _check_every_class(path: Path, found: Collection[str]) -> None:
+    """Raises ValueError if a folder of a class has no images."""
+    for entry in sorted(path.iterdir()):
+        if entry.is_dir() and not _is_hidden(entry.name) and entry.name not in found:
+            raise ValueError(
+                f"folder {entry} of a class holds no images ({' '.join(IMAGE_SUFFIXES)}): add some, "
+                "or remove it"
+            )
+
+
+def _scan(path: Path, advance: Callable[[int], None]) -> tuple[list[Path], tuple[str, ...]]:
+    """Returns the images in the folders of the classes, and the relative paths of what is skipped.
+
+    Args:
+        path: the folder.
+        advance: receives the number of files that were found in each folder of a class.
+    """
     found: list[Path] = []
     skipped: list[Path] = []
     try:
         for entry in path.iterdir():
             if entry.is_dir() and not _is_hidden(entry.name):
                 listed = list(_files_below(entry))
+                advance(len(listed))
                 images = [file for file in listed if file.parent == entry and _is_read(file)]
                 found += images
                 skipped += [file for file in listed if file not in set(images)]
@@ -136,8 +208,12 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-def _not_read(skipped: Sequence[str], most: int = 5) -> str:
+def _not_read(skipped: Sequence[str]) -> str:
     if not skipped:
         return ""
-    listed = ", ".join(skipped[:most]) + (", ..." if len(skipped) > most else "")
-    return f": {len(skipped)} not read, as no images directly in the folder of a class: {listed}"
+    where = "as no images directly in the folder of a class"
+    return f": {len(skipped)} not read, {where}: {_listed(skipped)}"
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmaml import files
+from jaxmaml import files, stages
 from jaxmaml.data.decoders import IMAGES_PER_CHUNK, RULES, Format, Reader
 from jaxmaml.data.records import Records
 
@@ -60,11 +60,13 @@ class Cache:
             files.WriteError: the file cannot be written.
         """
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.num_images, *self.shape)}
-        with files.atomic_write(self.path) as file:
+        decoding = stages.stage("decoding images, once", self.num_images)
+        with files.atomic_write(self.path) as file, decoding as advance:
             np.lib.format.write_array_header_1_0(file, header)
             for first in range(0, self.num_images, IMAGES_PER_CHUNK):
                 last = min(first + IMAGES_PER_CHUNK, self.num_images)
                 file.write(reader.read(np.arange(first, last)).tobytes())
+                advance(last - first)
 
     @functools.cached_property
     def _images(self) -> np.ndarray:

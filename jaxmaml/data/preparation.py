@@ -9,7 +9,8 @@ from urllib.parse import urlparse
 
 import numpy as np
 
-from jaxmaml.data import datasets, records
+from jaxmaml import stages
+from jaxmaml.data import datasets, records, tfds_progress
 from jaxmaml.data.records import TFDSRecords
 
 CONNECT_SECONDS = 5
@@ -80,7 +81,8 @@ def prepare(dataset: str, data_dir: Path | None = None, archive_dir: Path | None
         try_download_gcs=False, manual_dir=None if archive_dir is None else str(archive_dir)
     )
     try:
-        builder.download_and_prepare(download_config=config)
+        with stages.stage(f"preparing {builder.name}"), tfds_progress.as_stages():
+            builder.download_and_prepare(download_config=config)
     except OSError as error:
         raise ValueError(f"{dataset} cannot be prepared in {directory}: {error}") from error
     return Path(builder.data_dir)

@@ -13,13 +13,34 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxmaml import files
+from jaxmaml import files, stages
 from jaxmaml.data import label_cache
 
 _RECORDS_PER_READ = 1000
 
 
-class Records(Protocol):
+class Encoded(Protocol):
+    """Encoded images, by number.
+
+    Example:
+        >>> from jaxmaml.data.folders import FileRecords
+        >>> images: Encoded = FileRecords([Path("a.png")])
+        >>> images.where(0)
+        'a.png'
+    """
+
+    def __len__(self) -> int: ...
+
+    def encoded(self, numbers: Sequence[int]) -> list[bytes]:
+        """Returns the encoded images of the records with these numbers."""
+        ...
+
+    def where(self, number: int) -> str:
+        """Returns the file of a record, and its number in the file, for messages."""
+        ...
+
+
+class Records(Encoded, Protocol):
     """Encoded images with labels.
 
     Attributes:
@@ -44,18 +65,8 @@ class Records(Protocol):
     num_channels: int
     fingerprint: str
 
-    def __len__(self) -> int: ...
-
     def labels(self) -> np.ndarray:
         """Returns int32 `[len(self)]`, each an index into `class_names`."""
-        ...
-
-    def encoded(self, numbers: Sequence[int]) -> list[bytes]:
-        """Returns the encoded images of the records with these numbers."""
-        ...
-
-    def where(self, number: int) -> str:
-        """Returns the file of a record, and its number in the file, for messages."""
         ...
 
 
@@ -152,9 +163,11 @@ class TFDSRecords:
 
     def _read_labels(self) -> np.ndarray:
         read: list[int] = []
-        for first in range(0, len(self), _RECORDS_PER_READ):
-            numbers = range(first, min(first + _RECORDS_PER_READ, len(self)))
-            read += [row["label"] for row in self._rows(numbers)]
+        with stages.stage(f"reading the labels of {self.name}", len(self)) as advance:
+            for first in range(0, len(self), _RECORDS_PER_READ):
+                numbers = range(first, min(first + _RECORDS_PER_READ, len(self)))
+                read += [row["label"] for row in self._rows(numbers)]
+                advance(len(numbers))
         labels = np.array(read, np.int32)
 
         num_classes = len(self.class_names)

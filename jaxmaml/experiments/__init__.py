@@ -10,8 +10,14 @@ it. What a module is for:
 - `tasks`: the train, val and test sources of a preset; `experiment`: what all runs of a preset share.
 - `run`: trains and tests one candidate; `training`: its steps, validations, selection and
   checkpoints; `scoring`: its scores; `probes`: what else is measured.
-- `run_dir`: every file of a run directory; `recorder`: its metrics along the runs; `resuming`: whether
-  it is continued; `interruption`: signals; `provenance`: versions, commit and device.
+- `run_dir`: every file of a run directory; `results`: the contents of results.json; `recorder`: its
+  metrics along the runs; `resuming`: whether it is continued; `interruption`: signals; `provenance`:
+  versions, commit and device.
+- `trained`: a run that is loaded, adapts and predicts; `supports`: checks of what it is given;
+  `portable`: its export; `serving`: the same from files to files, with `points` for CSV and `gallery`
+  for the picture.
+- `progress`: what a command shows while it works; `event_files`: the metrics for TensorBoard;
+  `report`: a package that writes a report of run directories.
 - `compare` and `reevaluate`: the commands; `tables`: what they print; `figures`: what they draw,
   by means of `plots`, which draws plain numbers.
 """

@@ -19,12 +19,19 @@ class Spec(NamedTuple):
         order: "exact" or "first".
         inner_lr: the inner learning rate.
         learner: a name of `learners.LEARNERS`.
+        seed: the seed of the run, if there are others like it but for their seeds; else None.
     """
 
     label: str
     order: str
     inner_lr: float
     learner: str = learners.DEFAULT
+    seed: int | None = None
+
+    @property
+    def group(self) -> str:
+        """The name that the runs with different seeds share."""
+        return self.label if self.seed is None else self.label.removesuffix(_of_seed(self.seed))
 
 
 class Candidate(NamedTuple):
@@ -153,6 +160,34 @@ def comparison(
         for rate, text in zip(inner_lrs, _texts(inner_lrs), strict=True)
         for label, (name, order) in runs.items()
     ]
+
+
+def over_seeds(specs: Sequence[Spec], seed: int, num_seeds: int) -> list[Spec]:
+    """Returns the descriptions of the runs of each of `num_seeds` seeds, `seed` being the first one.
+
+    Args:
+        specs: the descriptions of the runs of one seed.
+        seed: the first seed.
+        num_seeds: the number of seeds. One leaves the descriptions as they are.
+
+    Raises:
+        TypeError, ValueError: the number is not an integer, 1 or more.
+
+    >>> [spec.label for spec in over_seeds([Spec("exact", "exact", 0.4)], 3, 2)]
+    ['exact, seed 3', 'exact, seed 4']
+    """
+    ranges.check_whole("num_seeds", num_seeds)
+    if num_seeds == 1:
+        return list(specs)
+    return [
+        spec._replace(label=spec.label + _of_seed(own), seed=own)
+        for spec in specs
+        for own in range(seed, seed + num_seeds)
+    ]
+
+
+def _of_seed(seed: int) -> str:
+    return f", seed {seed}"
 
 
 def _texts(rates: Sequence[float]) -> list[str]:

@@ -3,35 +3,44 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import Progress
 
+from jaxmaml import stages
 from jaxmaml.checkpoint import Manager
-from jaxmaml.experiments import figures, learners, probes, ranges, resuming, tables
+from jaxmaml.data.class_splits import ClassSplit
+from jaxmaml.experiments import candidates, figures, learners, probes, ranges, resuming, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.experiment import (
+    MAX_SEED,
     Experiment,
     build_candidate,
     build_experiment,
     scored_tasks,
     step_tasks,
+    with_seed,
 )
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.experiments.recorder import Recorder
-from jaxmaml.experiments.run import Run, new_progress, train_and_test
+from jaxmaml.experiments.progress import Display
+from jaxmaml.experiments.recorder import Recorder, Sink
+from jaxmaml.experiments.results import make_results
+from jaxmaml.experiments.run import Run, train_and_test
 from jaxmaml.experiments.run_dir import (
     Gradient,
     RunDir,
     make_config,
-    make_results,
     trained_for,
     write_json,
 )
+from jaxmaml.experiments.seeds import over_seeds
 from jaxmaml.experiments.tasks import Streaming, class_split_of, input_shape, located
 from jaxmaml.types import MetaState
+
+if TYPE_CHECKING:
+    from jaxmaml.experiments.event_files import EventFiles
 
 
 class Comparison(NamedTuple):
@@ -45,6 +54,7 @@ class Comparison(NamedTuple):
         is_resumed: whether the directory holds these runs already, or a part of them.
         is_complete: whether nothing is left to do.
         checkpoint_every: outer steps between two checkpoints, see `checkpoint.Manager`.
+        tensorboard: whether event files are written.
     """
 
     experiment: Experiment
@@ -54,6 +64,7 @@ class Comparison(NamedTuple):
     is_resumed: bool = False
     is_complete: bool = False
     checkpoint_every: int | None = None
+    tensorboard: bool = False
 
 
 @contextlib.contextmanager
@@ -63,11 +74,13 @@ def prepare(
     out: pathlib.Path,
     *,
     seed: int = 0,
+    num_seeds: int = 1,
     num_test_tasks: int = 600,
     data_dir: pathlib.Path | None = None,
     streaming: Streaming | None = None,
     matmul_precision: str = "highest",
     checkpoint_every: int | None = None,
+    tensorboard: bool = False,
 ) -> Iterator[Comparison]:
     """Builds the experiment and the candidates; keeps other processes out of the run directory.
 
@@ -76,17 +89,22 @@ def prepare(
         specs: the descriptions of the runs.
         out: the run directory. It may hold the same runs, which are continued, but no others.
         seed: the seed of the initial parameters and of the training episodes.
+        num_seeds: each run is made with this number of seeds, `seed` and those after it.
         num_test_tasks: tasks of the test.
         data_dir: a prepared TFDS directory.
         streaming: how images are read during training; defaults to keeping them on the device.
         matmul_precision: the precision of matrix products, for config.json.
         checkpoint_every: outer steps between two checkpoints.
+        tensorboard: whether event files are written, too.
 
     Raises:
         ValueError: the settings, the dataset or the directory do not allow the runs.
     """
     # Check what can be checked before a dataset is read.
     ranges.check_whole("num_test_tasks", num_test_tasks, minimum=2)
+    ranges.check_whole("seed", seed, minimum=0, maximum=MAX_SEED)
+    specs = candidates.over_seeds(specs, seed, num_seeds)
+    ranges.check_whole("seed + num_seeds - 1", seed + num_seeds - 1, minimum=0, maximum=MAX_SEED)
     for spec in specs:
         learners.check(preset, spec.learner, spec.order)
     if len({spec.label for spec in specs}) < len(specs):
@@ -94,16 +112,17 @@ def prepare(
 
     run_dir = RunDir(out)
     with run_dir.claimed() as held:
-        # Build the experiment and the learners.
+        # Build the experiment and the learners. The paths are absolute, so that the runs can be
+        # evaluated from any directory, and classes that were drawn stay as they were drawn.
+        where, directory = located(preset, data_dir)
         experiment = build_experiment(
             preset, seed=seed, data_dir=data_dir, num_test_tasks=num_test_tasks,
-            streaming=streaming,
+            streaming=streaming, class_split=_drawn_before(held, where),
             with_classes=any(learners.needs_class_numbers(preset, spec.learner) for spec in specs),
         )  # fmt: skip
-        built = [build_candidate(experiment, spec) for spec in specs]
+        built = _build(experiment, specs)
 
-        # The paths are absolute, so that the runs can be evaluated from any directory.
-        where, directory = located(preset, data_dir)
+        # Continue what the directory holds, or nothing.
         config = make_config(
             where, specs, seed=seed, num_test_tasks=num_test_tasks, data_dir=directory,
             matmul_precision=matmul_precision,
@@ -117,8 +136,25 @@ def prepare(
             experiment, built, config, run_dir,
             is_resumed=held is not None,
             is_complete=run_dir.results.is_file() and not is_longer,
-            checkpoint_every=checkpoint_every,
+            checkpoint_every=checkpoint_every, tensorboard=tensorboard,
         )  # fmt: skip
+
+
+def _build(experiment: Experiment, specs: Sequence[Spec]) -> list[Candidate]:
+    """Returns the candidates. Those that differ in their seed share a learner, and its programs."""
+    found = {spec.group: build_candidate(experiment, spec) for spec in specs}
+    return [found[spec.group]._replace(spec=spec) for spec in specs]
+
+
+def _of_seed(experiment: Experiment, spec: Spec) -> Experiment:
+    return experiment if spec.seed is None else with_seed(experiment, spec.seed)
+
+
+def _drawn_before(held: dict[str, Any] | None, preset: Preset) -> ClassSplit | None:
+    """Returns the class split that a directory holds, if no split file decides what it must be."""
+    if held is None or preset.split or held["preset"]["dataset"] != preset.dataset:
+        return None
+    return held["class_split"] if preset.dataset.startswith("folder:") else None
 
 
 def execute(comparison: Comparison) -> list[Run]:
@@ -131,12 +167,14 @@ def execute(comparison: Comparison) -> list[Run]:
     experiment, config, run_dir = comparison.experiment, comparison.config, comparison.run_dir
     num_test_tasks = config["num_test_tasks"]
     watch = _watch(comparison)
-    runs = _train_all(comparison, watch)
-    gradient = None if watch is None else _gradient(watch, runs)
-    floor = _floor(experiment, num_test_tasks)
+    with Display() as display:
+        runs = _train_all(comparison, watch, display)
+        gradient = None if watch is None else _gradient(watch, runs)
+        floor = _floor(experiment, num_test_tasks)
+        with stages.stage("drawing the plots"):
+            figures.draw_all(run_dir, experiment, runs, floor=floor, gradient=gradient)
 
     # Write. The results come last, so that a directory with results is a complete one.
-    figures.draw_all(run_dir, experiment, runs, floor=floor, gradient=gradient)
     results = make_results(config, runs, floor=floor, gradient=gradient)
     write_json(run_dir.results, results, replace=False)
 
@@ -146,6 +184,18 @@ def execute(comparison: Comparison) -> list[Run]:
     if watch is not None and gradient is not None:
         console.print(tables.gradient_table(gradient, watch.exact.label))
     return runs
+
+
+def write_event_files(comparison: Comparison) -> None:
+    """Writes what the event files of complete runs lack.
+
+    Raises:
+        WriteError: a file cannot be written.
+    """
+    files = _event_files(comparison, warnings.warn)
+    for candidate in comparison.candidates:
+        rows = comparison.run_dir.read_metrics(candidate.label)
+        files.cut(candidate.label, rows, lambda row: True)
 
 
 class _Watch(NamedTuple):
@@ -168,13 +218,13 @@ class _Watch(NamedTuple):
 def _watch(comparison: Comparison) -> _Watch | None:
     """Returns the exact and first-order runs of one learner at the rate nearest to the preset's.
 
-    It is None if no learner runs with both orders at the same rate.
+    It is None if no learner runs with both orders at the same rate. Of several seeds it is the first.
     """
     experiment = comparison.experiment
-    pairs: dict[tuple[str, float], dict[str, Candidate]] = {}
+    pairs: dict[tuple[str, float, int | None], dict[str, Candidate]] = {}
     for candidate in comparison.candidates:
         spec = candidate.spec
-        pairs.setdefault((spec.learner, spec.inner_lr), {})[spec.order] = candidate
+        pairs.setdefault((spec.learner, spec.inner_lr, spec.seed), {})[spec.order] = candidate
     complete = [key for key, pair in pairs.items() if set(pair) == set(learners.ADJOINTS)]
     if not complete:
         return None
@@ -188,32 +238,46 @@ def _gradient(watch: _Watch, runs: list[Run]) -> Gradient:
     return {name: [row[name] for row in probed] for name in ("cosine", "norm_ratio", "step")}
 
 
-def _train_all(comparison: Comparison, watch: _Watch | None) -> list[Run]:
+def _train_all(comparison: Comparison, watch: _Watch | None, display: Display) -> list[Run]:
     """Makes each run and saves its state."""
     runs, run_dir, config = [], comparison.run_dir, comparison.config
-    with new_progress() as progress:
-        say = functools.partial(_say, progress)
-        record = Recorder(run_dir, config, comparison.is_resumed, say)
-        for candidate in comparison.candidates:
-            checkpoints = Manager(
-                run_dir.training(candidate.label), every=comparison.checkpoint_every,
-                config=trained_for(candidate.label, config), say=say,
-            )  # fmt: skip
-            run = train_and_test(
-                comparison.experiment, candidate,
-                num_test_tasks=config["num_test_tasks"],
-                record=record, progress=progress, checkpoints=checkpoints,
-                probe=watch.probe if watch is not None and candidate is watch.exact else None,
-            )  # fmt: skip
-            record.finish()
-            run_dir.save_state(candidate.label, run.meta_state, config)
-            runs.append(run)
+    say = functools.partial(_say, display)
+    record = Recorder(run_dir, config, comparison.is_resumed, say, _sinks(comparison, say))
+    for candidate in comparison.candidates:
+        checkpoints = Manager(
+            run_dir.training(candidate.label), every=comparison.checkpoint_every,
+            config=trained_for(candidate.label, config), say=say,
+        )  # fmt: skip
+        run = train_and_test(
+            _of_seed(comparison.experiment, candidate.spec), candidate,
+            num_test_tasks=config["num_test_tasks"],
+            record=record, display=display, checkpoints=checkpoints,
+            probe=watch.probe if watch is not None and candidate is watch.exact else None,
+        )  # fmt: skip
+        record.finish()
+        run_dir.save_state(candidate.label, run.meta_state, config)
+        if run.averaged_states:
+            run_dir.save_averaged(candidate.label, run.averaged_states, config)
+        runs.append(run)
     return runs
 
 
-def _say(progress: Progress, line: str) -> None:
-    """Prints a line above the progress bar."""
-    progress.console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
+def _sinks(comparison: Comparison, say: Callable[[str], None]) -> list[Sink]:
+    """Returns what receives the rows of metrics.jsonl, too."""
+    headlines = {found.label: found.headline_step for found in comparison.candidates}
+    live = figures.LiveCurves(comparison.run_dir, comparison.experiment.preset, headlines)
+    return [live, _event_files(comparison, say)] if comparison.tensorboard else [live]
+
+
+def _event_files(comparison: Comparison, say: Callable[[str], None]) -> "EventFiles":
+    from jaxmaml.experiments.event_files import EventFiles
+
+    return EventFiles(comparison.run_dir.event_files, comparison.experiment.preset.metric, say)
+
+
+def _say(display: Display, line: str) -> None:
+    """Prints a line above the progress bars."""
+    display.console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _floor(experiment: Experiment, num_test_tasks: int) -> float | None:
@@ -232,18 +296,23 @@ def _print(
     floor: float | None,
 ) -> None:
     """Prints the scores and costs of the runs."""
-    # Many runs have one row each, few have one column each.
+    # Many scores have one row each, few have one column each.
     preset = experiment.preset
-    if len(runs) > tables.MAX_COLUMNS:
+    scores = {key: score for run in runs for key, score in run.scores().items()}
+    if len(scores) > tables.MAX_COLUMNS:
         console.print(tables.summary_table(preset, runs, num_test_tasks, floor))
     else:
-        scores = {run.label: run.test for run in runs}
-        table = tables.scores_table(preset, scores, num_test_tasks, floor)
+        found = sorted(scores.items(), key=lambda item: item[0][1] != "")
+        named = {spec.label + suffix: score for (spec, suffix), score in found}
+        table = tables.scores_table(preset, named, num_test_tasks, floor)
         tables.add_features(table, runs)
         tables.add_costs(table, runs)
         console.print(table)
 
-    # Lines below the table.
+    if over := over_seeds(scores):
+        console.print(tables.seeds_table(preset, over, num_test_tasks))
+
+    # Lines below the tables.
     for run in (run for run in runs if run.candidate.entry.solves_linear_system):
         tasks = next(scored_tasks(experiment, "test", 1))
         residuals = probes.cg_residuals(run.candidate.learner, run.meta_state, tasks)

@@ -99,12 +99,26 @@ def build_experiment(
     return Experiment(
         preset=preset,
         network=networks.build(trained_as or preset, shape, key_of(seed, "parameters")),
-        optimizer=averaging.with_average(_outer_optimizer(preset), preset.averaging),
+        optimizer=outer_optimizer(preset),
         sources=sources,
         num_classes=num_classes(sources["train"]),
         train_key=train_key,
         learner_key=key_of(seed, "parameters of a learner"),
         mesh=parallel.task_mesh(preset.num_tasks),
+    )
+
+
+def with_seed(experiment: Experiment, seed: int) -> Experiment:
+    """Returns the experiment of another seed, with the same data and the same functions.
+
+    Programs are compiled for functions: all seeds share those of the first one.
+    """
+    preset, shape = experiment.preset, input_shape(experiment.sources["train"])
+    own = networks.build(preset, shape, key_of(seed, "parameters"))
+    return experiment._replace(
+        network=experiment.network._replace(params=own.params),
+        train_key=key_of(seed, "training tasks"),
+        learner_key=key_of(seed, "parameters of a learner"),
     )
 
 
@@ -156,9 +170,11 @@ def key_of(seed: int, name: str) -> Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
-def _outer_optimizer(preset: Preset) -> optax.GradientTransformation:
+def outer_optimizer(preset: Preset) -> optax.GradientTransformation:
+    """Returns the outer optimizer of a preset, which keeps the average of the parameters."""
     rate: Any = preset.outer_lr
     if preset.outer_schedule == "cosine":
         rate = optax.cosine_decay_schedule(preset.outer_lr, preset.num_outer_steps, alpha=0.01)
     adam = optax.adam(rate)
-    return optax.chain(optax.clip(preset.outer_clip), adam) if preset.outer_clip else adam
+    clipped = optax.chain(optax.clip(preset.outer_clip), adam) if preset.outer_clip else adam
+    return averaging.with_average(clipped, preset.averaging)

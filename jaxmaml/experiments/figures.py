@@ -1,7 +1,9 @@
 """The plots of a run directory, and of a test episode."""
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +18,13 @@ from jaxmaml.experiments.experiment import Experiment, scored_tasks
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient, RunDir
-from jaxmaml.files import check_absent
+from jaxmaml.files import WriteError, check_absent
 from jaxmaml.types import MetaParams, State, Task, as_stateful
+
+LIVE_SHARE = 0.01
+"""The part of the time that may be spent on drawing during the training."""
+FIRST_SECONDS = 0.5
+"""The time of a drawing, as long as none was made."""
 
 
 def draw_all(
@@ -57,7 +64,7 @@ def draw_all(
     # Write.
     files = {run_dir.plot(name): figure for name, figure in figures.items()}
     for path, figure in files.items():
-        plots.save(figure, path)
+        plots.save(figure, path, replace=True)  # the learning curves are there already
     return list(files)
 
 
@@ -80,6 +87,63 @@ def draw_episode(experiment: Experiment, path: pathlib.Path) -> None:
     plots.save(figure, path)
 
 
+class LiveCurves:
+    """Draws the learning curves of a run directory at validations, for those who look meanwhile.
+
+    It receives the rows of a `Recorder`. A drawing waits until all of them together take no more than
+    `LIVE_SHARE` of the time.
+
+    Args:
+        run_dir: where the plot is written.
+        preset: the settings.
+        headlines: the inner step of each run whose score is drawn, by label.
+        clock: the time in seconds.
+    """
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        preset: Preset,
+        headlines: Mapping[str, int],
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._run_dir, self._preset, self._headlines = run_dir, preset, headlines
+        self._clock, self._begin = clock, clock()
+        self._spent, self._last = 0.0, FIRST_SECONDS
+        self._curves: dict[str, dict[str, list[Any]]] = {}
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> None:
+        num_validations = self._add(rows)
+        now = self._clock()
+        if num_validations and self._spent + self._last <= LIVE_SHARE * (now - self._begin):
+            self._draw()
+            self._last = self._clock() - now
+            self._spent += self._last
+
+    def cut(
+        self, label: str, rows: Sequence[dict[str, Any]], is_kept: Callable[[dict[str, Any]], bool]
+    ) -> None:
+        """Takes over the rows of a run that is continued."""
+        self._curves.pop(label, None)
+        self._add(rows)
+
+    def _add(self, rows: Sequence[dict[str, Any]]) -> int:
+        """Keeps the scores of the validations among some rows, and returns their number."""
+        validations = [row for row in rows if "val_per_step" in row]
+        for row in validations:
+            empty = {"step": [], "value": [], "ci95": []}
+            curve, at = self._curves.setdefault(row["label"], empty), self._headlines[row["label"]]
+            curve["step"].append(row["step"])
+            curve["value"].append(row["val_per_step"][at])
+            curve["ci95"].append(row["val_ci95_per_step"][at])
+        return len(validations)
+
+    def _draw(self) -> None:
+        figure = _curves_figure(self._preset, self._curves, set(self._headlines.values()))
+        with contextlib.suppress(WriteError):  # the recorder says that the disk is full
+            plots.save(figure, self._run_dir.plot("learning_curves"), replace=True)
+
+
 def _metric_per_step(preset: Preset, runs: Sequence[Run], floor: float | None) -> Figure:
     curves = {run.label: {"mean": run.test.mean, "ci95": run.test.ci95} for run in runs}
     headlines = {run.test.headline for run in runs}
@@ -98,7 +162,10 @@ def _learning_curves(preset: Preset, runs: Sequence[Run]) -> Figure:
         }
         for run in runs
     }
-    headlines = {run.test.headline for run in runs}
+    return _curves_figure(preset, curves, {run.test.headline for run in runs})
+
+
+def _curves_figure(preset: Preset, curves: dict[str, Any], headlines: Collection[int]) -> Figure:
     steps = "".join(f" after {at} inner step{'s' * (at != 1)}" for at in headlines)
     steps = steps if len(headlines) == 1 else ""
     return plots.learning_curves(curves, ylabel=f"validation {preset.metric}{steps}")

@@ -163,6 +163,24 @@ def check_used(preset: Preset, given: Iterable[str], names: Sequence[str]) -> No
             )
 
 
+def check_way(way: int, trained_way: int, names: Iterable[str]) -> None:
+    """Raises ValueError if tasks have more classes than a learner can serve.
+
+    Args:
+        way: the classes of the tasks.
+        trained_way: the outputs of the trained head.
+        names: the learners.
+
+    >>> check_way(7, 5, ["protonet"])
+    """
+    able = [name for name, entry in LEARNERS.items() if entry.serves_any_way]
+    if way > trained_way and any(name not in able for name in names):
+        raise ValueError(
+            f"way={way} is more than the {trained_way} outputs of the trained head; only "
+            f"learners without a fixed head allow it ({', '.join(able)})"
+        )
+
+
 def check_order(learner: str) -> None:
     """Raises ValueError if a learner's name leaves no order of the meta-gradient to choose.
 

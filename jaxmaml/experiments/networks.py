@@ -1,5 +1,6 @@
 """The network of a preset as pure functions: its outputs, losses, metric and features."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,19 @@ from flax import nnx
 
 from jaxmaml import nn
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.types import Array, Batch, LossFn, MetricFn, ModelFn, Params, PlainFn, State
+from jaxmaml.nn import StatefulModel
+from jaxmaml.types import (
+    Array,
+    Batch,
+    LossFn,
+    MetricFn,
+    ModelFn,
+    Params,
+    PlainFn,
+    State,
+    as_stateful,
+    in_form_of,
+)
 
 CARRIES_STATE = ("inductive", "running", "per_step")
 """The normalizations that carry statistics."""
@@ -30,6 +43,7 @@ class Model(NamedTuple):
         query_loss_fn: the loss that scores the query in training; None for `loss_fn`.
         test_loss_fn: the loss that a test adapts to; None for `loss_fn`.
         metric_fn: accuracy or mean squared error of a trained network.
+        score_fn: `(outputs, batch) -> score`, the same metric of the outputs of `apply_fn`.
         features_fn: `(params, batch) -> [num_examples, num_features]`; None with statistics.
         refresh_state: whether the statistics are computed anew before the query is scored.
     """
@@ -39,6 +53,7 @@ class Model(NamedTuple):
     query_loss_fn: LossFn | None
     test_loss_fn: LossFn | None
     metric_fn: MetricFn
+    score_fn: PlainFn
     features_fn: PlainFn | None
     refresh_state: bool
 
@@ -65,13 +80,37 @@ def build(
     Raises:
         ValueError: the head has fewer outputs than `served_way`.
     """
-    served: Callable[[ModelFn], ModelFn] = lambda fn: fn
-    if served_way is not None:
-        if served_way > preset.way:
-            raise ValueError(f"served_way must be at most way={preset.way}; got {served_way}")
-        served = lambda fn: nn.first_ways(fn, served_way)
     make = _with_state if preset.norm in CARRIES_STATE else _without_state
-    return make(preset, _module(preset, input_shape, key), served)
+    return make(preset, _module(preset, input_shape, key), _serving(preset, served_way))
+
+
+def with_support_statistics(
+    preset: Preset, input_shape: tuple[int, ...], *, served_way: int | None = None
+) -> StatefulModel:
+    """Returns the network of a transductive preset, with statistics that are stored.
+
+    The parameters are those of `build`, a context included. `train_fn` stores the statistics of its
+    batch, and `test_fn` normalizes with the stored ones: a query does not depend on other queries.
+
+    Args:
+        preset, input_shape, served_way: see `build`.
+    """
+    storing = dataclasses.replace(preset, norm="inductive")
+    module, served = _module(storing, input_shape, jax.random.key(0)), _serving(preset, served_way)
+    parts = nn.from_nnx_with_state(module, _features, compute_dtype=_dtype(preset))
+    train, test = (
+        served(_conditioned(_unconditioned(fn))) for fn in (parts.train_fn, parts.test_fn)
+    )
+    return parts._replace(train_fn=train, test_fn=test)
+
+
+def _serving(preset: Preset, served_way: int | None) -> Callable[[ModelFn], ModelFn]:
+    """Returns what cuts the outputs of a network to the first `served_way`, or leaves them."""
+    if served_way is None:
+        return lambda fn: fn
+    if served_way > preset.way:
+        raise ValueError(f"served_way must be at most way={preset.way}; got {served_way}")
+    return lambda fn: nn.first_ways(fn, served_way)
 
 
 def _without_state(
@@ -83,7 +122,8 @@ def _without_state(
     apply_fn = served(_conditioned(features_fn))
     loss_fn = _loss(preset, apply_fn)
     metric_fn = loss_fn if preset.is_regression else nn.accuracy(apply_fn)
-    model = Model(apply_fn, loss_fn, None, None, metric_fn, features_fn, False)
+    score_fn = _score_fn(preset)
+    model = Model(apply_fn, loss_fn, None, None, metric_fn, score_fn, features_fn, False)
     return Network(model, params, ())
 
 
@@ -101,10 +141,24 @@ def _with_state(
         query_loss_fn=tested_loss if is_inductive else None,
         test_loss_fn=None if is_inductive else tested_loss,
         metric_fn=tested_loss if preset.is_regression else nn.accuracy(tested),
+        score_fn=_score_fn(preset),
         features_fn=None,
         refresh_state=is_inductive,
     )
     return Network(model, parts.params, parts.state)
+
+
+def _outputs(outputs: Array, batch: Batch) -> Array:
+    """Is the model whose parameters are its outputs."""
+    return outputs
+
+
+# One object each, so that the program that scores them is compiled once.
+_ERROR_OF_OUTPUTS, _ACCURACY_OF_OUTPUTS = nn.mean_squared_error(_outputs), nn.accuracy(_outputs)
+
+
+def _score_fn(preset: Preset) -> PlainFn:
+    return _ERROR_OF_OUTPUTS if preset.is_regression else _ACCURACY_OF_OUTPUTS
 
 
 def _dtype(preset: Preset) -> str | None:
@@ -126,27 +180,29 @@ def add_context(params: Params, key: Array) -> Params:
     return {**params, "context": jnp.zeros(NUM_CONTEXT), "film": film}
 
 
-def _unconditioned(features_fn: PlainFn) -> PlainFn:
+def _unconditioned(features_fn: ModelFn) -> ModelFn:
     """Returns features before conditioning, for parameters with or without a context."""
+    model = as_stateful(features_fn)
 
-    def unconditioned(params: Params, batch: Batch) -> Array:
+    def unconditioned(params: Params, batch: Batch, state: State) -> tuple[Array, State]:
         bare = {name: part for name, part in params.items() if name not in ("context", "film")}
-        return features_fn(bare, batch)
+        return model(bare, batch, state)
 
-    return unconditioned
+    return in_form_of(features_fn, unconditioned)
 
 
-def _conditioned(features_fn: PlainFn) -> PlainFn:
+def _conditioned(features_fn: ModelFn) -> ModelFn:
     """Returns a network whose features are conditioned if the parameters have a context."""
+    model = as_stateful(features_fn)
 
-    def apply_fn(params: Params, batch: Batch) -> Array:
-        features = features_fn(params, batch)
+    def apply_fn(params: Params, batch: Batch, state: State) -> tuple[Array, State]:
+        features, state = model(params, batch, state)
         if "context" in params:
             scale, shift = jnp.split(params["context"] @ params["film"], 2)
             features = features * (1 + scale)[None] + shift[None]
-        return features @ params["head"]["kernel"] + params["head"]["bias"][None]
+        return features @ params["head"]["kernel"] + params["head"]["bias"][None], state
 
-    return apply_fn
+    return in_form_of(features_fn, apply_fn)
 
 
 def _features(module: Any, batch: Batch) -> Array:

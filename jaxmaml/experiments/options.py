@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
+from jaxmaml.data import class_splits
 from jaxmaml.experiments import presets, settings
 from jaxmaml.experiments.presets import Preset
 
@@ -38,6 +39,23 @@ RunDirectory = Annotated[
     pathlib.Path,
     tyro.conf.Positional,
     tyro.conf.arg(metavar="RUN_DIR", help="directory that train or compare wrote"),
+]
+RunDirectories = Annotated[
+    tuple[pathlib.Path, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="RUN_DIR ...",
+        help="directories that train or compare wrote",
+        help_behavior_hint="",
+    ),
+]
+ReportFolder = Annotated[
+    pathlib.Path | None,
+    tyro.conf.arg(
+        metavar="DIR",
+        help="folder to write; an earlier report in it is replaced",
+        help_behavior_hint="(default: RUN_DIR/report; for several directories report)",
+    ),
 ]
 OwnDataDir = Annotated[
     pathlib.Path | None,
@@ -121,6 +139,8 @@ class RunOptions:
 
     seed: int = 0
     """seed of the initial parameters and of the training episodes"""
+    num_seeds: int = 1
+    """runs of each learner, one after the other, with the seeds SEED, SEED + 1, ..."""
     num_test_tasks: int = 600
     """tasks of the final test"""
     data_dir: Annotated[
@@ -144,6 +164,8 @@ class RunOptions:
         ),
     ] = None
     """outer steps between two checkpoints; ten minutes do not pass without one"""
+    tensorboard: bool = False
+    """also write event files for TensorBoard, into the run directory; needs jaxmaml[tensorboard]"""
     stream: bool = False
     """read images from disk during training, instead of keeping all of them on the device"""
     num_workers: int = 0
@@ -172,6 +194,63 @@ class TaskOptions:
     """division of the classes"""
     image_size: Annotated[int | None, _LIKE_TRAINING] = None
     """height and width of the images in pixels"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptOptions:
+    """Files and settings of an adaptation."""
+
+    support: Annotated[
+        pathlib.Path,
+        tyro.conf.arg(
+            metavar="PATH",
+            help="folder with one folder of pictures per class; for regression a CSV of x,y",
+        ),
+    ]
+    images: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(
+            metavar="PATH", help="pictures to classify: a folder, or a file", help_behavior_hint=""
+        ),
+    ] = None
+    points: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(
+            metavar="FILE", help="for regression: CSV of x to predict", help_behavior_hint=""
+        ),
+    ] = None
+    out: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(
+            metavar="FILE",
+            help="CSV to write, with a picture beside it",
+            help_behavior_hint="(default: named after the run)",
+        ),
+    ] = None
+    run: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="LABEL",
+            help="the run, if the directory holds several",
+            help_behavior_hint="",
+        ),
+    ] = None
+    num_inner_steps: Annotated[
+        int | None,
+        tyro.conf.arg(
+            metavar="INT", help="inner steps", help_behavior_hint="(default: the headline step)"
+        ),
+    ] = None
+    statistics: Literal["support", "batch"] = "support"
+    """with norm transductive: normalize by the support, or by the pictures that are classified"""
+    export: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(
+            metavar="DIR",
+            help="directory for the adapted model, which runs without jaxmaml",
+            help_behavior_hint="",
+        ),
+    ] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +305,7 @@ class Split:
             metavar="FRACTION FRACTION FRACTION",
             help="fractions of the classes for train, val and test; their sum is 1",
         ),
-    ] = (0.64, 0.16, 0.2)
+    ] = class_splits.FRACTIONS
     seed: int = 0
     """seed of the shuffle"""
     data_dir: DataDir = None

@@ -7,6 +7,7 @@ without a display. The colors are those of Okabe and Ito, which color-blind read
 """
 
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -247,11 +248,17 @@ def check_format(path: str | os.PathLike[str]) -> None:
         )
 
 
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure in the format of the path's suffix, whole or not at all, to a new file.
+def save(figure: Figure, path: str | os.PathLike[str], *, replace: bool = False) -> None:
+    """Writes a figure in the format of the path's suffix, whole or not at all.
+
+    Args:
+        figure: the figure.
+        path: the file to write.
+        replace: whether an existing file is replaced.
 
     Raises:
-        ValueError: the file exists or cannot be written, or the suffix is not one of `FORMATS`.
+        ValueError: the file exists and is not to be replaced, or cannot be written, or the suffix is
+            not one of `FORMATS`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -261,7 +268,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     check_format(path)
-    with atomic_write(path, replace=False) as file:
+    with atomic_write(path, replace=replace) as file:
         figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150)
 
 
@@ -293,20 +300,21 @@ def _legend_below(figure: Figure) -> None:
 
 
 def _styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Returns the style of each label: colors stand for learners, lines and markers for rates.
+    """Returns the style of each label: colors are learners, lines and markers rates and seeds.
 
     Both are assigned in the order of appearance. If there are more learners than colors, the colors
     start again with the next line and marker.
     """
-    parts = {label: label.partition("@") for label in labels}
-    names = dict.fromkeys(name for name, _, _ in parts.values())
+    own_names = {label: re.split("[@,]", label)[0] for label in labels}
+    names = dict.fromkeys(own_names.values())
     others = [name for name in names if name not in LEARNER_COLORS]
     colors = LEARNER_COLORS | dict(zip(others, cycle(OTHER_COLORS), strict=False))
     rounds = {name: i // len(OTHER_COLORS) for i, name in enumerate(others)}
-    rates = list(dict.fromkeys(rate for _, _, rate in parts.values()))
+    own_rates = {label: label.removeprefix(name) for label, name in own_names.items()}
+    rates = list(dict.fromkeys(own_rates.values()))
     styles = {}
-    for label, (name, _, rate) in parts.items():
-        number = rates.index(rate) + rounds.get(name, 0) * len(rates)
+    for label, name in own_names.items():
+        number = rates.index(own_rates[label]) + rounds.get(name, 0) * len(rates)
         line, marker = VARIANTS[number % len(VARIANTS)]
         styles[label] = {"color": colors[name], "linestyle": line, "marker": marker}
     return styles

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import jaxmaml
-from jaxmaml import diagnostics, metrics
+from jaxmaml import diagnostics, metrics, stages
 from jaxmaml.averaging import averaged
 from jaxmaml.batching import ChunkSize
 from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, PlainFn, State, Task
@@ -110,7 +110,12 @@ def cg_residuals(learner: MetaLearner, meta_state: MetaState, tasks: Task) -> tu
 
 
 def _mean(values: Iterable[Array], num_tasks: int) -> float:
-    return float(np.concatenate(list(values))[:num_tasks].mean())
+    found = []
+    with stages.stage("nearest neighbor on test tasks", num_tasks) as advance:
+        for value in values:
+            found.append(np.asarray(value))
+            advance(len(value))
+    return float(np.concatenate(found)[:num_tasks].mean())
 
 
 _on_pixels = jax.jit(jax.vmap(metrics.nearest_neighbor))

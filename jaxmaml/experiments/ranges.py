@@ -23,7 +23,7 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 
 _COUNTS = {
     **dict.fromkeys(("way", "shot", "query", "test_query", "num_tasks", "num_outer_steps"), 1),
-    **dict.fromkeys(("num_validations", "image_size", "crop"), 0),
+    **dict.fromkeys(("num_validations", "image_size", "crop", "num_averaged", "patience"), 0),
     "num_filters": 1,
     "num_val_tasks": 2,
 }

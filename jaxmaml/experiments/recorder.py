@@ -3,10 +3,24 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from jaxmaml.experiments.run_dir import RunDir
 from jaxmaml.files import WriteError
+
+
+class Sink(Protocol):
+    """Receives the rows of metrics.jsonl once they are on disk."""
+
+    def __call__(self, rows: Sequence[dict[str, Any]], /) -> None:
+        """Receives rows after the ones before."""
+        ...
+
+    def cut(
+        self, label: str, rows: Sequence[dict[str, Any]], is_kept: Callable[[dict[str, Any]], bool]
+    ) -> None:
+        """Forgets the rows of a run that are not kept; `rows` are those that are."""
+        ...
 
 
 @dataclasses.dataclass
@@ -21,12 +35,14 @@ class Recorder:
         config: the contents of config.json.
         is_resumed: whether the directory holds the runs already.
         say: receives a line when rows cannot be written.
+        sinks: receive the rows, too.
     """
 
     run_dir: RunDir
     config: dict[str, Any]
     is_resumed: bool = False
     say: Callable[[str], None] = warnings.warn
+    sinks: Sequence[Sink] = ()
     _kept: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     _has_started: bool = False
     _has_failed: bool = False
@@ -49,7 +65,8 @@ class Recorder:
                 self.say(f"{error}: training goes on, and its rows are kept")
             self._has_failed = True
         else:
-            self._kept, self._has_failed = [], False
+            self._has_failed = False
+            self._pass_on()
 
     def cut(self, label: str, num_steps: int, validations: Sequence[int]) -> None:
         """Removes the rows of a run, except those of its first steps and of some validations."""
@@ -61,6 +78,8 @@ class Recorder:
 
         if self.is_resumed:
             self.run_dir.cut_metrics(is_kept)
+            for sink in self.sinks:
+                sink.cut(label, self.run_dir.read_metrics(label), is_kept)
 
     def finish(self) -> None:
         """Writes what was kept, before the results are written.
@@ -72,6 +91,13 @@ class Recorder:
             self._start()
         elif self._kept:
             self.run_dir.append_metrics(self._kept)
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Gives the rows, which are on disk now, to the sinks."""
+        rows, self._kept = self._kept, []
+        for sink in self.sinks:
+            sink(rows)
 
     def _start(self) -> None:
         """Writes the first files, both or none of them."""
@@ -80,7 +106,8 @@ class Recorder:
             self.run_dir.append_metrics(self._kept)
         else:
             self._create()
-        self._kept, self._has_started = [], True
+        self._has_started = True
+        self._pass_on()
 
     def _create(self) -> None:
         self.run_dir.create(self.config)

@@ -5,7 +5,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-from rich.table import Table
+from rich.console import Group
 
 from jaxmaml.experiments import candidates, learners, networks, presets, ranges, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
@@ -19,7 +19,14 @@ from jaxmaml.experiments.experiment import (
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.probes import nearest_neighbor_on_pixels
 from jaxmaml.experiments.run_dir import RunDir, preset_of, specs_of
-from jaxmaml.experiments.scoring import Score, score
+from jaxmaml.experiments.scoring import (
+    Score,
+    averaged_suffix,
+    score,
+    score_of_mean,
+    scored_part,
+)
+from jaxmaml.experiments.seeds import over_seeds
 from jaxmaml.experiments.tasks import input_shape
 from jaxmaml.types import MetaState, State
 
@@ -31,11 +38,13 @@ class Restored(NamedTuple):
         experiment: the experiment, with the tasks to score on.
         trained: the settings of the training.
         states: the state of each run.
+        averaged: the states of each run whose predictions are averaged, if there are any.
     """
 
     experiment: Experiment
     trained: Preset
     states: dict[Spec, MetaState]
+    averaged: dict[Spec, list[MetaState]]
 
 
 def restore(
@@ -70,9 +79,11 @@ def restore(
     preset = presets.override(trained, **changes)
     given = [name for name, value in changes.items() if value is not None]
     learners.check_used(preset, given, [spec.learner for spec in specs])
-    _check_way(preset, trained, specs)
+    learners.check_way(preset.way, trained.way, [spec.learner for spec in specs])
 
-    # Tasks. Their classes are those of the run, whatever its split file holds today.
+    # Tasks. Their classes are those of the run, whatever its split file holds today. No training
+    # episode is drawn: its query need not fit.
+    preset = dataclasses.replace(preset, query=preset.test_query)
     used = config["data_dir"] and pathlib.Path(config["data_dir"])
     has_own_classes = changes.get("dataset") is None and changes.get("split") is None
     built = build_experiment(
@@ -89,35 +100,59 @@ def restore(
     # States. They have the shape of the experiment that was trained, with its class head.
     num_classes = len((config["class_split"] or {"train": ()})["train"])
     as_trained = built._replace(preset=trained, num_classes=num_classes)
-    states = {}
+    states, averaged = {}, {}
     for spec in specs:
         start = init_state(as_trained, build_candidate(as_trained, spec))
         states[spec] = directory.restore_state(spec.label, start, config)
-    return Restored(built._replace(num_classes=num_classes), trained, states)
+        if trained.num_averaged > 1:
+            like = scored_part(start)
+            averaged[spec] = directory.restore_averaged(spec.label, like, config)
+    return Restored(built._replace(num_classes=num_classes), trained, states, averaged)
 
 
-def scores_table(restored: Restored, num_test_tasks: int) -> Table:
-    """Returns the scores of all runs after every inner step.
+def scores_table(restored: Restored, num_test_tasks: int) -> Group:
+    """Returns the scores of all runs after every inner step, and those over seeds if there are several.
+
+    Args:
+        restored: the runs and the tasks.
+        num_test_tasks: the number of tasks to score.
+    """
+    experiment, floor = restored.experiment, None
+    if not experiment.preset.is_regression:
+        tasks = scored_tasks(experiment, "test", num_test_tasks)
+        floor = nearest_neighbor_on_pixels(tasks, num_test_tasks)
+    found = scores(restored, num_test_tasks)
+    named = {spec.label + suffix: score for (spec, suffix), score in found.items()}
+    shown = [tables.scores_table(experiment.preset, named, num_test_tasks, floor)]
+    if over := over_seeds(found):
+        shown.append(tables.seeds_table(experiment.preset, over, num_test_tasks))
+    return Group(*shown)
+
+
+def scores(restored: Restored, num_test_tasks: int) -> dict[tuple[Spec, str], Score]:
+    """Returns the scores by run and by the suffix of its label that says how it was scored.
 
     A run that was trained with the statistics of the batch is also scored with those of the support
-    alone, if its learner supports it.
+    alone, if its learner supports it, and one whose best states are averaged by the mean of their
+    predictions.
 
     Args:
         restored: the runs and the tasks.
         num_test_tasks: the number of tasks to score.
     """
     experiment = restored.experiment
-    scores: dict[str, Score] = {}
+    found: dict[tuple[Spec, str], Score] = {}
     for spec, meta_state in restored.states.items():
         for suffix, candidate, state in _variants(restored, spec):
             used = meta_state._replace(state=state) if suffix else meta_state
             tasks = scored_tasks(experiment, "test", num_test_tasks)
-            scores[spec.label + suffix] = score(candidate, used, tasks, num_test_tasks)
-    floor = None
-    if not experiment.preset.is_regression:
-        tasks = scored_tasks(experiment, "test", num_test_tasks)
-        floor = nearest_neighbor_on_pixels(tasks, num_test_tasks)
-    return tables.scores_table(experiment.preset, scores, num_test_tasks, floor)
+            found[spec, suffix] = score(candidate, used, tasks, num_test_tasks)
+            if not suffix and spec in restored.averaged:
+                best = restored.averaged[spec]
+                tasks = scored_tasks(experiment, "test", num_test_tasks)
+                key = spec, averaged_suffix(len(best))
+                found[key] = score_of_mean(candidate, best, tasks, num_test_tasks)
+    return found
 
 
 def _variants(restored: Restored, spec: Spec) -> list[tuple[str, Candidate, State]]:
@@ -144,16 +179,6 @@ def _served(restored: Restored, spec: Spec, norm: Any) -> tuple[Candidate, State
         spec, preset, network.model, experiment.num_classes, experiment.learner_key
     )
     return candidate, network.state
-
-
-def _check_way(preset: Preset, trained: Preset, specs: list[Spec]) -> None:
-    """Raises ValueError if a head has fewer outputs than the tasks have classes."""
-    able = [name for name, entry in learners.LEARNERS.items() if entry.serves_any_way]
-    if preset.way > trained.way and any(spec.learner not in able for spec in specs):
-        raise ValueError(
-            f"way={preset.way} is more than the {trained.way} outputs of the trained head; only "
-            f"learners without a fixed head allow it ({', '.join(able)})"
-        )
 
 
 def _check_shape(config: dict[str, Any], experiment: Experiment) -> None:

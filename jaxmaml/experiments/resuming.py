@@ -36,18 +36,19 @@ def check_same(out: Path, held: Mapping[str, Any], config: Mapping[str, Any]) ->
 
 def _check_extensible(config: Mapping[str, Any]) -> None:
     """Raises ValueError if the number of outer steps decides how the first ones are made."""
-    reasons = (
-        ["outer_schedule='cosine'"] if preset_of(dict(config)).outer_schedule == "cosine" else []
-    )
+    preset, reasons = preset_of(dict(config)), []
+    if preset.outer_schedule == "cosine":
+        reasons.append("outer_schedule='cosine', whose schedule depends on it")
+    if preset.patience:
+        reasons.append(f"patience={preset.patience}, whose validations are spread over all steps")
     reasons += [
-        f"learner {spec.learner!r}"
+        f"learner {spec.learner!r}, whose schedule depends on it"
         for spec in specs_of(dict(config))
         if spec.learner == "maml_plus_plus"
     ]
     if reasons:
         raise ValueError(
-            f"num_outer_steps cannot be raised with {reasons[0]}, whose schedule depends on it: name "
-            "a new directory"
+            f"num_outer_steps cannot be raised with {reasons[0]}: name a new directory"
         )
 
 

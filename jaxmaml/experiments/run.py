@@ -2,21 +2,19 @@
 
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
-from jaxmaml import fitting
+from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
-from jaxmaml.experiments.candidates import Candidate
-from jaxmaml.experiments.experiment import Experiment, init_state, scored_tasks, step_tasks
+from jaxmaml.experiments.candidates import Candidate, Spec
+from jaxmaml.experiments.experiment import (
+    Experiment,
+    build_candidate,
+    init_state,
+    scored_tasks,
+    step_tasks,
+)
 from jaxmaml.experiments.probes import flops_per_outer_step, nearest_neighbor_on_features
-from jaxmaml.experiments.scoring import Score, score
+from jaxmaml.experiments.progress import Display
+from jaxmaml.experiments.scoring import Score, averaged_suffix, score, score_of_mean
 from jaxmaml.experiments.training import Probe, Record, Training
 from jaxmaml.types import MetaState
 
@@ -29,6 +27,9 @@ class Run(NamedTuple):
         meta_state: the final state, or the one that validation selected, or the last good one.
         curve: (outer step, validation score), in the order of the steps.
         test: the score on the test tasks.
+        averaged_states: the states with the best validation scores, without their optimizers; none if
+            their predictions are not averaged.
+        averaged: the score of the mean of their predictions on the same tasks; None without them.
         on_features: accuracy of the nearest neighbor on the features of the unadapted network; None
             for regression and for networks that carry statistics.
         num_outer_steps: outer steps done.
@@ -36,7 +37,9 @@ class Run(NamedTuple):
         compile_seconds: the time of compiling the outer steps, or of reading them from the cache.
         temp_bytes: XLA's temporary memory for a dispatch.
         flops: floating-point operations of one outer step.
-        stopped: why training stopped early; "" if it did not.
+        stopped: the step that was not finite and ended training, with its cause; "" if none did.
+        stopped_early: whether training ended because validation scores did not improve any more.
+        num_skipped: outer steps that were left out because they were not finite.
         probed: what the probe returned along the run.
     """
 
@@ -44,6 +47,8 @@ class Run(NamedTuple):
     meta_state: MetaState
     curve: list[tuple[int, Score]]
     test: Score
+    averaged_states: list[MetaState]
+    averaged: Score | None
     on_features: float | None
     num_outer_steps: int
     seconds_per_outer_step: float
@@ -51,12 +56,22 @@ class Run(NamedTuple):
     temp_bytes: int | None
     flops: int
     stopped: str
+    stopped_early: bool
+    num_skipped: int
     probed: list[Any]
 
     @property
     def label(self) -> str:
         """The name of the run."""
         return self.candidate.label
+
+    def scores(self) -> dict[tuple[Spec, str], Score]:
+        """Returns the score of the run, and that of the mean of predictions, each with its suffix."""
+        spec = self.candidate.spec
+        found = {(spec, ""): self.test}
+        if self.averaged is not None:
+            found[spec, averaged_suffix(len(self.averaged_states))] = self.averaged
+        return found
 
 
 def train_and_test(
@@ -65,7 +80,7 @@ def train_and_test(
     *,
     num_test_tasks: int,
     record: Record,
-    progress: Progress,
+    display: Display,
     probe: Probe | None = None,
     checkpoints: Manager | None = None,
 ) -> Run:
@@ -76,60 +91,58 @@ def train_and_test(
         candidate: what is trained.
         num_test_tasks: tasks of the test.
         record: receives the rows of metrics.jsonl.
-        progress: the progress bar.
+        display: shows the progress.
         probe: called about a dozen times with the state; what it returns JSON must be able to hold.
         checkpoints: where the training is saved, and what it goes on with.
     """
-    # Compile. A training that is restored before costs nothing if it is refused.
+    # Compile. A training that is restored before costs nothing if it is refused. The learner may be
+    # that of another seed, whose programs are compiled already; only the parameters it makes differ.
     preset, learner = experiment.preset, candidate.learner
-    start = init_state(experiment, candidate)
-    bar = progress.add_task(f"{candidate.label}: compiling", total=preset.num_outer_steps, rate="")
+    start = init_state(experiment, build_candidate(experiment, candidate.spec))
+    show = display.run(candidate.label, preset.num_outer_steps, is_regression=preset.is_regression)
+    show(phase="compiling")
     training = Training(experiment, candidate, record, probe, checkpoints, start)
-    training.restore(progress.console)
+    training.restore(display.console)
     program = fitting.compile_program(
         learner, experiment.optimizer, training.state, experiment.sources["train"],
         key=experiment.train_key, chunk_size=candidate.chunk_size, mesh=experiment.mesh,
         num_steps_per_dispatch=fitting.steps_per_dispatch(preset.num_outer_steps),
+        max_skips=dispatch.skips_allowed(preset.on_nonfinite, preset.num_outer_steps),
     )  # fmt: skip
-    progress.update(bar, description=candidate.label)
+    show(phase="")
 
     # Train and validate.
-    training.run(program, lambda **news: progress.update(bar, **news))
+    training.run(program, show)
 
     # Test.
-    progress.update(bar, description=f"{candidate.label}: testing")
-    final = training.final_state()
-    test = score(candidate, final, scored_tasks(experiment, "test", num_test_tasks), num_test_tasks)
+    show(phase="testing")
+    final, best = training.final_state(), training.averaged_states()
+    tasks = lambda: scored_tasks(experiment, "test", num_test_tasks)
+    test = score(candidate, final, tasks(), num_test_tasks)
+    averaged = score_of_mean(candidate, best, tasks(), num_test_tasks) if best else None
     on_features = _on_features(experiment, candidate, final, num_test_tasks)
-    progress.update(bar, description=candidate.label)
+    show(phase="counting operations")
+    flops = flops_per_outer_step(
+        learner, experiment.optimizer, start, step_tasks(experiment, 0), candidate.chunk_size
+    )
+    show(phase="")
     return Run(
         candidate=candidate,
         meta_state=final,
         curve=training.curve,
         test=test,
+        averaged_states=best,
+        averaged=averaged,
         on_features=on_features,
         num_outer_steps=training.done,
         seconds_per_outer_step=training.seconds_per_outer_step,
         compile_seconds=program.compile_seconds,
         temp_bytes=program.temp_bytes,
-        flops=flops_per_outer_step(
-            learner, experiment.optimizer, start, step_tasks(experiment, 0), candidate.chunk_size
-        ),
+        flops=flops,
         stopped=training.stopped,
+        stopped_early=training.stopped_early,
+        num_skipped=training.num_skipped,
         probed=training.probed,
-    )
-
-
-def new_progress() -> Progress:
-    """Returns a progress bar on stderr, with the steps per second and the remaining time."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
     )
 
 

@@ -6,14 +6,22 @@ A directory holds one or several runs::
     metrics.jsonl      one row per outer step and per validation of each run
     training/LABEL     checkpoints of the training of each run, from which it goes on
     checkpoints/LABEL  the state of each run that was tested
+    averaged/LABEL     the states whose predictions were averaged in a further test, if any were
     results.json       the scores and costs of each run, written last: a complete directory has it
-    *.png              see `figures`
+    *.png              see `figures`; the learning curves are drawn during the training, too
+    tensorboard/LABEL  the rows of each run as event files, see `event_files`
+    report             see `report.writing`
     .lock              the lock of the process that writes the directory, removed at its end
 
 The first file is written after the first outer steps, so that a start that fails leaves nothing.
 JSON holds null for a number that is not finite. Files are written whole or not at all, and never
 over those of another configuration. config.json has a digest of itself, and each checkpoint one of the
 settings that it was trained with. The keys of results.json are a stable interface.
+
+A row of metrics.jsonl has "label", "step" and
+- for an outer step "loss", "query_loss" and "grad_norm", and with on_nonfinite="skip" also "skipped";
+- for a validation "val_per_step", "val_ci95_per_step", "val_num_nonfinite" and "val_criterion", the
+  number that selects a state: the lower, the better, and null without selection_steps.
 """
 
 import contextlib
@@ -33,7 +41,6 @@ from jaxmaml import checkpoint
 from jaxmaml.experiments import provenance
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.experiments.run import Run
 from jaxmaml.files import WriteError, atomic_write, json_digest, locked, remove_partial
 from jaxmaml.types import MetaState
 
@@ -76,9 +83,18 @@ class RunDir:
         """Returns the directory of the state of a run that was tested."""
         return self.path / "checkpoints" / label
 
+    def averaged(self, label: str) -> pathlib.Path:
+        """Returns the directory of the states of a run whose predictions were averaged."""
+        return self.path / "averaged" / label
+
     def training(self, label: str) -> pathlib.Path:
         """Returns the directory of the checkpoints of the training of a run."""
         return self.path / "training" / label
+
+    @property
+    def event_files(self) -> pathlib.Path:
+        """The directory of the event files of TensorBoard."""
+        return self.path / "tensorboard"
 
     def plot(self, name: str) -> pathlib.Path:
         """Returns the file of a plot, whose name is one of `PLOTS`."""
@@ -90,7 +106,8 @@ class RunDir:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--out {self.path} is a file: name a directory")
         plots = [self.plot(name) for name in PLOTS]
-        folders = [self.path / "checkpoints", self.path / "training"]
+        names = ("checkpoints", "averaged", "training")
+        folders = [*(self.path / name for name in names), self.event_files]
         files = [self.config, self.results, self.metrics, *folders, *plots]
         found = [path.name for path in files if os.path.lexists(path)]
         if found:
@@ -137,7 +154,8 @@ class RunDir:
         """
         # The results come first: without them, the directory is not complete.
         self.results.unlink(missing_ok=True)
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        for name in ("checkpoints", "averaged"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
         for name in PLOTS:
             self.plot(name).unlink(missing_ok=True)
         for name in (self.config, self.results, self.metrics, *map(self.plot, PLOTS)):
@@ -157,6 +175,12 @@ class RunDir:
         if len(kept) < len(lines):
             with atomic_write(self.metrics) as file:
                 file.writelines(kept)
+
+    def read_metrics(self, label: str) -> list[dict[str, Any]]:
+        """Returns the whole rows of a run in metrics.jsonl."""
+        lines = self.metrics.read_bytes().splitlines() if self.metrics.is_file() else []
+        rows = [json.loads(line) for line in lines if _is_row(line)]
+        return [row for row in rows if row["label"] == label]
 
     def create(self, config: dict[str, Any]) -> None:
         """Writes config.json.
@@ -201,6 +225,27 @@ class RunDir:
         path = self.checkpoint(label)
         return checkpoint.restore(path, like, config=_trained_with(label, config))
 
+    def save_averaged(
+        self, label: str, meta_states: Sequence[MetaState], config: Mapping[str, Any]
+    ) -> None:
+        """Saves the states of a run whose predictions are averaged; the rest is as in `save_state`."""
+        record = {"num_states": len(meta_states)}
+        config = _trained_with(label, config)
+        checkpoint.save(self.averaged(label), list(meta_states), config=config, record=record)
+
+    def restore_averaged(
+        self, label: str, like: MetaState, config: Mapping[str, Any]
+    ) -> list[MetaState]:
+        """Returns the states of `save_averaged`, each in the structure of `like`.
+
+        Raises:
+            ValueError: see `verify_state`; or the states belong to another model.
+        """
+        path, config = self.averaged(label), _trained_with(label, config)
+        checkpoint.verify(path, config=config)
+        num_states = checkpoint.read_record(path)["num_states"]
+        return checkpoint.restore(path, [like] * num_states, config=config)
+
     def verify_state(self, label: str, config: Mapping[str, Any]) -> None:
         """Raises ValueError unless the state of a run is whole and was trained with a config.
 
@@ -208,7 +253,16 @@ class RunDir:
             ValueError: there is no such state, a file of it is damaged, or it was trained with
                 another config or under another label.
         """
-        checkpoint.verify(self.checkpoint(label), config=_trained_with(label, config))
+        paths = [self.checkpoint(label)]
+        if config["preset"].get("num_averaged", 0) > 1:
+            paths.append(self.averaged(label))
+        for path in paths:
+            if not path.is_dir():
+                raise ValueError(
+                    f"{self.path} has no tested state of {label!r}: its training was interrupted, and "
+                    "the command that started it continues it"
+                )
+            checkpoint.verify(path, config=_trained_with(label, config))
 
     def read_config(self) -> dict[str, Any]:
         """Returns the contents of config.json.
@@ -247,7 +301,7 @@ class RunDir:
 
 def make_config(
     preset: Preset,
-    specs: Iterable[Spec],
+    specs: Sequence[Spec],
     *,
     seed: int,
     num_test_tasks: int,
@@ -261,7 +315,7 @@ def make_config(
     Args:
         preset: the settings, with absolute paths.
         specs: the descriptions of the runs.
-        seed: the seed of the initial parameters and of the training episodes.
+        seed: the seed of the initial parameters and of the training episodes; the first of several.
         num_test_tasks: tasks of the test.
         data_dir: the directory of the dataset; None for the default of a dataset without one.
         matmul_precision: the precision of matrix products.
@@ -270,6 +324,7 @@ def make_config(
     """
     config = {
         "preset": dataclasses.asdict(preset),
+        "num_seeds": len({spec.seed for spec in specs}),
         "runs": [spec._asdict() for spec in specs],
         "seed": seed,
         "num_test_tasks": num_test_tasks,
@@ -296,52 +351,6 @@ def preset_of(config: dict[str, Any]) -> Preset:
 def specs_of(config: dict[str, Any]) -> list[Spec]:
     """Returns the descriptions of the runs of a config.json."""
     return [Spec(**run) for run in config["runs"]]
-
-
-def make_results(
-    config: dict[str, Any],
-    runs: Iterable[Run],
-    *,
-    floor: float | None,
-    gradient: Gradient | None,
-) -> dict[str, Any]:
-    """Returns the contents of results.json.
-
-    Args:
-        config: the contents of config.json.
-        runs: the runs.
-        floor: accuracy of the nearest neighbor on pixels; None for regression.
-        gradient: first-order against exact meta-gradients; None if they were not compared.
-    """
-    preset = preset_of(config)
-    return {
-        "preset": preset.name,
-        "seed": config["seed"],
-        "num_test_tasks": config["num_test_tasks"],
-        "device": provenance.device(),
-        "versions": config["versions"],
-        "commit": config["commit"],
-        "matmul_precision": config["matmul_precision"],
-        "compute_dtype": preset.compute_dtype,
-        "floor": {"nearest_neighbour": floor},
-        "runs": {run.label: _run_results(preset, run) for run in runs},
-        "gradient": gradient,
-    }
-
-
-def _run_results(preset: Preset, run: Run) -> dict[str, Any]:
-    return {
-        "mse_per_step" if preset.is_regression else "accuracy_per_step": run.test.mean,
-        "ci95_per_step": run.test.ci95,
-        "nearest_neighbour_on_features": run.on_features,
-        "num_nonfinite": run.test.num_nonfinite,
-        "seconds_per_outer_step": run.seconds_per_outer_step,
-        "compile_seconds": run.compile_seconds,
-        "temp_bytes": run.temp_bytes,
-        "flops": run.flops,
-        "num_outer_steps": run.num_outer_steps,
-        "inner_lr": run.candidate.spec.inner_lr,
-    }
 
 
 def to_json(value: Any) -> Any:

@@ -1,9 +1,11 @@
 """Scores of a candidate on fixed tasks, which are never all held at once."""
 
+import functools
 import itertools
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import jaxmaml
@@ -11,7 +13,8 @@ from jaxmaml import metrics, parallel
 from jaxmaml.averaging import averaged
 from jaxmaml.batching import check_tasks
 from jaxmaml.experiments.candidates import Candidate
-from jaxmaml.types import MetaState, Task
+from jaxmaml.experiments.presets import Preset
+from jaxmaml.types import Array, MetaState, PlainFn, Task
 
 
 class Score(NamedTuple):
@@ -41,13 +44,80 @@ def score(
         tasks: batches of tasks, see `experiment.scored_tasks`.
         num_tasks: the number of tasks that count.
     """
+    values = _evaluate(candidate, candidate.model.metric_fn, averaged(meta_state), tasks, num_tasks)
+    return Score(*metrics.mean_and_ci95(values), candidate.headline_step)
+
+
+def scored_part(meta_state: MetaState) -> MetaState:
+    """Returns a state with all that its score depends on, and without its optimizer."""
+    return averaged(meta_state)._replace(opt_state=())
+
+
+def score_of_mean(
+    candidate: Candidate, meta_states: Sequence[MetaState], tasks: Iterable[Task], num_tasks: int
+) -> Score:
+    """Returns the score of the mean of the outputs of several states, each adapted to each task.
+
+    For a classifier the outputs are its logits, as in the code of MAML++ (Antoniou et al. 2019, arXiv
+    1810.09502), which averages those of the five states with the best validation scores.
+
+    Args:
+        candidate: the learner and its metric.
+        meta_states: results of `scored_part`.
+        tasks: batches of tasks, see `experiment.scored_tasks`.
+        num_tasks: the number of tasks that count.
+    """
+    values = []
+    for batch in tasks:
+        outputs: Any = sum(
+            _evaluate(candidate, candidate.model.apply_fn, state, [batch], check_tasks(batch))
+            for state in meta_states
+        )
+        mean = outputs / len(meta_states)
+        values.append(_score_outputs(mean, batch, score_fn=candidate.model.score_fn))
+    found = np.concatenate(values)[:num_tasks]
+    return Score(*metrics.mean_and_ci95(found), candidate.headline_step)
+
+
+def averaged_suffix(num_states: int) -> str:
+    """Returns what the label of a run is followed by where predictions are averaged.
+
+    >>> averaged_suffix(5)
+    ', mean of 5'
+    """
+    return f", mean of {num_states}"
+
+
+def score_text(preset: Preset, score: Score, step: int) -> str:
+    """Returns the score after an inner step as text: in percent, or as mean squared error."""
+    return value_text(preset, score.mean[step], score.ci95[step])
+
+
+def value_text(preset: Preset, mean: float, half_width: float) -> str:
+    """Returns a score with the half width of an interval as text."""
+    if not np.isfinite(mean):
+        return "not finite"
+    if preset.is_regression:
+        return f"{mean:.3f} ± {half_width:.3f}"
+    return f"{100 * mean:.1f} ± {100 * half_width:.1f}"
+
+
+def _evaluate(
+    candidate: Candidate, fn: Any, meta_state: MetaState, tasks: Iterable[Task], num_tasks: int
+) -> Any:
+    """Returns `fn` of the adapted parameters and the query, `[num_tasks, n + 1, ...]`."""
     # The number of tasks in a batch decides over how many devices they are spread.
     tasks = iter(tasks)
     first = next(tasks)
-    values = jaxmaml.evaluate(
-        candidate.learner, candidate.model.metric_fn, averaged(meta_state),
-        itertools.chain([first], tasks), num_tasks=num_tasks,
-        num_inner_steps=candidate.num_test_inner_steps, chunk_size=candidate.chunk_size,
-        mesh=parallel.task_mesh(check_tasks(first)),
+    return jaxmaml.evaluate(
+        candidate.learner, fn, meta_state, itertools.chain([first], tasks),
+        num_tasks=num_tasks, num_inner_steps=candidate.num_test_inner_steps,
+        chunk_size=candidate.chunk_size, mesh=parallel.task_mesh(check_tasks(first)),
     )  # fmt: skip
-    return Score(*metrics.mean_and_ci95(values), candidate.headline_step)
+
+
+@functools.partial(jax.jit, static_argnames="score_fn")
+def _score_outputs(outputs: Array, tasks: Task, *, score_fn: PlainFn) -> Array:
+    """Returns the scores `[num_tasks, n + 1]` of outputs `[num_tasks, n + 1, num_examples, ...]`."""
+    per_step = jax.vmap(score_fn, in_axes=(0, None))
+    return jax.vmap(per_step)(outputs, tasks.query)

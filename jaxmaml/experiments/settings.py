@@ -48,6 +48,10 @@ def _validated(preset: "Preset") -> str:
     return "" if preset.num_validations else "num_validations=0"
 
 
+def _selected(preset: "Preset") -> str:
+    return _validated(preset) or ("" if preset.selection_steps else "selection_steps=()")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
     """The settings of one benchmark.
@@ -78,7 +82,8 @@ class Preset:
         default=1,
     )
     split: str = _option(
-        "division of the classes: finn or vinyals for omniglot, a file for tfds: and folder:",
+        "division of the classes: finn or vinyals for omniglot, a file for tfds: and folder: "
+        "(without one, the classes of a folder are divided)",
         where=_on_images,
         default="",
     )
@@ -169,6 +174,11 @@ class Preset:
         "dtype of the network's computation; parameters and updates stay in float32",
         default="float32",
     )
+    on_nonfinite: Literal["raise", "skip"] = _option(
+        "what happens to an outer step whose loss, gradient or update is not finite: it ends training "
+        "(raise), or is left out and counted (skip); 100 skips in a row end training too",
+        default="raise",
+    )
 
     # Validation.
     num_validations: int = _option("validations during training", default=6)
@@ -177,6 +187,17 @@ class Preset:
         "inner steps whose validation scores select the parameters (none: keep the last ones)",
         where=_validated,
         default=(),
+    )
+    num_averaged: int = _option(
+        "states with the best validation scores whose predictions are averaged in a further test "
+        "(0 or 1: none)",
+        where=_selected,
+        default=0,
+    )
+    patience: int = _option(
+        "validations without a better score after which training stops (0: never)",
+        where=_selected,
+        default=0,
     )
 
     @property

@@ -12,7 +12,8 @@ from jaxmaml.data.preparation import Prepared
 from jaxmaml.experiments.presets import Preset, title
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient
-from jaxmaml.experiments.scoring import Score
+from jaxmaml.experiments.scoring import Score, averaged_suffix, score_text, value_text
+from jaxmaml.experiments.seeds import SeedScore
 
 MAX_ROWS = 7
 """Rows of the gradient table."""
@@ -89,8 +90,40 @@ def summary_table(
         costs = [f"{1e3 * run.seconds_per_outer_step:.3g}", memory, f"{run.flops / 1e9:.3g}"]
         cells = (*early, f"{score.headline}", quoted, _on_features(run), *costs)
         table.add_row(run.label, *cells)
+        if (mean := run.averaged) is not None:
+            early = [_cell(preset, mean, i, mark=False) for i in (0, 1)]
+            quoted = score_text(preset, mean, mean.headline)
+            label = run.label + averaged_suffix(len(run.averaged_states))
+            table.add_row(label, *early, f"{mean.headline}", quoted)
     if floor is not None:
         table.add_row("NN, pixels", "", "", "", f"{100 * floor:.1f}", style="dim")
+    return table
+
+
+def seeds_table(preset: Preset, found: Mapping[str, SeedScore], num_test_tasks: int) -> Table:
+    """Returns a table of means and standard deviations over seeds: inner steps by learners.
+
+    Args:
+        preset: the settings.
+        found: the scores over seeds, by the name of the learner.
+        num_test_tasks: the number of test tasks of each run.
+    """
+    number = len(next(iter(found.values())).seeds)
+    unit = "" if preset.is_regression else ", %"
+    table = _titled(
+        f"{title(preset)}: test {preset.metric}{unit}, mean ± standard deviation over {number} seeds, "
+        f"each on {num_test_tasks} tasks"
+    )
+    table.add_column("inner steps")
+    for name in found:
+        table.add_column(name, justify="right")
+    for i in range(max(len(score.mean) for score in found.values())):
+        cells = [
+            value_text(preset, score.mean[i], score.std[i]) if i < len(score.mean) else ""
+            for score in found.values()
+        ]
+        quoted = {score.headline for score in found.values()} == {i}
+        table.add_row(f"{i} (headline)" if quoted else f"{i}", *cells, style="bold" * quoted)
     return table
 
 
@@ -105,7 +138,13 @@ def add_costs(table: Table, runs: Iterable[Run]) -> None:
     """Appends the costs of the runs, one row per quantity."""
     runs = list(runs)
     table.add_section()
-    table.add_row("outer steps", *[f"{run.num_outer_steps:,}" for run in runs])
+    ends = [" (patience)" if run.stopped_early else "" for run in runs]
+    done = [f"{run.num_outer_steps:,}{end}" for run, end in zip(runs, ends, strict=True)]
+    table.add_row("outer steps", *done)
+    if any(run.num_skipped for run in runs):
+        table.add_row(
+            "left out, not finite", *[f"{run.num_skipped:,}" for run in runs], style="red"
+        )
     selected = [int(run.meta_state.step) for run in runs]
     if selected != [run.num_outer_steps for run in runs]:
         table.add_row("selected by validation", *[f"{step:,}" for step in selected])
@@ -137,12 +176,23 @@ def residual_line(label: str, residuals: tuple[float, float]) -> str:
 
 
 def best_line(preset: Preset, runs: Iterable[Run]) -> str:
-    """Returns the test score of each learner at the inner rate that the last validation prefers."""
-    runs, found = list(runs), []
-    kind = lambda run: (run.candidate.spec.learner, run.candidate.spec.order)
-    for wanted in dict.fromkeys(map(kind, runs)):
-        best = max((run for run in runs if kind(run) == wanted), key=lambda r: _merit(preset, r))
-        found.append(f"{best.label} {score_text(preset, best.test, best.test.headline)}")
+    """Returns the test score of each learner at the inner rate that the last validation prefers.
+
+    With several seeds, the means over seeds are compared and shown, with the standard deviation.
+    """
+    # The runs at one rate, and the names of each learner's rates.
+    runs = list(runs)
+    at_rate: dict[str, list[Run]] = {}
+    rates: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        spec = run.candidate.spec
+        at_rate.setdefault(spec.group, []).append(run)
+        rates.setdefault((spec.learner, spec.order), []).append(spec.group)
+
+    # The best one of each learner.
+    merit = lambda name: float(np.mean([_merit(preset, run) for run in at_rate[name]]))
+    best = [max(names, key=merit) for names in rates.values()]
+    found = [f"{name} {_over_seeds_text(preset, at_rate[name])}" for name in best]
     chosen_on = "validation" if all(run.curve for run in runs) else "test"
     return f"each at its best rate (chosen on {chosen_on} tasks): {', '.join(found)}"
 
@@ -186,14 +236,13 @@ def datasets_table(found: Iterable[Prepared], directory: str) -> Table:
     return table
 
 
-def score_text(preset: Preset, score: Score, step: int) -> str:
-    """Returns the score after an inner step as text: in percent, or as mean squared error."""
-    mean, ci95 = score.mean[step], score.ci95[step]
-    if not np.isfinite(mean):
-        return "not finite"
-    if preset.is_regression:
-        return f"{mean:.3f} ± {ci95:.3f}"
-    return f"{100 * mean:.1f} ± {100 * ci95:.1f}"
+def _over_seeds_text(preset: Preset, runs: list[Run]) -> str:
+    """Returns the test score of a run, or the mean and standard deviation of several ones, as text."""
+    step = runs[0].test.headline
+    if len(runs) == 1:
+        return score_text(preset, runs[0].test, step)
+    means = [run.test.mean[step] for run in runs]
+    return value_text(preset, float(np.mean(means)), float(np.std(means, ddof=1)))
 
 
 def _title(preset: Preset, num_test_tasks: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 
 from jaxmaml.checks import check_count
-from jaxmaml.data import datasets, pools, sinusoid
+from jaxmaml.data import class_splits, datasets, pools, sinusoid
 from jaxmaml.data.augmentation import Augment
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.pools import Pool
@@ -138,6 +138,28 @@ def located(preset: Preset, data_dir: pathlib.Path | None) -> tuple[Preset, path
     return preset, datasets.data_directory(data_dir).absolute()
 
 
+def drawn_class_split(preset: Preset) -> ClassSplit | None:
+    """Returns the division of the classes of a folder for which a preset names no split file.
+
+    It depends on the names of the classes only, so that runs with other seeds are tested on the same
+    classes, and val and test have enough of them for the preset. It is None for other datasets and if
+    there is a split file.
+
+    Raises:
+        ValueError: the folder does not exist, or has too few classes.
+    """
+    if preset.split or not preset.dataset.startswith("folder:"):
+        return None
+    names = datasets.class_names(preset.dataset)
+    if len(names) < len(SPLITS) * preset.way:
+        raise ValueError(
+            f"dataset {preset.dataset!r} has {len(names)} classes, and way={preset.way} needs "
+            f"{len(SPLITS) * preset.way}, which are divided into train, val and test: reduce way or "
+            "add classes"
+        )
+    return class_splits.draw(names, smallest=preset.way)
+
+
 def _class_names(source: Source) -> tuple[str, ...]:
     images = source.args[0] if isinstance(source, jax.tree_util.Partial) else source.images
     return getattr(images, "names", ())
@@ -151,7 +173,7 @@ def _images(
     class_split: ClassSplit | None,
 ) -> tuple[Mapping[str, Any], Callable[..., Source]]:
     """Returns the images of each split, and the constructor of a source of episodes from them."""
-    classes = class_split or preset.split or None
+    classes = class_split or preset.split or (None if images else drawn_class_split(preset))
     where = (preset.dataset, data_dir, classes, preset.image_size or None)
     if streaming is None:
         return images or datasets.load(*where), pools.sampler

@@ -8,16 +8,22 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from rich.console import Console
 
-from jaxmaml import fitting
+from jaxmaml import dispatch, fitting, outer
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments.candidates import Candidate
 from jaxmaml.experiments.experiment import Experiment, scored_tasks
-from jaxmaml.experiments.scoring import Score, score
+from jaxmaml.experiments.scoring import Score, score, scored_part
 from jaxmaml.fitting import NonFiniteError, Program
 from jaxmaml.types import MetaState
 
 Probe: TypeAlias = Callable[[MetaState], Any]
 """Looks at the state about a dozen times along a run."""
+
+
+_NUMBERS = (
+    "done", "num_rows", "num_skipped", "num_skips", "best", "stopped", "stopped_early",
+)  # fmt: skip
+"""The attributes of a training that a checkpoint's record holds as they are."""
 
 
 class Record(Protocol):
@@ -58,13 +64,16 @@ class Training:
     start: MetaState
 
     def __post_init__(self) -> None:
-        self.state = self.selected = self.start
+        self.state = self.good = self.selected = self.start
         self.best = np.inf
+        self.best_states: list[tuple[float, MetaState]] = []
         self.curve: list[tuple[int, Score]] = []
         self.probed: list[Any] = []
         self.seconds: list[float] = []
         self.done = self.num_rows = 0
-        self.stopped = ""
+        self.num_skipped = self.num_skips = 0
+        self.stopped, self.stopped_early = "", False
+        self._show: Callable[..., None] = lambda **news: None
         self._saved: dict[str, Any] | None = None
         self._reached: dict[str, Any] | None = None
 
@@ -77,6 +86,23 @@ class Training:
         """Returns the state to test: the selected one if validation could select one."""
         return self.selected if np.isfinite(self.best) and not self.stopped else self.state
 
+    def averaged_states(self) -> list[MetaState]:
+        """Returns the states whose predictions are averaged in a test; none if that is not asked for.
+
+        They are those with the best validation scores, or the final one if validation selected none.
+        """
+        if self._num_best == 0:
+            return []
+        found = [] if self.stopped else [state for _, state in self.best_states]
+        return found or [scored_part(self.final_state())]
+
+    @property
+    def _num_best(self) -> int:
+        """The number of states with the best validation scores that are kept."""
+        preset = self.experiment.preset
+        wanted = preset.num_averaged if preset.num_averaged > 1 else 0
+        return min(wanted, preset.num_validations + 1)
+
     def restore(self, console: Console) -> None:
         """Goes back to the newest checkpoint, if there is one, and says so.
 
@@ -85,7 +111,7 @@ class Training:
         """
         if self.checkpoints is None:
             return
-        found = self.checkpoints.restore({"state": self.start, "selected": self.start})
+        found = self.checkpoints.restore(self._as_saved())
         if found is not None:
             self._resume(found.state, found.record)
             total = self.experiment.preset.num_outer_steps
@@ -101,12 +127,13 @@ class Training:
 
         Args:
             program: the compiled steps.
-            show: receives "completed" and "rate" for the progress bar.
+            show: receives news of the run, see `progress.Status`.
         """
         total = self.experiment.preset.num_outer_steps
-        show(completed=self.done)
+        self._show = show
+        show(completed=self.done, score=self._last_score())
         try:
-            if not self.stopped and self.done < total:
+            if not (self.stopped or self.stopped_early) and self.done < total:
                 self._run(program, show)
             self._save()
         except KeyboardInterrupt:
@@ -122,20 +149,25 @@ class Training:
         if self.done == 0:
             self._look(0, num_dispatches)
         every = None if self.checkpoints is None else self.checkpoints.every
-        slices = fitting.run_slices(program, self.state, total - self.done, every=every)
+        states = dispatch.States(self.good, self.state, np.int32(self.num_skips))
+        slices = fitting.run_slices(program, states, total - self.done, every=every)
         seconds, num_steps = 0.0, 0
         try:
-            for more, (state, metrics) in _timed(slices):
+            for more, (states, metrics) in _timed(slices):
                 # The steps of a slice, and at the end of a dispatch what is due then.
                 seconds, num_steps = seconds + more, num_steps + self._note(metrics)
-                self.state, self.done = state, self.num_rows
+                self.good, self.state, num_skips = states
+                self.done, self.num_skips = self.num_rows, int(num_skips)
                 if self.done % most == 0 or self.done == total:
                     self.seconds.append(seconds / num_steps)
                     seconds, num_steps = 0.0, 0
                     self._look(-(-self.done // most), num_dispatches)
                 rate = 1 / (self.seconds_per_outer_step if self.seconds else seconds / num_steps)
-                show(completed=self.done, rate=f"{rate:.3g} steps/s")
+                loss = float(np.mean(metrics["query_loss"]))
+                show(completed=self.done, rate=rate, loss=loss, skipped=self.num_skipped)
                 self._reach()
+                if self.stopped_early:
+                    return
                 if self.checkpoints is not None and self.checkpoints.is_due(self.done):
                     self._save()
         except NonFiniteError as error:
@@ -155,21 +187,28 @@ class Training:
     def _now(self) -> dict[str, Any]:
         """Returns the arguments of `Manager.save` for the training as it is."""
         record = {
-            "done": self.done,
-            "num_rows": self.num_rows,
-            "best": self.best,
+            **{name: getattr(self, name) for name in _NUMBERS},
+            "best_scores": [criterion for criterion, _ in self.best_states],
             "curve": [(step, _score_to_json(found)) for step, found in self.curve],
             "probed": list(self.probed),
             "seconds": list(self.seconds),
-            "stopped": self.stopped,
         }
-        state = {"state": self.state, "selected": self.selected}
-        return {"state": state, "step": self.done, "record": record}
+        return {"state": self._as_saved(), "step": self.done, "record": record}
 
-    def _resume(self, state: dict[str, MetaState], record: dict[str, Any]) -> None:
+    def _as_saved(self) -> dict[str, Any]:
+        """Returns the states of a checkpoint, whose structure is the same at every step."""
+        best = [state for _, state in self.best_states]
+        padding = [scored_part(self.start)] * (self._num_best - len(best))
+        return {
+            "state": self.state, "good": self.good, "selected": self.selected,
+            "best": [*best, *padding],
+        }  # fmt: skip
+
+    def _resume(self, state: dict[str, Any], record: dict[str, Any]) -> None:
         """Takes over what `_now` returned."""
-        self.state, self.selected = state["state"], state["selected"]
-        for name in ("done", "num_rows", "best", "probed", "seconds", "stopped"):
+        self.state, self.good, self.selected = state["state"], state["good"], state["selected"]
+        self.best_states = list(zip(record["best_scores"], state["best"], strict=False))
+        for name in (*_NUMBERS, "probed", "seconds"):
             setattr(self, name, record[name])
         self.curve = [(step, _score_from_json(found)) for step, found in record["curve"]]
         self._saved = self._reached = self._now()
@@ -184,7 +223,7 @@ class Training:
 
     def _note(self, metrics: dict[str, Any]) -> int:
         """Records the metrics of some steps, and returns their number."""
-        names = ("loss", "query_loss", "grad_norm")
+        names = [*outer.METRICS, *([dispatch.SKIPPED] if dispatch.SKIPPED in metrics else [])]
         columns = zip(*(metrics[name].tolist() for name in names), strict=True)
         rows = [
             {
@@ -196,6 +235,7 @@ class Training:
         ]
         self.record(rows)
         self.num_rows += len(rows)
+        self.num_skipped += sum(row.get(dispatch.SKIPPED, False) for row in rows)
         return len(rows)
 
     def _look(self, index: int, total: int) -> None:
@@ -206,16 +246,29 @@ class Training:
         if preset.num_validations and _is_due(index, total, preset.num_validations):
             self._validate()
 
+    def _last_score(self) -> float | None:
+        """Returns the last validation score that would be quoted; None if there is none yet."""
+        return float(self.curve[-1][1].mean[self.curve[-1][1].headline]) if self.curve else None
+
     def _validate(self) -> None:
-        """Scores the state on the validation tasks, and selects it if it is the best one so far."""
+        """Scores the state on the validation tasks, and keeps it if it is one of the best so far."""
         preset, num_tasks = self.experiment.preset, self.experiment.preset.num_val_tasks
+        self._show(phase="validating")
         tasks = scored_tasks(self.experiment, "val", num_tasks)
         found = score(self.candidate, self.state, tasks, num_tasks)
-        self.curve.append((self.done, found))
-        self.record([_validation_row(self.candidate.label, self.done, found)])
         criterion = _criterion(found, preset.selection_steps)
+        self.curve.append((self.done, found))
+        self._show(phase="", score=self._last_score())
+        self.record([_validation_row(self.candidate.label, self.done, found, criterion)])
         if criterion < self.best:
             self.best, self.selected = criterion, self.state
+
+        # The best ones, the earlier one first where two are equal, and those since the best one.
+        if np.isfinite(criterion):
+            best = [*self.best_states, (criterion, scored_part(self.state))]
+            self.best_states = sorted(best, key=lambda pair: pair[0])[: self._num_best]
+        late = sum(step > int(self.selected.step) for step, _ in self.curve)
+        self.stopped_early = 0 < preset.patience <= late and self.done < preset.num_outer_steps
 
 
 def _criterion(score: Score, steps: tuple[int, ...]) -> float:
@@ -230,13 +283,14 @@ def _criterion(score: Score, steps: tuple[int, ...]) -> float:
     return value if np.isfinite(value) else np.inf
 
 
-def _validation_row(label: str, step: int, score: Score) -> dict[str, Any]:
+def _validation_row(label: str, step: int, score: Score, criterion: float) -> dict[str, Any]:
     return {
         "label": label,
         "step": step,
         "val_per_step": score.mean,
         "val_ci95_per_step": score.ci95,
         "val_num_nonfinite": score.num_nonfinite,
+        "val_criterion": criterion,
     }
 
 

@@ -242,7 +242,7 @@ class GroupNorm(_Learned):
         offset = self.offset[...]
         dtype = jnp.result_type(inputs, offset)
         values = inputs.astype(jnp.promote_types(dtype, jnp.float32))
-        grouped = values.reshape(len(values), -1, self.num_groups, self._group_size(inputs))
+        grouped = values.reshape(values.shape[0], -1, self.num_groups, self._group_size(inputs))
         mean = grouped.mean(axis=(1, 3), keepdims=True)
         variance = ((grouped - mean) ** 2).mean(axis=(1, 3), keepdims=True)
         per_channel = lambda statistic: self._per_channel(statistic, inputs.ndim)

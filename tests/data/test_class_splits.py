@@ -96,3 +96,26 @@ def test_read_refuses_a_wrong_file(content, message, tmp_path):
         path.write_text(content)
     with pytest.raises(ValueError, match=message):
         class_splits.read(path)
+
+
+def test_val_and_test_get_as_many_classes_as_an_episode_needs():
+    names = [f"class {i:02}" for i in range(40)]
+    sizes = lambda number, smallest: [
+        len(drawn)
+        for drawn in class_splits.draw(names[:number], smallest=smallest).values()
+    ]  # fmt: skip
+    assert sizes(15, 5) == [5, 5, 5]
+    assert sizes(16, 5) == [6, 5, 5]
+    assert sizes(40, 5) == sizes(40, 0) == [26, 6, 8]
+    with pytest.raises(ValueError, match=r"14 classes are too few .* at least 5 in each split"):
+        class_splits.draw(names[:14], smallest=5)
+
+
+def test_the_classes_of_a_run_are_a_split_file(tmp_path):
+    path = tmp_path / "config.json"
+    class_split = class_splits.draw("abcdef")
+    path.write_text(json.dumps({"seed": 0, "class_split": class_split}))
+    assert class_splits.read(path) == class_split
+    path.write_text(json.dumps({"seed": 0, "class_split": None}))
+    with pytest.raises(ValueError, match="must have a list of class names for 'train'"):
+        class_splits.read(path)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxmaml.data.decoders import Decoder, Format
-from jaxmaml.data.folders import FolderRecords
+from jaxmaml.data.folders import FolderRecords, images_in
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(folder):
@@ -90,3 +90,28 @@ def test_every_kind_of_image_is_read(suffix, tmp_path):
     Image.new("RGB", (4, 4), (200, 200, 200)).save(tmp_path / "cat" / f"0.{suffix}")
     pixels = Decoder(FolderRecords(tmp_path), Format(4)).read(np.array([0]))
     np.testing.assert_allclose(pixels, 200, atol=1)
+
+
+def test_a_class_without_images_is_refused_where_every_class_counts(folder):
+    assert len(FolderRecords(folder.path, every_class=True)) == 20
+    (folder.path / ".hidden").mkdir()
+    (folder.path / "class4").mkdir()
+    with pytest.raises(ValueError, match="class4 of a class holds no images"):
+        FolderRecords(folder.path, every_class=True)
+
+
+def test_the_images_of_a_flat_folder_are_read_in_the_order_of_their_names(folder):
+    found = images_in(folder.path / "class0")
+    assert [file.name for file in found] == [f"{i}.png" for i in range(5)]
+    assert images_in(found[3]) == [found[3]]
+    (folder.path / "class0" / "deep").mkdir()
+    (folder.path / "class0" / ".x.png").touch()
+    with pytest.warns(UserWarning, match="1 not read: deep"):
+        assert images_in(folder.path / "class0") == found
+
+
+def test_a_flat_folder_without_images_is_refused(folder):
+    with pytest.raises(ValueError, match=r"must hold images .*; it holds none, and 4 not read"):
+        images_in(folder.path)
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        images_in(folder.path / "nowhere")

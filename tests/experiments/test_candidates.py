@@ -45,7 +45,7 @@ def test_rates_that_print_alike_have_labels_of_their_own():
     ],
 )
 def test_a_single_run_is_called_by_its_learner_or_order(learner, order, expected):
-    assert candidates.single(PRESET, learner, order) == expected
+    assert candidates.single(PRESET, learner, order) == Spec(*expected)
 
 
 @pytest.mark.parametrize(

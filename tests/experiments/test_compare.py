@@ -1,12 +1,14 @@
 """A comparison: a whole run directory, the same tasks for every run, both meta-gradients watched."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from data.image_sets import write_folder
 
-from experiments.tiny import REGRESSION
+from experiments.tiny import PRESET, REGRESSION
 from jaxmaml import fitting
 from jaxmaml.experiments import candidates, compare, presets
 from jaxmaml.experiments.candidates import Spec
@@ -121,3 +123,20 @@ def test_two_runs_of_one_label_are_refused_before_training(tmp_path):
     specs = [Spec("a", "exact", 0.1), Spec("a", "exact", 0.2)]
     with pytest.raises(ValueError, match="labels of runs must differ"):
         compare.prepare(REGRESSION, specs, tmp_path / "run").__enter__()
+
+
+def test_classes_that_were_drawn_stay_when_the_folder_grows(tmp_path):
+    write_folder(tmp_path / "images", sizes=(4,) * 7, side=4)
+    preset = presets.override(
+        PRESET, way=2, shot=1, query=1, test_query=1, image_size=4,
+        dataset=f"folder:{tmp_path / 'images'}",
+    )  # fmt: skip
+    specs, out = candidates.comparison(preset)[:1], tmp_path / "run"
+    with compare.prepare(preset, specs, out) as comparison:
+        comparison.run_dir.create(comparison.config)
+    before = comparison.config["class_split"]
+    assert set(before) == {"train", "val", "test"}
+    shutil.copytree(tmp_path / "images" / "class0", tmp_path / "images" / "a new class")
+    with compare.prepare(preset, specs, out) as comparison:
+        assert comparison.is_resumed
+        assert comparison.config["class_split"] == before

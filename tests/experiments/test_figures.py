@@ -21,7 +21,7 @@ from jaxmaml.types import as_stateful
 def drawn(monkeypatch):
     """The figures that are drawn, by the name of their file."""
     found = {}
-    monkeypatch.setattr(plots, "save", lambda figure, path: found.update({path.name: figure}))
+    monkeypatch.setattr(plots, "save", lambda figure, path, **_: found.update({path.name: figure}))
     return found
 
 
@@ -91,3 +91,64 @@ def test_images_are_drawn_as_before_their_scaling(images, drawn, monkeypatch, tm
     shown = np.asarray(drawn["episode.png"].axes[0].images[0].get_array())[..., 0]
     pixels = np.asarray(task.support["inputs"][0, ..., 0]) * 0.5 + 0.25
     np.testing.assert_allclose(shown, 1 - pixels, atol=1e-6)
+
+
+def _validation(label, step):
+    row = {"label": label, "step": step, "val_per_step": [1.0, 2.0, float(step)]}
+    return {**row, "val_ci95_per_step": [0.1] * 3, "val_num_nonfinite": 0}
+
+
+class _Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_learning_curves_are_drawn_during_the_training(drawn, tmp_path):
+    clock = _Clock()
+    live = figures.LiveCurves(RunDir(tmp_path), REGRESSION, {"exact": 2, "first": 2}, clock)
+    live([_validation("exact", 0)])
+    assert not drawn
+    clock.now = 100.0
+    live([{"label": "exact", "step": 0, "loss": 1.0}])
+    assert not drawn
+    live([_validation("exact", 3)])
+    np.testing.assert_allclose(_lines(drawn["learning_curves.png"])["exact"], [0, 3])
+
+
+def test_drawing_takes_a_hundredth_of_the_time(tmp_path, monkeypatch):
+    clock, drawings = _Clock(), []
+    live = figures.LiveCurves(RunDir(tmp_path), REGRESSION, {"exact": 2}, clock)
+
+    def save(figure, path, replace):
+        clock.now += 2.0
+        drawings.append(path.name)
+
+    monkeypatch.setattr(plots, "save", save)
+    for step in range(1000):
+        clock.now += 1.0
+        live([_validation("exact", step)])
+    assert 3 <= len(drawings) <= 0.01 * clock.now / 2 + 1
+
+
+def test_a_continued_run_draws_the_validations_that_it_keeps(drawn, tmp_path):
+    clock = _Clock()
+    live = figures.LiveCurves(RunDir(tmp_path), REGRESSION, {"exact": 2}, clock)
+    live.cut("exact", [_validation("exact", 0), {"label": "exact", "step": 0, "loss": 1.0}], bool)
+    clock.now = 1000.0
+    live([_validation("exact", 3)])
+    np.testing.assert_allclose(_lines(drawn["learning_curves.png"])["exact"], [0, 3])
+    drawn.clear()
+
+
+def test_a_drawing_replaces_the_one_before_at_once(tmp_path):
+    clock = _Clock()
+    live = figures.LiveCurves(RunDir(tmp_path), REGRESSION, {"exact": 2}, clock)
+    sizes = []
+    for step in (0, 3):
+        clock.now += 1000.0
+        live([_validation("exact", step)])
+        sizes.append((tmp_path / "learning_curves.png").stat().st_ino)
+    assert sizes[0] != sizes[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["learning_curves.png"]

@@ -9,16 +9,30 @@ import sys
 import threading
 import time
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from experiments.tiny import OPTIONS
+from jaxmaml import checkpoint
 from jaxmaml.experiments.interruption import Interrupted, interruptible
 
 STEPS = ["--num-outer-steps", "3000", "--checkpoint-every", "100"]
-COMMAND = [
-    *(sys.executable, "-m", "jaxmaml", "train", "sinusoid-5shot", "--order", "first"),
-    *OPTIONS, *STEPS,
-]  # fmt: skip
+SINUSOID = ["train", "sinusoid-5shot", "--order", "first", *OPTIONS, *STEPS]
+GLYPHS = [
+    *("train", "glyphs-5w1s", "--model", "mlp", "--hidden-sizes", "4", "--num-tasks", "2"),
+    *("--num-test-tasks", "5", "--num-val-tasks", "5", "--num-validations", "4", *STEPS),
+    *("--selection-steps", "1", "3"),
+]
+STREAM = ["--stream", "--num-workers", "1", "--num-outer-steps", "300", "--checkpoint-every", "10"]
+KILLED = {
+    "sinusoid": SINUSOID,
+    "device pool": GLYPHS,
+    "stream with a worker": [*GLYPHS, *STREAM],
+    "maml_plus_plus": [*GLYPHS, "--learner", "maml_plus_plus", "--norm", "per_step"],
+    "compare": ["compare", *SINUSOID[1:2], *OPTIONS, *STEPS],
+}
+"""Trainings of a few seconds, one for each kind of source, state and command."""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -80,25 +94,46 @@ def _wait_for(path, process):
         time.sleep(0.01)
 
 
-def _start(out, *options):
+def _start(out, command=SINUSOID, *options):
     return subprocess.Popen(
-        [*COMMAND, *options, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", "jaxmaml", *command, *options, "--out", str(out)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 def _ended(out):
-    """Returns the metrics, the scores and the files of a run that is complete."""
-    results = json.loads((out / "results.json").read_text())["runs"]["first"]
-    scores = {name: results[name] for name in ("mse_per_step", "ci95_per_step", "num_outer_steps")}
+    """Returns the metrics, the scores, the files and the last checkpoints of a complete run."""
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    times = ("seconds_per_outer_step", "compile_seconds")
+    scores = {
+        label: {name: value for name, value in run.items() if name not in times}
+        for label, run in runs.items()
+    }
     names = sorted(p.relative_to(out).as_posix() for p in out.iterdir())
-    last = sorted(path.name for path in (out / "training" / "first").iterdir())[-1]
-    return (out / "metrics.jsonl").read_text(), scores, names, last[:9]
+    return (out / "metrics.jsonl").read_text(), scores, names, _states(out)
 
 
-def _last_step(out):
-    """Returns the step of the newest checkpoint of a training."""
-    return max((int(path.name[:9]) for path in out.glob("training/first/?????????")), default=0)
+def _states(out):
+    """Returns what each training saved last: its states, its validations and what it selected."""
+    found = {}
+    for label in (out / "training").iterdir():
+        last = sorted(label.iterdir())[-1]
+        arrays = ocp.StandardCheckpointHandler().restore(last)
+        record = checkpoint.read_record(last)
+        del record["record"]["seconds"]
+        values = {name: np.asarray(value).tolist() for name, value in arrays.items()}
+        found[label.name] = last.name[:9], values, record
+    return found
+
+
+def _num_steps(out):
+    """Returns the steps that are saved, over all trainings of a directory."""
+    newest = {}
+    for path in sorted(out.glob("training/*/*")):
+        step, _, number = path.name.partition("-")
+        if step.isdecimal() and (not number or number.isdecimal()):  # not a partial one
+            newest[path.parent] = int(step)
+    return sum(newest.values())
 
 
 @pytest.mark.slow
@@ -106,7 +141,7 @@ def _last_step(out):
 def test_a_command_saves_and_exits_within_seconds(number, code, tmp_path):
     out = tmp_path / "run"
     endless = ["--num-outer-steps", "1000000", "--checkpoint-every", "1000000"]
-    with _start(out, *endless) as process:
+    with _start(out, SINUSOID, *endless) as process:
         _wait_for(out / "metrics.jsonl", process)
         time.sleep(1)
         process.send_signal(number)
@@ -123,19 +158,20 @@ def test_a_command_saves_and_exits_within_seconds(number, code, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_ten_times_ends_as_one_that_is_not(tmp_path):
-    with _start(tmp_path / "whole") as process:
+@pytest.mark.parametrize("kind", KILLED)
+def test_a_run_that_is_killed_ten_times_ends_as_one_that_is_not(kind, tmp_path):
+    with _start(tmp_path / "whole", KILLED[kind]) as process:
         assert process.wait() == 0
     out, randomness, resumed_at = tmp_path / "run", random.Random(0), []
     for _ in range(10):
-        resumed_at.append(_last_step(out))
-        with _start(out) as process:
-            while _last_step(out) == resumed_at[-1] and process.poll() is None:
+        resumed_at.append(_num_steps(out))
+        with _start(out, KILLED[kind]) as process:
+            while _num_steps(out) == resumed_at[-1] and process.poll() is None:
                 time.sleep(0.005)
             time.sleep(randomness.uniform(0, 0.3))
             process.kill()
     assert len(set(resumed_at)) == 10
     assert not (out / "results.json").exists()
-    with _start(out) as process:
+    with _start(out, KILLED[kind]) as process:
         assert process.wait() == 0
     assert _ended(out) == _ended(tmp_path / "whole")

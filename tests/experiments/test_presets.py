@@ -12,7 +12,7 @@ from jaxmaml.experiments import presets, settings
 def test_the_presets_that_the_documents_name_exist():
     root = Path(__file__).resolve().parents[2]
     text = "".join((root / name).read_text() for name in ("README.md", "benchmarks/README.md"))
-    datasets = "sinusoid|glyphs|omniglot|cifar-fs|fc100|mini-imagenet|cub"
+    datasets = "sinusoid|glyphs|omniglot|cifar-fs|fc100|mini-imagenet|cub|pictures"
     named = set(re.findall(rf"\b(?:{datasets})-(?:mlp-)?\d+(?:w\d+s|shot)\b", text))
     assert len(named) >= 4
     assert named <= set(presets.PRESETS)
@@ -21,7 +21,8 @@ def test_the_presets_that_the_documents_name_exist():
 @pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=lambda preset: preset.name)
 def test_a_name_states_dataset_way_and_shot(preset):
     assert presets.get(preset.name) is preset
-    assert preset.name.startswith(f"{preset.dataset}-")
+    dataset = "pictures" if preset.dataset == "folder:" else preset.dataset
+    assert preset.name.startswith(f"{dataset}-")
     size = preset.name.rpartition("-")[2]
     expected = f"{preset.shot}shot" if preset.is_regression else f"{preset.way}w{preset.shot}s"
     assert size == expected
@@ -70,6 +71,13 @@ def test_mini_imagenet_is_the_papers_protocol():
         assert (preset.num_tasks, preset.num_filters, preset.query) == (num_tasks, 32, 15)
         assert preset.pooled
         assert preset.outer_clip == 10
+
+
+def test_pictures_need_no_other_pictures_and_four_per_class():
+    preset = presets.get("pictures-5w1s")
+    assert preset.norm in ("layer", "group")
+    assert (preset.image_size, preset.flip, preset.crop > 0) == (32, True, True)
+    assert preset.shot + max(preset.query, preset.test_query) <= 4
 
 
 def test_every_option_has_a_help_text():

@@ -14,8 +14,8 @@ from rich.console import Console
 from experiments.tiny import OPTIONS, PRESET, REGRESSION
 from jaxmaml import cli
 from jaxmaml.data import class_splits
-from jaxmaml.experiments import candidates, compare, presets, reevaluate
-from jaxmaml.experiments.experiment import init_state
+from jaxmaml.experiments import candidates, compare, figures, presets, reevaluate
+from jaxmaml.experiments.experiment import init_state, scored_tasks
 from jaxmaml.experiments.run_dir import RunDir, write_json
 from jaxmaml.experiments.tasks import class_split_of
 
@@ -35,6 +35,31 @@ def test_the_scores_of_the_training_are_found_again(compared):
     shown = _shown(reevaluate.scores_table(restored, 5))
     for run in runs:
         assert f"{run.test.mean[2]:.3f} ± {run.test.ci95[2]:.3f}" in shown
+
+
+def test_the_mean_of_the_best_states_is_scored_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw_all", lambda *args, **options: [])
+    preset = presets.override(REGRESSION, num_averaged=2, selection_steps=(1,))
+    out, specs = tmp_path / "run", candidates.comparison(preset)[1:]
+    with compare.prepare(preset, specs, out, num_test_tasks=5) as comparison:
+        (run,) = compare.execute(comparison)
+    assert run.averaged is not None
+    stored = json.loads((out / "results.json").read_text())["runs"]["first"]["averaged"]
+    assert stored["mse_per_step"] == run.averaged.mean.tolist()
+    assert len(stored["steps"]) == 2
+    restored = reevaluate.restore(out, num_test_tasks=5)
+    assert _shown(reevaluate.scores_table(restored, 5)).count("first, mean of 2") == 1
+    _, mean = reevaluate.scores(restored, 5).values()
+    np.testing.assert_array_equal(mean.mean, run.averaged.mean)
+
+    # The states are verified as that of the run is.
+    damaged = next((out / "averaged" / "first" / "ocdbt.process_0" / "d").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match=r"averaged/first/.* is damaged"):
+        reevaluate.restore(out, num_test_tasks=5)
+    shutil.rmtree(out / "averaged")
+    with pytest.raises(ValueError, match=r"no checkpoint at .*averaged/first"):
+        reevaluate.restore(out, num_test_tasks=5)
 
 
 def test_other_tasks_are_named_and_scored(compared):
@@ -80,7 +105,9 @@ def test_tasks_that_a_run_cannot_serve_are_refused(compared, changes, message):
 def test_a_missing_checkpoint_is_named(compared, tmp_path):
     directory = RunDir(tmp_path)
     directory.create(compared[0].config)
-    with pytest.raises(ValueError, match=r"no checkpoint at .*exact"):
+    with pytest.raises(
+        ValueError, match=r"has no tested state of .exact.: its training was interr"
+    ):
         reevaluate.restore(tmp_path, num_test_tasks=5)
 
 
@@ -191,7 +218,7 @@ def trained_on_a_folder(tmp_path, monkeypatch):
     split = tmp_path / "split.json"
     class_splits.write(split, {"train": names[:3], "val": names[3:5], "test": names[5:]})
     preset = presets.override(
-        PRESET, way=2, shot=1, query=1, test_query=1,
+        PRESET, way=2, shot=1, query=3, test_query=1,
         dataset="folder:images", split="split.json", image_size=8,
     )  # fmt: skip
     directory = RunDir(tmp_path / "run")
@@ -218,6 +245,12 @@ def test_the_classes_are_those_of_the_run_and_not_of_the_split_file_today(traine
     # A split that is given is the one of today.
     restored = reevaluate.restore(run_dir, num_test_tasks=2, split=str(split))
     assert class_split_of(restored.experiment.sources) == swapped
+
+
+def test_a_test_with_more_shots_need_not_fit_the_query_of_training(trained_on_a_folder):
+    restored = reevaluate.restore(trained_on_a_folder[0], num_test_tasks=2, shot=3)
+    support = next(scored_tasks(restored.experiment, "test", 2)).support
+    assert support["inputs"].shape[1] == 2 * 3
 
 
 def test_a_run_is_evaluated_from_another_directory(trained_on_a_folder, tmp_path, monkeypatch):

@@ -4,15 +4,18 @@ import itertools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.tiny import PRESET, REGRESSION
-from jaxmaml import fitting
+from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments import candidates, compare, experiment, figures, presets
 from jaxmaml.experiments.candidates import Spec
-from jaxmaml.experiments.run_dir import trained_for
+from jaxmaml.experiments.run_dir import RunDir, trained_for
+from jaxmaml.experiments.scoring import scored_part
 from jaxmaml.experiments.tasks import Streaming
 
 PAIR = candidates.comparison(REGRESSION)
@@ -73,7 +76,8 @@ def _check_equal(found, expected, spec, preset=REGRESSION):
     assert (found / "config.json").read_text() == (expected / "config.json").read_text()
     found, expected = (_last(out, spec, preset) for out in (found, expected))
     jax.tree.map(np.testing.assert_array_equal, found.state, expected.state)
-    assert found.record["curve"] == expected.record["curve"]
+    for name in ("curve", "best_scores", "num_skipped", "stopped_early"):
+        assert found.record[name] == expected.record[name]
 
 
 def _last(out, spec, preset):
@@ -81,7 +85,13 @@ def _last(out, spec, preset):
     config = json.loads((out / "config.json").read_text())
     built = experiment.build_experiment(preset, seed=0, num_test_tasks=5)
     start = experiment.init_state(built, experiment.build_candidate(built, spec))
-    like = {"state": start, "selected": start}
+    num_best = min(preset.num_averaged, preset.num_validations + 1)
+    like = {
+        "state": start,
+        "good": start,
+        "selected": start,
+        "best": [scored_part(start)] * num_best,
+    }
     config = trained_for(spec.label, config)
     found = Manager(out / "training" / spec.label, config=config).restore(like)
     assert found is not None
@@ -151,6 +161,96 @@ def test_a_damaged_checkpoint_leads_to_the_one_before_it(whole, tmp_path, monkey
     _check_equal(out, whole, SINGLE[0])
 
 
+VALIDATED = presets.override(
+    REGRESSION, num_validations=6, selection_steps=(1,), num_averaged=2, patience=3, outer_lr=10.0
+)
+"""The parameters are ruined at once, and training stops after three of six steps."""
+
+
+def test_a_run_that_stopped_early_ends_as_one_that_is_not_interrupted(tmp_path, monkeypatch):
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    _execute(whole, VALIDATED)
+    for num_slices in (1, 1):
+        _interrupted(out, monkeypatch, num_slices, VALIDATED)
+    _, (run,) = _execute(out, VALIDATED)
+    assert (run.num_outer_steps, run.stopped_early) == (3, True)
+    _check_equal(out, whole, SINGLE[0], VALIDATED)
+    states, expected = (
+        RunDir(path).restore_averaged(
+            "first", run.averaged_states[0], json.loads((path / "config.json").read_text())
+        )
+        for path in (out, whole)
+    )
+    assert len(states) == 2
+    jax.tree.map(np.testing.assert_array_equal, states, expected)
+
+    # It is complete, also after an interruption of its test, and cannot be made longer.
+    with compare.prepare(VALIDATED, SINGLE, out, num_test_tasks=5) as comparison:
+        assert comparison.is_complete
+    (out / "results.json").unlink()
+    _execute(out, VALIDATED)
+    _check_equal(out, whole, SINGLE[0], VALIDATED)
+    longer = presets.override(VALIDATED, num_outer_steps=9)
+    prepared = compare.prepare(longer, SINGLE, out, num_test_tasks=5)
+    with (
+        pytest.raises(ValueError, match="num_outer_steps cannot be raised with patience=3"),
+        prepared,
+    ):
+        pass
+
+
+def _only_once(source, once, key):
+    """Draws tasks that are finite for one key only."""
+    is_once = jnp.all(jax.random.key_data(key) == once)
+    return jax.tree.map(lambda leaf: jnp.where(is_once, leaf, jnp.nan), source(key))
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+def test_the_last_good_state_survives_an_interruption(on_nonfinite, tmp_path, monkeypatch):
+    """The second update gives parameters whose loss is not finite, which only the next step shows."""
+    preset = presets.override(REGRESSION, on_nonfinite=on_nonfinite)
+    rates = optax.sgd(lambda count: jnp.where(count == 1, 1e30, 1e-3))
+    monkeypatch.setattr(experiment, "_outer_optimizer", lambda preset: rates)
+    monkeypatch.setattr(dispatch, "MAX_SKIPS", 3)
+    out, whole, run_slices = tmp_path / "run", tmp_path / "whole", fitting.run_slices
+
+    def interrupted(*args, **options):
+        yield from itertools.islice(run_slices(*args, **options), 2)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "run_slices", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _execute(out, preset)
+    for path in (out, whole):
+        _, (run,) = _execute(path, preset)
+        assert "loss is" in run.stopped
+        assert int(run.meta_state.step) == 1
+        assert np.isfinite(run.test.mean[0])
+    _check_equal(out, whole, SINGLE[0], preset)
+
+
+def test_skips_are_counted_across_an_interruption(tmp_path, monkeypatch):
+    """All steps but the first are skipped, one less than those that would end the run."""
+    preset = presets.override(REGRESSION, on_nonfinite="skip")
+    make = experiment.build_experiment
+
+    def poisoned(*args, **options):
+        built = make(*args, **options)
+        first = jax.random.key_data(jax.random.fold_in(built.train_key, 0))
+        source = jax.tree_util.Partial(_only_once, built.sources["train"], first)
+        return built._replace(sources={**built.sources, "train": source})
+
+    monkeypatch.setattr(compare, "build_experiment", poisoned)
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    for num_slices in (2, 2):
+        _interrupted(out, monkeypatch, num_slices, preset)
+    for path in (out, whole):
+        _, (run,) = _execute(path, preset)
+        assert (run.num_outer_steps, run.num_skipped, run.stopped) == (6, 5, "")
+    _check_equal(out, whole, SINGLE[0], preset)
+
+
 @pytest.mark.slow
 def test_a_run_that_stopped_stays_stopped(tmp_path):
     out, specs = tmp_path / "run", [Spec("first", "first", 1e30)]
@@ -208,6 +308,7 @@ def test_another_run_is_refused_by_its_difference(changes, specs, options, messa
     [
         ({"outer_schedule": "cosine"}, PAIR[:1], "with outer_schedule='cosine'"),
         ({}, [Spec("mpp", "exact", 0.01, "maml_plus_plus")], "with learner 'maml_plus_plus'"),
+        ({"patience": 2, "selection_steps": (1,)}, PAIR[:1], "with patience=2, whose validations"),
     ],
 )
 def test_a_schedule_over_all_steps_cannot_be_made_longer(changes, specs, message, tmp_path):

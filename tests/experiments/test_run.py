@@ -1,6 +1,7 @@
 """One run: what it records, when it validates, what it selects, and when it stops."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from jaxmaml.experiments.experiment import (
     init_state,
     scored_tasks,
 )
+from jaxmaml.experiments.progress import Display
 from jaxmaml.experiments.scoring import Score, score
 
 
@@ -29,17 +31,33 @@ class Rows(list):
         pass
 
 
-def _run(preset=REGRESSION, *, inner_lr=0.01, images=None, probe=None):
-    """(experiment, candidate, run, rows)"""
+def _run(preset=REGRESSION, *, inner_lr=0.01, images=None, probe=None, bad=()):
+    """(experiment, candidate, run, rows); the tasks of the steps `bad` are not finite."""
     experiment = build_experiment(preset, seed=0, num_test_tasks=5, images=images)
+    if bad:
+        train = _failing(experiment.sources["train"], experiment.train_key, bad)
+        experiment = experiment._replace(sources={**experiment.sources, "train": train})
     candidate = build_candidate(experiment, Spec("x", "exact", inner_lr))
     rows = Rows()
-    with runs.new_progress() as progress:
+    with Display() as display:
         run = runs.train_and_test(
             experiment, candidate,
-            num_test_tasks=5, record=rows, progress=progress, probe=probe,
+            num_test_tasks=5, record=rows, display=display, probe=probe,
         )  # fmt: skip
     return experiment, candidate, run, rows
+
+
+def _failing(source, key, bad):
+    """Returns a source whose tasks are not finite at some steps."""
+
+    def failing(of_step):
+        keys = jax.vmap(lambda step: jax.random.fold_in(key, step))(jnp.array(bad))
+        is_bad = jnp.any(
+            jnp.all(jax.random.key_data(keys) == jax.random.key_data(of_step), axis=-1)
+        )
+        return jax.tree.map(lambda leaf: jnp.where(is_bad, jnp.nan, leaf), source(of_step))
+
+    return failing
 
 
 def test_every_outer_step_and_validation_is_recorded():
@@ -91,6 +109,87 @@ def test_a_run_that_is_not_finite_stops():
     assert (run.num_outer_steps, int(run.meta_state.step)) == (0, 0)
     assert run.test.num_nonfinite == 5
     assert [row["step"] for row in rows if "loss" in row] == [0]
+
+
+SKIPPING = presets.override(REGRESSION, on_nonfinite="skip")
+
+
+def test_a_step_that_is_not_finite_can_be_skipped():
+    _, _, run, rows = _run(SKIPPING, bad=(1, 4))
+    steps = [row for row in rows if "loss" in row]
+    assert [row["skipped"] for row in steps] == [False, True, False, False, True, False]
+    assert [np.isnan(row["loss"]) for row in steps] == [row["skipped"] for row in steps]
+    assert (run.num_outer_steps, run.num_skipped, run.stopped) == (6, 2, "")
+    assert np.isfinite(run.test.mean).all()
+
+
+def test_a_run_that_skips_every_step_stops():
+    _, _, run, rows = _run(SKIPPING, inner_lr=1e30)
+    assert run.stopped.startswith("outer step 5: loss is")
+    assert "the 5 steps before it were skipped" in run.stopped
+    assert (run.num_outer_steps, run.num_skipped) == (5, 5)
+    assert len([row for row in rows if "loss" in row]) == 6
+
+
+RUINED = presets.override(
+    REGRESSION, outer_lr=10.0, selection_steps=(1,), num_validations=6, patience=2
+)
+"""The first step ruins the parameters: the initial ones stay the best."""
+
+
+def test_training_stops_after_validations_without_a_better_score():
+    _, _, run, rows = _run(RUINED)
+    assert [step for step, _ in run.curve] == [0, 1, 2]
+    assert (run.num_outer_steps, run.stopped, run.stopped_early) == (2, "", True)
+    assert int(run.meta_state.step) == 0
+    assert len([row for row in rows if "loss" in row]) == 2
+
+
+def test_a_training_that_reaches_its_end_has_not_stopped_early():
+    _, _, run, _ = _run(presets.override(RUINED, patience=6))
+    assert (run.num_outer_steps, run.stopped_early) == (6, False)
+
+
+def test_the_predictions_of_the_best_states_are_averaged():
+    preset = presets.override(RUINED, patience=0, num_averaged=3, outer_lr=0.1)
+    experiment, candidate, run, rows = _run(preset)
+    found = {row["step"]: row["val_criterion"] for row in rows if "val_criterion" in row}
+    best = sorted(found, key=lambda step: found[step])[:3]
+    assert [int(state.step) for state in run.averaged_states] == best
+    assert best[0] == int(run.meta_state.step)
+
+    # By hand: the error of the mean prediction after one step.
+    tasks = next(scored_tasks(experiment, "test", 5))
+    errors = []
+    for i in range(5):
+        task = jax.tree.map(lambda leaf: leaf[i], tasks)  # noqa: B023
+        outputs = [
+            candidate.model.apply_fn(
+                candidate.learner.adapt(state.params, task.support, num_inner_steps=1)[0],
+                task.query,
+            )
+            for state in run.averaged_states
+        ]
+        errors.append(np.mean((np.mean(outputs, axis=0) - task.query["targets"]) ** 2))
+    assert run.averaged is not None
+    assert run.averaged.mean[1] == pytest.approx(np.mean(errors), rel=1e-5)
+    assert run.averaged.mean[1] != run.test.mean[1]
+
+
+def test_only_the_best_states_are_averaged_and_at_least_one():
+    preset = presets.override(RUINED, patience=0, num_averaged=100)
+    assert len(_run(preset)[2].averaged_states) == 7
+    assert _run(presets.override(preset, num_averaged=1))[2].averaged is None
+    _, _, run, _ = _run(preset, inner_lr=1e30)
+    assert [int(state.step) for state in run.averaged_states] == [int(run.meta_state.step)]
+
+
+def test_the_last_validation_score_is_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(Display, "run", lambda *args, **options: lambda **news: shown.append(news))
+    _, _, run, _ = _run()
+    scores = [news["score"] for news in shown if "score" in news]
+    assert scores == [None, *(found.mean[2] for _, found in run.curve)]
 
 
 def test_images_are_scored_on_features_too(images):

@@ -47,6 +47,9 @@ UNUSED = [(name, setting) for name, row in LEARNERS.items() for setting in row.u
         (GLYPHS, {}, "per_step_weights", "norm='transductive'"),
         (GLYPHS, {"num_validations": 0}, "selection_steps", "num_validations=0"),
         (GLYPHS, {"num_validations": 0}, "num_val_tasks", "num_validations=0"),
+        (SINUSOID, {"num_validations": 0}, "patience", "num_validations=0"),
+        (GLYPHS, {}, "patience", r"selection_steps=\(\)"),
+        (GLYPHS, {}, "num_averaged", r"selection_steps=\(\)"),
     ],
 )  # fmt: skip
 def test_a_setting_without_effect_on_a_preset_is_refused(preset, changes, setting, reason):

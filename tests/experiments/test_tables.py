@@ -8,8 +8,9 @@ from rich.console import Console
 
 from experiments.tiny import PRESET, REGRESSION
 from jaxmaml.experiments import presets, tables
-from jaxmaml.experiments.candidates import Spec
+from jaxmaml.experiments.candidates import Spec, over_seeds
 from jaxmaml.experiments.scoring import Score
+from jaxmaml.experiments.seeds import SeedScore
 
 
 def _shown(table, width=80):
@@ -102,6 +103,41 @@ def test_each_learner_is_quoted_at_its_best_rate(many):
     assert "exact@0.1" in tables.best_line(PRESET, many)
     stopped = [run._replace(stopped="outer step 3" * (run.label == "exact@1")) for run in many]
     assert "exact@0.1" in tables.best_line(REGRESSION, stopped)
+
+
+def test_rates_are_compared_by_their_mean_over_seeds(many):
+    runs = []
+    for base, errors in ((many[0], (0.1, 0.9)), (many[1], (0.3, 0.5))):
+        for spec, error in zip(over_seeds([base.candidate.spec], 0, 2), errors, strict=True):
+            score = _score(1.0, error)
+            candidate = base.candidate._replace(spec=spec)
+            runs.append(base._replace(candidate=candidate, curve=[(0, score)], test=score))
+    assert tables.best_line(REGRESSION, runs).endswith(": exact@1 0.400 ± 0.141")
+
+
+def test_what_ended_or_interrupted_a_training_is_stated(many):
+    runs = [many[0]._replace(stopped_early=True), many[1]._replace(num_skipped=1234)]
+    table = tables.scores_table(REGRESSION, {run.label: run.test for run in runs}, 5, None)
+    tables.add_costs(table, runs)
+    (steps,) = (line.split() for line in _shown(table) if "outer steps" in line)
+    assert steps[-3:] == ["6", "(patience)", "6"]
+    (left_out,) = (line.split() for line in _shown(table) if "left out" in line)
+    assert left_out[-2:] == ["0", "1,234"]
+
+
+def test_the_mean_of_predictions_has_a_row_or_a_column(many):
+    run = many[0]._replace(averaged=_score(1.0, 0.25), averaged_states=[many[0].meta_state] * 5)
+    assert list(run.scores().values()) == [run.test, run.averaged]
+    lines = _shown(tables.summary_table(REGRESSION, [run], 5, None), width=160)
+    (row,) = (line.split() for line in lines if "mean of 5" in line)
+    assert row[4:] == ["1.000", "±", "0.010", "0.250", "±", "0.010", "1", "0.250", "±", "0.010"]
+
+
+def test_scores_over_seeds_have_a_row_per_inner_step():
+    found = {"exact": SeedScore((0, 1), np.array([0.2, 0.805]), np.array([0.01, 0.02]), 1)}
+    lines = _shown(tables.seeds_table(PRESET, found, 600), width=140)
+    assert "test accuracy, %, mean ± standard deviation over 2 seeds, each on 600 tasks" in lines[0]
+    assert lines[-1].split() == ["1", "(headline)", "80.5", "±", "2.0"]
 
 
 def test_some_rows_of_the_gradients_are_shown():

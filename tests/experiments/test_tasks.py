@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from data.image_sets import write_folder
 
 from experiments.tiny import IMAGE_SHAPE, PRESET, REGRESSION
 from jaxmaml.data import pools
@@ -145,3 +146,43 @@ def test_a_stream_gives_the_tasks_of_a_pool(small_datasets):
 def test_sources_that_cannot_be_are_refused(preset, options, message, small_datasets):
     with pytest.raises(ValueError, match=message):
         make_sources(preset, **{"num_test_tasks": 2, **options})
+
+
+def _pictures(path, **changes):
+    preset = presets.get("pictures-5w1s")
+    return presets.override(preset, dataset=f"folder:{path}", image_size=4, **changes)
+
+
+def test_a_folder_without_a_split_file_is_divided_in_the_same_way_each_time(tmp_path):
+    write_folder(tmp_path, sizes=(4,) * 7, side=4)
+    preset = _pictures(tmp_path, way=2)
+    drawn = class_split_of(make_sources(preset, num_test_tasks=5))
+    assert drawn is not None
+    assert {split: len(names) for split, names in drawn.items()} == {
+        "train": 3,
+        "val": 2,
+        "test": 2,
+    }
+    assert sorted(name for names in drawn.values() for name in names) == [
+        f"class{i}" for i in range(7)
+    ]
+    assert class_split_of(make_sources(preset, num_test_tasks=5)) == drawn
+    # A split that is given is used.
+    other = {
+        "train": ["class0", "class1"],
+        "val": ["class2", "class3"],
+        "test": ["class4", "class5"],
+    }
+    assert class_split_of(make_sources(preset, num_test_tasks=5, class_split=other)) == other
+
+
+def test_a_folder_with_too_few_classes_is_refused(tmp_path):
+    write_folder(tmp_path, sizes=(4,) * 14, side=4)
+    with pytest.raises(ValueError, match="has 14 classes, and way=5 needs 15"):
+        make_sources(_pictures(tmp_path), num_test_tasks=5)
+    assert make_sources(_pictures(tmp_path, way=4), num_test_tasks=5)
+
+
+def test_pictures_need_a_folder():
+    with pytest.raises(ValueError, match=r"'folder:' names nothing: write folder:PATH"):
+        make_sources(presets.get("pictures-5w1s"), num_test_tasks=5)

@@ -1,8 +1,12 @@
 """A preset and options of the commands that train in a second."""
 
-from jaxmaml.experiments import presets
+import jax
+
+import jaxmaml
+from jaxmaml.experiments import candidates, networks, presets
 from jaxmaml.experiments.candidates import Spec
-from jaxmaml.experiments.run_dir import make_config
+from jaxmaml.experiments.experiment import outer_optimizer
+from jaxmaml.experiments.run_dir import RunDir, make_config
 
 IMAGE_SHAPE = (4, 4, 1)
 PRESET = presets.override(
@@ -34,3 +38,28 @@ OPTIONS = [
     *("--num-test-inner-steps", "2", "--selection-steps"),
 ]
 """Options of `jaxmaml train` and `compare` for the settings of REGRESSION."""
+
+
+def save_untrained(path, preset, learner="maml", input_shape=IMAGE_SHAPE):
+    """Writes the directory of a run that was never trained, and returns it."""
+    spec = candidates.single(preset, learner)
+    names = None if preset.is_regression else {"train": list("abc"), "val": ["d"], "test": ["e"]}
+    config = make_config(
+        preset, [spec],
+        seed=3, num_test_tasks=5, data_dir=None, matmul_precision="highest",
+        input_shape=input_shape, class_split=names,
+    )  # fmt: skip
+    directory = RunDir(path)
+    directory.create(config)
+    directory.save_state(spec.label, initial_state(preset, learner, input_shape), config)
+    return directory
+
+
+def initial_state(preset, learner, input_shape):
+    """Returns the state at which a run of one learner starts."""
+    network = networks.build(preset, input_shape, jax.random.key(0))
+    spec, key = candidates.single(preset, learner), jax.random.key(1)
+    num_classes = 0 if preset.is_regression else 3
+    candidate = candidates.build(spec, preset, network.model, num_classes, key)
+    optimizer = outer_optimizer(preset)
+    return jaxmaml.init_state(candidate.learner, optimizer, network.params, network.state)
