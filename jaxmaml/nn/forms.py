@@ -44,6 +44,14 @@ class Convolution(NamedTuple):
         dtype: the dtype of its outputs.
         replaced: whether `fast_convolutions` computes it in another form.
         reason: why not; "" if it does.
+
+    Example:
+        >>> import jax
+        >>> from jaxmaml import nn
+        >>> images, kernel = jnp.ones((1, 1, 8, 8)), jnp.ones((4, 1, 3, 3))
+        >>> same = lambda images, kernel: jax.lax.conv(images, kernel, (1, 1), "SAME")
+        >>> nn.convolutions_of(same, images, kernel)[0].outputs
+        (1, 4, 8, 8)
     """
 
     kind: str

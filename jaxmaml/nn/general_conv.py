@@ -25,7 +25,7 @@ from jaxmaml.types import Array
 
 
 class Window(NamedTuple):
-    """How the kernel moves along one spatial axis.
+    """The way of the kernel along one spatial axis.
 
     Attributes:
         size: the number of taps.

@@ -112,7 +112,7 @@ def test_the_precision_is_kept():
 
 
 def test_a_transposed_convolution_multiplies_no_zeros():
-    """As many products as a convolution with strides of which it is the transposition."""
+    """It costs as much as the convolution with strides whose transposition it is."""
     *shapes, options = plane(lhs_dilation=(2, 2), padding=[(1, 1), (1, 1)])
     args = [draw(i, *shape) for i, shape in enumerate(shapes)]
     jaxpr = jax.make_jaxpr(functools.partial(ours, **options))(*args)

@@ -80,7 +80,7 @@ def _norm(policy, num_channels):
 
 @functools.cache
 def _both_orders(policy, mode, weighted, num_branches, window):
-    """What both orders compute: (outputs, gradient, its derivative), and the state after it."""
+    """Returns (outputs, gradient, its derivative) and the state after it, of both orders."""
     norms = nnx.List(_norm(policy, 6) for _ in range(num_branches))
     if mode == "stored":
         norms.eval()
@@ -162,7 +162,7 @@ def test_max_pool_keeps_the_dtype(dtype):
 
 
 def test_derivatives_contain_no_interior_pads():
-    """Which XLA CPU runs as scalar code."""
+    """XLA CPU runs these as scalar code."""
     images = draw(0, 2, 7, 8, 3)
     run = lambda x: derivatives(nn.max_pool, x, x)
     pads = [
