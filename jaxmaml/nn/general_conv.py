@@ -134,7 +134,7 @@ def _convolve(
         outputs = _depthwise(parts, taps, num_groups, options)
     else:
         outputs = _grouped(parts, taps, num_groups, options)
-    return outputs.reshape(len(images), *shape, -1)
+    return outputs.reshape(images.shape[0], *shape, -1)
 
 
 def _places(windows: Sequence[Window]) -> list[tuple[int, ...]]:
@@ -235,7 +235,7 @@ def _phases(
     ratios = [window.input_dilation for window in windows]
     counts = [-(-length // ratio) for length, ratio in zip(shape, ratios, strict=True)]
     dtype = options["preferred_element_type"] or images.dtype
-    blank = jnp.zeros((len(images), *counts, taps.shape[-1]), dtype)
+    blank = jnp.zeros((images.shape[0], *counts, taps.shape[-1]), dtype)
 
     def outputs_of(remainders: tuple[int, ...]) -> Array:
         rows = zip(windows, remainders, lengths, counts, strict=True)
@@ -253,5 +253,5 @@ def _phases(
     pairs = [axis for i in range(ndim) for axis in (ndim + 1 + i, i)]
     joined = stacked.transpose(ndim, *pairs, stacked.ndim - 1)
     whole = [count * ratio for count, ratio in zip(counts, ratios, strict=True)]
-    joined = joined.reshape(len(images), *whole, -1)
-    return lax.slice(joined, (0,) * joined.ndim, (len(images), *shape, joined.shape[-1]))
+    joined = joined.reshape(images.shape[0], *whole, -1)
+    return lax.slice(joined, (0,) * joined.ndim, (images.shape[0], *shape, joined.shape[-1]))

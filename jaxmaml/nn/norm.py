@@ -253,7 +253,7 @@ class GroupNorm(_Learned):
     def _per_channel(self, statistic: Array, ndim: int) -> Array:
         """Returns a number per example and group as one per example and channel."""
         repeated = statistic.repeat(self.offset.shape[0] // self.num_groups, axis=-1)
-        return repeated.reshape((len(statistic),) + (1,) * (ndim - 2) + (-1,))
+        return repeated.reshape((statistic.shape[0],) + (1,) * (ndim - 2) + (-1,))
 
     def _group_size(self, inputs: Array) -> int:
         num_values = math.prod(inputs.shape[1:]) // self.num_groups

@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import haiku as hk
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ class LinenUNet(linen.Module):
 
 
 def haiku_sequence_network(inputs):
-    inputs = inputs.reshape(len(inputs), -1, 2)
+    inputs = inputs.reshape(inputs.shape[0], -1, 2)
     for rate in (1, 2):
         inputs = jax.nn.relu(hk.Conv1D(4, 3, rate=rate)(inputs))
         inputs = hk.max_pool(inputs, (1, 2, 1), (1, 2, 1), "SAME")
@@ -274,3 +275,13 @@ def test_a_function_that_cannot_be_traced_is_refused_in_one_line(call, message):
     with pytest.raises(TypeError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_number_of_examples_may_be_unknown(name):
+    apply_fn, params = MODELS[name]()
+    (num,) = jax.export.symbolic_shape("num")
+    inputs = jax.ShapeDtypeStruct((num, *INPUTS[1:]), jnp.float32)
+    expected = jax.eval_shape(apply_fn, params, {"inputs": inputs})
+    found = jax.eval_shape(nn.fast_convolutions(apply_fn), params, {"inputs": inputs})
+    assert found == expected

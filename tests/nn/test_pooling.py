@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -182,3 +183,13 @@ def test_derivatives_contain_no_interior_pads():
 def test_max_pool_names_what_is_wrong(shape, window, named):
     with pytest.raises(ValueError, match=named):
         nn.max_pool(jnp.ones(shape), window)
+
+
+@pytest.mark.parametrize("policy", ["transductive", "group", "none"])
+def test_the_number_of_examples_may_be_unknown(policy):
+    """Models are exported for any number."""
+    (num,) = jax.export.symbolic_shape("num")
+    images = jax.ShapeDtypeStruct((num, 7, 6, 4), jnp.float32)
+    norm = nn.make_norm(policy, 4)
+    pooled = jax.eval_shape(lambda x: nn.normalize_and_pool([(x, norm)]), images)
+    assert pooled.shape == (num, 3, 3, 4)
