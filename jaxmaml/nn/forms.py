@@ -20,7 +20,7 @@ from jax.extend.core import JaxprEqn, primitives
 from jaxmaml import rewriting
 from jaxmaml.nn.general_conv import conv_general
 from jaxmaml.nn.pooling import pool_by
-from jaxmaml.types import Array, ModelFn, carries_state, with_state
+from jaxmaml.types import Array, ModelFn, StatefulFn, with_state
 
 PATCHES_ARE_FASTER = {"cpu": True, "gpu": False, "tpu": False}
 """Whether a product of patches is the faster form on a backend, by measurement.
@@ -92,7 +92,7 @@ def fast_convolutions(apply_fn: ModelFn) -> ModelFn:
     """
     if not callable(apply_fn):
         raise TypeError(f"fast_convolutions takes a function; got {type(apply_fn).__name__}")
-    if carries_state(apply_fn):
+    if isinstance(apply_fn, StatefulFn):
         return with_state(fast_convolutions(apply_fn.fn))
 
     @functools.wraps(apply_fn)
@@ -136,15 +136,16 @@ def _listed(jaxpr: Any) -> Iterator[Convolution]:
     for eqn, holder in rewriting.operations(jaxpr):
         if eqn.primitive not in _RULES:
             continue
-        outputs = eqn.outvars[0].aval
-        if eqn.primitive is primitives.conv_general_dilated_p:
-            kind, kernel = "convolution", eqn.invars[1].aval.shape
+        inputs, *kernels = (_aval(atom) for atom in eqn.invars)
+        outputs = _aval(eqn.outvars[0])
+        if kernels:
+            kind, kernel = "convolution", kernels[0].shape
         else:
             kind, kernel = "max-pooling", eqn.params["window_dimensions"]
         held = f"it is inside {holder}, which is left as it is" if holder else ""
         reason = _why_left(eqn) or held
         yield Convolution(
-            kind, eqn.invars[0].aval.shape, tuple(kernel), outputs.shape, outputs.dtype,
+            kind, inputs.shape, tuple(kernel), outputs.shape, outputs.dtype,
             not reason, reason,
         )  # fmt: skip
 
@@ -173,6 +174,11 @@ _NOT_TRACEABLE = (
 )
 
 
+def _aval(atom: Any) -> Any:
+    """Returns the type of an operand, which has a shape and a dtype."""
+    return atom.aval
+
+
 def _patches_are_faster() -> bool:
     return PATCHES_ARE_FASTER.get(jax.default_backend(), False)
 
@@ -181,14 +187,14 @@ def _why_left(eqn: JaxprEqn) -> str:
     """Returns why a convolution or a max-pooling is not replaced; "" if it is."""
     if not _patches_are_faster():
         return f"the form of XLA is kept on a {jax.default_backend()}"
-    if any(0 in atom.aval.shape for atom in (*eqn.invars, *eqn.outvars)):
+    if any(0 in _aval(atom).shape for atom in (*eqn.invars, *eqn.outvars)):
         return "it is empty"
     return _REASONS[eqn.primitive](eqn)
 
 
 def _why_convolution_is_left(eqn: JaxprEqn) -> str:
     _, _, *space = eqn.params["dimension_numbers"].rhs_spec
-    num_taps = math.prod(eqn.invars[1].aval.shape[axis] for axis in space)
+    num_taps = math.prod(_aval(eqn.invars[1]).shape[axis] for axis in space)
     if num_taps > MOST_TAPS:
         return f"its kernel has {num_taps} entries per channel, more than {MOST_TAPS}"
     return ""

@@ -156,18 +156,21 @@ def _is_first_largest(view: Array, windows: tuple[int, ...]) -> Array:
     # Comparisons one after another rather than for equality with the maximum: a compiler that computes
     # the keys again, with another rounding, may find no entry equal to it (seen on XLA CPU).
     dtype, axes = np.min_scalar_type(math.prod(windows)), _window_axes(windows)
-    largest, first = None, None
-    for number, place in enumerate(np.ndindex(*windows)):
+
+    def entries(place: tuple[int, ...]) -> Array:
         index: list[Any] = [slice(None)] * view.ndim
         for axis, entry in zip(axes, place, strict=True):
             index[axis] = entry
-        other, this = view[tuple(index)], jnp.asarray(number, dtype)
-        if largest is None:
-            largest, first = other, jnp.full(other.shape, this)
-            continue
+        return view[tuple(index)]
+
+    start, *places = np.ndindex(*windows)
+    largest = entries(start)
+    first = jnp.zeros(largest.shape, dtype)
+    for number, place in enumerate(places, 1):
+        other = entries(place)
         stays = (largest >= other) | jnp.isnan(largest)
         largest = jnp.where(stays, largest, other)
-        first = jnp.where(stays, first, this)
+        first = jnp.where(stays, first, jnp.asarray(number, dtype))
     sides = [size for window in windows for size in (1, window)]
     numbers = jnp.arange(math.prod(windows), dtype=dtype)
     numbers = numbers.reshape((1,) * (view.ndim - 1 - len(sides)) + (*sides, 1))

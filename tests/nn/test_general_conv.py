@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax import lax
 from jaxmaml.nn.general_conv import Window, conv_general
 
 
-def ours(inputs, kernel, **options):
+def ours(inputs, kernel, **options: Any):
     """`lax.conv_general_dilated` of the same arguments, in the form of this package."""
     function = functools.partial(lax.conv_general_dilated, **options)
     eqn = jax.make_jaxpr(function)(inputs, kernel).eqns[-1]
@@ -74,7 +75,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_value_and_two_derivatives_equal_those_of_xla(x64, case):
     *shapes, options = case
-    args = tuple(draw(i, *shape) for i, shape in enumerate(shapes))
+    args: Any = tuple(draw(i, *shape) for i, shape in enumerate(shapes))
     tangents = tuple(draw(i + 2, *shape) for i, shape in enumerate(shapes))
 
     def derivatives(convolve):
@@ -92,7 +93,7 @@ def test_value_and_two_derivatives_equal_those_of_xla(x64, case):
 )
 def test_dtypes_are_those_of_xla(dtype, preferred, groups):
     *shapes, options = line(groups=groups, filters=8, padding=[(1, 1)])
-    args = [(3 * draw(i, *shape)).astype(dtype) for i, shape in enumerate(shapes)]
+    args: Any = [(3 * draw(i, *shape)).astype(dtype) for i, shape in enumerate(shapes)]
     found = ours(*args, **options, preferred_element_type=preferred)
     expected = lax.conv_general_dilated(*args, **options, preferred_element_type=preferred)
     assert found.dtype == expected.dtype
@@ -105,7 +106,7 @@ def test_dtypes_are_those_of_xla(dtype, preferred, groups):
 
 def test_the_precision_is_kept():
     *shapes, options = line()
-    args = [draw(i, *shape) for i, shape in enumerate(shapes)]
+    args: Any = [draw(i, *shape) for i, shape in enumerate(shapes)]
     jaxpr = jax.make_jaxpr(functools.partial(ours, precision="highest", **options))(*args)
     (found,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
     assert found.params["precision"] == (lax.Precision.HIGHEST,) * 2
@@ -114,7 +115,7 @@ def test_the_precision_is_kept():
 def test_a_transposed_convolution_multiplies_no_zeros():
     """It costs as much as the convolution with strides whose transposition it is."""
     *shapes, options = plane(lhs_dilation=(2, 2), padding=[(1, 1), (1, 1)])
-    args = [draw(i, *shape) for i, shape in enumerate(shapes)]
+    args: Any = [draw(i, *shape) for i, shape in enumerate(shapes)]
     jaxpr = jax.make_jaxpr(functools.partial(ours, **options))(*args)
     products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
     count = sum(

@@ -1,6 +1,7 @@
 """The fast pooling selects what a plain maximum selects, and normalizing after it changes nothing."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.export
@@ -71,8 +72,8 @@ def test_max_pool_gradient_compares_no_values_for_equality():
 
 
 def _norm(policy, num_channels):
-    options = {"num_steps": 2} if policy == "per_step" else {}
-    norm = nn.make_norm(policy, num_channels, param_dtype=jnp.float64, **options)
+    num_steps = 2 if policy == "per_step" else None
+    norm: Any = nn.make_norm(policy, num_channels, num_steps=num_steps, param_dtype=jnp.float64)
     if hasattr(norm, "scale"):  # both signs
         norm.scale[...] = draw(5, *norm.scale.shape)
         norm.offset[...] = draw(6, *norm.offset.shape)
@@ -132,7 +133,8 @@ def test_the_sum_of_two_branches_is_pooled(x64, policy):
 
 
 def test_a_scale_of_zero_makes_ties_whose_gradient_goes_to_the_first():
-    norm, images = nn.make_norm("running", 3), draw(0, 2, 4, 4, 3)
+    norm: Any = nn.make_norm("running", 3)
+    images = draw(0, 2, 4, 4, 3)
     norm.eval()
     norm.scale[...] = jnp.array([0.0, 1.0, -1.0])
     norm.offset[...] = jnp.ones(3)
