@@ -196,7 +196,7 @@ def test_points_that_cannot_be_served_are_one_line(name, text, options, message,
 def test_an_unfinished_run_is_one_line(here, capsys):
     copy = shutil.copytree(here / "run", here / "copy")
     shutil.rmtree(copy / "checkpoints")
-    assert "interrupted before its end" in refused(capsys, here, "copy", *IMAGES)
+    assert "its training was interrupted" in refused(capsys, here, "copy", *IMAGES)
 
 
 def test_no_file_is_overwritten_and_none_is_left_of_a_failure(here, monkeypatch, capsys):
