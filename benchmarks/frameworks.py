@@ -7,8 +7,9 @@ has the same layers; "bytes" are XLA's temporary memory. With --plain the models
 are, which takes minutes on a CPU.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import common
 import equinox as eqx
@@ -23,6 +24,25 @@ from jaxmaml.nn.norm import NORM_EPS
 from jaxmaml.types import Array, ModelFn, Params
 
 SIDE, WAY, NUM_LAYERS = 28, 5, 4
+
+
+class Work(NamedTuple):
+    """An outer step of two tasks.
+
+    Attributes:
+        network: "stride 2" or "pooled".
+        shot: support examples per class.
+        query: query examples per class.
+        num_inner_steps: the number of inner steps.
+    """
+
+    network: str
+    shot: int
+    query: int
+    num_inner_steps: int
+
+
+WORKS = (Work("stride 2", 1, 1, 1), Work("stride 2", 1, 15, 1), Work("pooled", 5, 15, 5))
 
 
 def normalize(images: Array, scale: Array, offset: Array, axis: int) -> Array:
@@ -112,12 +132,11 @@ def models(num_filters: int, pooled: bool) -> dict[str, tuple[ModelFn, Params]]:
     }
 
 
-def measure(
-    pooled: bool, shot: int, query: int, num_inner_steps: int, quick: bool, plain: bool
-) -> list[dict[str, Any]]:
-    """Returns a row per framework: the ms of an outer step of two tasks, and the ratio to `nn.Conv4`."""
+def measure(work: Work, quick: bool, plain: bool) -> list[dict[str, Any]]:
+    """Returns a row per framework: the ms of an outer step, and the ratio to `nn.Conv4`."""
+    pooled = work.network == "pooled"
     # The compiled outer steps.
-    tasks = common.image_tasks(2, WAY, shot, query)
+    tasks = common.image_tasks(2, WAY, work.shot, work.query)
     forms: dict[str, Callable[[ModelFn], ModelFn]] = {"": nn.fast_convolutions}
     if plain:
         forms[", plain"] = lambda apply_fn: apply_fn
@@ -125,7 +144,7 @@ def measure(
     for name, (apply_fn, params) in models(8 if quick else 64, pooled).items():
         for label, form in forms.items() if name != "nn.Conv4" else [("", lambda fn: fn)]:
             loss_fn = nn.cross_entropy(form(apply_fn))
-            learner = jaxmaml.maml(loss_fn, optax.sgd(0.05), num_inner_steps)
+            learner = jaxmaml.maml(loss_fn, optax.sgd(0.05), work.num_inner_steps)
             run = lambda params, tasks, learner=learner: jaxmaml.meta_grad(learner, params, tasks)[
                 :2
             ]
@@ -136,10 +155,8 @@ def measure(
     seconds = common.alternate(runs, 2 if quick else 15)
     return [
         {
-            "network": "pooled" if pooled else "stride 2", "shot": shot, "query": query,
-            "inner steps": num_inner_steps, "model": name, "ms": 1e3 * min(seconds[name]),
+            "model": name, "ms": 1e3 * min(seconds[name]), "MiB": side.temp_bytes / common.MIB,
             "ratio": common.median_ratio(seconds, name, "nn.Conv4"),
-            "MiB": side.temp_bytes / common.MIB,
         }
         for name, side in sides.items()
     ]  # fmt: skip
@@ -150,13 +167,11 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--plain", action="store_true", help="time the models as they are, too")
     options = parser.parse_args()
-    rows = []
-    works = [(False, 1, 1, 1), (False, 1, 15, 1), (True, 5, 15, 5)]
-    for work in works[:1] if options.quick else works:
-        found = measure(*work, options.quick, options.plain)
-        common.emit(found, options.out, benchmark="frameworks")
-        rows += found
-    common.print_table(rows, list(rows[0]))
+    rows, table = [], common.Rows(options, benchmark="frameworks", plain=options.plain)
+    for work in WORKS[:1] if options.quick else WORKS:
+        measured = functools.partial(measure, work, options.quick, options.plain)
+        rows += table.of(work._asdict(), measured)
+    common.print_table(rows, [*Work._fields, "model", "ms", "ratio", "MiB"])
 
 
 if __name__ == "__main__":
