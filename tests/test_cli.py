@@ -17,7 +17,7 @@ import pytest
 from experiments.tiny import OPTIONS as TINY
 
 from jaxmaml import cli, files, fitting
-from jaxmaml.experiments import experiment, figures, tables
+from jaxmaml.experiments import experiment, figures, progress, tables
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -254,6 +254,7 @@ def test_a_damaged_run_is_one_line(compared, tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_one_line(arguments, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 1e9)  # a slow machine is not a mistake
     monkeypatch.chdir(tmp_path)
     assert expected in _error(capsys, *arguments)
     assert not list(tmp_path.iterdir())
