@@ -16,11 +16,13 @@ import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tyro
 
+import jaxmaml
 from jaxmaml import files
 from jaxmaml.experiments import options, presets
 from jaxmaml.experiments.options import List, Prepare, RunOptions, Settings, Show, Split
@@ -234,24 +236,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _accept_all_characters()
+    if arguments == ["--version"]:
+        print(f"jaxmaml {jaxmaml.__version__}")
+        return SUCCESS
     try:
-        _check_lengths(arguments)
-        # The command runs outside tyro, which takes a ValueError for a mistake in the options.
-        command = tyro.extras.subcommand_cli_from_dict(
-            {name: _deferred(command) for name, command in commands.items()},
-            prog="jaxmaml",
-            description="Gradient-based meta-learning in JAX.",
-            args=arguments,
-            config=(
-                tyro.conf.CascadeSubcommandArgs,
-                tyro.conf.OmitArgPrefixes,
-                tyro.conf.OmitSubcommandPrefixes,
-                tyro.conf.DisallowNone,
-            ),
-        )
-        code = command()
-        sys.stdout.flush()
-        return code
+        with _warnings_as_lines():
+            return _run(arguments, commands)
     except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)
         return getattr(stop, "code", INTERRUPTED)
@@ -262,6 +252,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     except Exception as error:
         return _report(error)
+
+
+def _run(arguments: list[str], commands: dict[str, Callable[..., int]]) -> int:
+    """Runs the command that the arguments name, and returns its exit code."""
+    _check_lengths(arguments)
+    # The command runs outside tyro, which takes a ValueError for a mistake in the options.
+    command = tyro.extras.subcommand_cli_from_dict(
+        {name: _deferred(command) for name, command in commands.items()},
+        prog="jaxmaml",
+        description="Gradient-based meta-learning in JAX.",
+        args=arguments,
+        config=(
+            tyro.conf.CascadeSubcommandArgs,
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.DisallowNone,
+        ),
+    )
+    code = command()
+    sys.stdout.flush()
+    return code
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Shows each warning as one line, without the place in the code."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {_one_line(str(message))}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _report(error: Exception) -> int:

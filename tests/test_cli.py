@@ -10,12 +10,15 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
 import pytest
+from data.image_sets import write_folder
 from experiments.tiny import OPTIONS as TINY
 
+import jaxmaml
 from jaxmaml import cli, files, fitting
 from jaxmaml.experiments import experiment, figures, progress, tables
 
@@ -258,6 +261,35 @@ def test_a_mistake_is_one_line(arguments, expected, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     assert expected in _error(capsys, *arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_version_is_printed(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jaxmaml {jaxmaml.__version__}\n"
+
+
+def test_a_warning_is_one_line(tmp_path, capsys):
+    write_folder(tmp_path / "few", sizes=(3, 3), side=4)
+    (tmp_path / "few" / "class0" / "notes.txt").touch()
+    command = ["data", "split", f"folder:{tmp_path / 'few'}", "--out", str(tmp_path / "split.json")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        cli.main(command)
+    (line, *_) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: folder ")
+    assert line.endswith(": class0/notes.txt")
+    assert "folders.py" not in line
+
+
+def test_too_few_classes_of_a_split_are_named_with_the_remedies(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 1e9)
+    write_folder(tmp_path / "some", sizes=(4,) * 12, side=4)
+    folder, split = f"folder:{tmp_path / 'some'}", tmp_path / "split.json"
+    assert cli.main(["data", "split", folder, "--out", str(split)]) == 0
+    capsys.readouterr()
+    message = _error(capsys, "train", "pictures-5w1s", "--dataset", folder, "--split", str(split))
+    assert "is more than the 2 classes of val in the class split " + str(split) in message
+    assert "--fractions" in message
 
 
 def test_exit_code_and_no_traceback_in_a_process(tmp_path):

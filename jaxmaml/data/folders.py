@@ -141,7 +141,8 @@ def images_in(path: Path) -> list[Path]:
         raise files.ReadError(f"folder {path} cannot be read: {error.strerror}") from error
     found = [entry for entry in entries if _is_read(entry)]
     others = [entry.name for entry in entries if entry not in found]
-    listed = f"{len(others)} not read: {_listed(others)}" if others else ""
+    where = "only pictures directly in it are"
+    listed = f"{len(others)} not read, {where}: {_listed(others)}" if others else ""
     if not found:
         raise ValueError(
             f"folder {path} must hold images ({' '.join(IMAGE_SUFFIXES)}); it holds none"
@@ -211,7 +212,7 @@ def _is_hidden(name: str) -> bool:
 def _not_read(skipped: Sequence[str]) -> str:
     if not skipped:
         return ""
-    where = "as no images directly in the folder of a class"
+    where = "only pictures directly in the folder of a class are"
     return f": {len(skipped)} not read, {where}: {_listed(skipped)}"
 
 

@@ -83,6 +83,7 @@ def make_sources(
 
     # Images.
     images, sampler = _images(preset, data_dir, images, streaming, class_split)
+    _check_ways(preset, images)
     return {
         split: sampler(
             images[split], num_tasks=counts[split], query=queries[split],
@@ -90,6 +91,18 @@ def make_sources(
         )
         for split in SPLITS
     }  # fmt: skip
+
+
+def _check_ways(preset: Preset, images: Mapping[str, Any]) -> None:
+    """Raises ValueError, with the remedies, unless each split has as many classes as a task."""
+    for split in SPLITS:
+        number = len(images[split].sizes)
+        if preset.way > number:
+            raise ValueError(
+                f"way={preset.way} is more than the {number} classes of {split} in the class split "
+                f"{preset.split or 'of ' + preset.dataset}: reduce way, or divide the classes otherwise "
+                "(jaxmaml data split --fractions)"
+            )
 
 
 def fixed_tasks(source: Source, key: Array, num_tasks: int) -> Iterator[Task]:

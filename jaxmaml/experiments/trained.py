@@ -429,7 +429,10 @@ def _scaled(preset: Preset, inputs: Array) -> Array:
 def _chosen(specs: Sequence[Spec], label: str | None, path: pathlib.Path) -> Spec:
     labels = [spec.label for spec in specs]
     if label is None and len(specs) > 1:
-        raise ValueError(f"{path} holds several runs: choose one of {', '.join(map(repr, labels))}")
+        listed = ", ".join(map(repr, labels))
+        raise ValueError(
+            f"{path} holds several runs: choose one of {listed} by its label (--run of the command)"
+        )
     if label is not None:
         check_known("run", label, labels)
     return specs[0 if label is None else labels.index(label)]

@@ -106,7 +106,7 @@ def test_the_images_of_a_flat_folder_are_read_in_the_order_of_their_names(folder
     assert images_in(found[3]) == [found[3]]
     (folder.path / "class0" / "deep").mkdir()
     (folder.path / "class0" / ".x.png").touch()
-    with pytest.warns(UserWarning, match="1 not read: deep"):
+    with pytest.warns(UserWarning, match="1 not read, .*: deep"):
         assert images_in(folder.path / "class0") == found
 
 

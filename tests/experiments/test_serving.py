@@ -159,7 +159,7 @@ BAD_PICTURES = {
     ),
     "no support": (lambda here: shutil.rmtree(here / "support"), IMAGES, "support does not exist"),
     "no pictures": (_no_pictures, IMAGES, "class0 must hold images"),
-    "nested": (lambda here: None, ("--images", "new"), "holds none, and 1 not read: class0"),
+    "nested": (lambda here: None, ("--images", "new"), "only pictures directly in it are: class0"),
     "a broken picture": (_broken, IMAGES, "class0/1.png: image cannot be decoded"),
     "a broken support": (_broken_support, IMAGES, "class1/0.png: image cannot be decoded"),
     "a mode": (_floats, IMAGES, "9.tiff: image cannot be decoded: the range of mode 'F'"),
