@@ -1,4 +1,4 @@
-"""The same work in jaxmaml and in PyTorch, higher, torchopt and learn2learn.
+"""The same work in jaxmaml and in PyTorch, higher, torchopt, learn2learn and parallel-metalearn.
 
     python benchmarks/peers.py --out peers.jsonl
 
@@ -13,8 +13,9 @@ something else, has a row with the reason.
 Installation: first install the CPU build of PyTorch from the index that PyTorch's installation page
 names (the default build on Linux includes CUDA), then run `pip install -e '.[peers]'`, which keeps it.
 torch.compile needs a C++ compiler. learn2learn 0.2.0 is distributed as source only, with C files too
-old for Python 3.11: unpack it, run `cython` (below 3) on `learn2learn/data/*.pyx`, install the result,
-and install `torchvision` of the same PyTorch build.
+old for Python 3.11: unpack it, run `cython` (below 3) on `learn2learn/data/*.pyx`, install the result
+(`pip install --no-build-isolation --no-deps .`), `gym`, `gsutil`, and `torchvision` of the same PyTorch
+build. The peer uses nothing of torchvision: one that can only be imported will do.
 """
 
 import contextlib
@@ -43,6 +44,7 @@ WORKS = {
     "conv-1q-exact": ("conv-1q", "exact"),
     "conv-1q-first": ("conv-1q", "first"),
     "conv-pooled-exact": ("conv-pooled", "exact"),
+    "torchbench-exact": ("torchbench", "exact"),
     "mlp-exact": ("mlp", "exact"),
     "sinusoid-exact": ("sinusoid", "exact"),
 }
@@ -56,6 +58,9 @@ SECONDS_PER_TURN = 0.1
 
 SECONDS_TO_BUILD = 120
 """A peer that is not ready after this time is not timed."""
+
+SECONDS_TO_COMPILE = 600
+"""The same for a peer of torch.compile."""
 
 SECONDS_PER_PEER = 40
 """A slow peer gets fewer rounds, to stay within this time, but at least three."""
@@ -90,6 +95,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="defaults to 11, or 3 with --quick")
     args = parser.parse_args()
     common.use_all_cores()
+    # float32, not TF32, on a GPU too; our side takes JAX_DEFAULT_MATMUL_PRECISION=highest.
+    torch.backends.cudnn.allow_tf32 = False
     rounds = args.rounds or (3 if args.quick else 11)
     rows, table = [], common.Rows(args)
     for work in args.work:
@@ -167,9 +174,10 @@ def _row(
         rounds: turns of each side.
     """
     checked_model, timed_model = models
+    limit = SECONDS_TO_COMPILE if peer in peer_torch.COMPILED else SECONDS_TO_BUILD
     try:
         # Check its meta-gradient.
-        with _time_limit(SECONDS_TO_BUILD):
+        with _time_limit(limit):
             error = _error(peer_torch.PEERS[peer](checked_model), reference, preset)
         if not error < TOLERANCE:
             reason = f"not timed: its meta-gradient differs by {error:.1e}"
@@ -177,9 +185,9 @@ def _row(
 
         # Time it.
         made = peer_torch.PEERS[peer](timed_model)
-        with _time_limit(SECONDS_TO_BUILD):
+        with _time_limit(limit):
             made.run()
-        step = _with_outer_step(made, preset) if preset.is_regression else made.run
+        step = _blocking(_with_outer_step(made, preset) if preset.is_regression else made.run)
         threads, theirs = _best_threads(step)
         times = _times(ours, theirs, rounds)
         rate = shared["gflop"] / times["our_seconds"]
@@ -260,6 +268,16 @@ def _best_threads(step: Callable[[], None]) -> tuple[int, Side]:
     best = min(seconds, key=lambda threads: seconds[threads])
     torch.set_num_threads(best)
     return best, repeated(step)
+
+
+def _blocking(step: Callable[[], None]) -> Callable[[], None]:
+    """Returns a step that waits for the device."""
+
+    def blocking() -> None:
+        step()
+        peer_models.synchronize()
+
+    return blocking
 
 
 def _with_outer_step(peer: peer_torch.Peer, preset: Preset) -> Callable[[], None]:
