@@ -59,9 +59,6 @@ SECONDS_PER_TURN = 0.1
 SECONDS_TO_BUILD = 120
 """A peer that is not ready after this time is not timed."""
 
-SECONDS_TO_COMPILE = 600
-"""The same for a peer of torch.compile."""
-
 SECONDS_PER_PEER = 40
 """A slow peer gets fewer rounds, to stay within this time, but at least three."""
 
@@ -93,6 +90,10 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--peer", nargs="+", choices=peer_torch.PEERS, default=None)
     parser.add_argument("--rounds", type=int, help="defaults to 11, or 3 with --quick")
+    parser.add_argument(
+        "--seconds-to-compile", type=int, default=600,
+        help=f"a peer of torch.compile has this time, others have {SECONDS_TO_BUILD} s",
+    )  # fmt: skip
     args = parser.parse_args()
     common.use_all_cores()
     # float32, not TF32, on a GPU too; our side takes JAX_DEFAULT_MATMUL_PRECISION=highest.
@@ -100,7 +101,11 @@ def main() -> None:
     rounds = args.rounds or (3 if args.quick else 11)
     rows, table = [], common.Rows(args)
     for work in args.work:
-        found = rows_of(work, args.peer or list(peer_torch.PEERS), rounds, table, quick=args.quick)
+        limits = {
+            peer: args.seconds_to_compile if peer in peer_torch.COMPILED else SECONDS_TO_BUILD
+            for peer in args.peer or peer_torch.PEERS
+        }
+        found = rows_of(work, limits, rounds, table, quick=args.quick)
         common.print_table(found, COLUMNS)
         rows += [row for row in found if "ratio" in row]
     print("\nThe best peer of each work:")
@@ -109,13 +114,13 @@ def main() -> None:
 
 
 def rows_of(
-    work: str, peers: list[str], rounds: int, table: common.Rows, *, quick: bool
+    work: str, limits: dict[str, int], rounds: int, table: common.Rows, *, quick: bool
 ) -> list[dict[str, Any]]:
     """Returns a row per peer, each appended as soon as it is measured.
 
     Args:
         work: a name of `WORKS`.
-        peers: names of `peer_torch.PEERS`.
+        limits: the seconds that each peer may take to be ready; names of `peer_torch.PEERS`.
         rounds: turns of each side.
         table: appends the rows.
         quick: whether the work is shrunk.
@@ -145,10 +150,12 @@ def rows_of(
     for suffix, pool in pools.items():
         timed_model = peer_models.convert(preset, order, problem.params, problem.tasks, pool=pool)
         checked_model = peer_models.convert(preset, order, *exact_inputs, pool=pool)
-        for peer in peers:
+        for peer, limit in limits.items():
             print(f"{work}: {peer}{suffix}", flush=True)
             models = checked_model, timed_model
-            measure = functools.partial(_row, peer, models, shared, preset, reference, ours, rounds)
+            measure = functools.partial(
+                _row, peer, models, limit, shared, preset, reference, ours, rounds
+            )
             rows += table.of({"work": work, "peer": peer + suffix}, measure)
     return rows
 
@@ -156,6 +163,7 @@ def rows_of(
 def _row(
     peer: str,
     models: tuple[peer_models.Model, peer_models.Model],
+    limit: int,
     shared: dict[str, Any],
     preset: Preset,
     reference: MetaParams,
@@ -167,6 +175,7 @@ def _row(
     Args:
         peer: a name of `peer_torch.PEERS`.
         models: the model in float64, whose gradient is checked, and the one in float32 that is timed.
+        limit: the seconds that it may take to be ready.
         shared: what the rows of a work share.
         preset: the settings of the work.
         reference: our meta-gradient in float64.
@@ -174,7 +183,6 @@ def _row(
         rounds: turns of each side.
     """
     checked_model, timed_model = models
-    limit = SECONDS_TO_COMPILE if peer in peer_torch.COMPILED else SECONDS_TO_BUILD
     try:
         # Check its meta-gradient.
         with _time_limit(limit):
