@@ -5,8 +5,8 @@
 Every side trains exact MAML on glyphs-5w1s with the same network, initial parameters, tasks, inner rate
 and outer Adam until it reaches the target on the same validation tasks. The sides take turns, each in a
 fresh process with an empty compilation cache. The clock runs while a side compiles and trains. It stands
-still while a side is scored and while tasks are drawn for a peer, see `accuracy_child.py`. `ratio` is the
-median over rounds of a peer's seconds over ours. A side that does not get there has a row with the reason.
+still while a side is scored and while a peer's tasks are drawn, see `accuracy_child.py`. `ratio` is the
+median over rounds of a peer's seconds over ours. A side that does not get there has a row that says so.
 
 The default peers are those that were fastest on conv-1q-exact in `peers.py`.
 """
