@@ -110,6 +110,7 @@ def adapt(run_dir: options.RunDirectory, *, files: options.AdaptOptions) -> int:
     """Adapt a trained run to new classes or points, and predict."""
     _check_matplotlib()
     from jaxmaml.experiments import serving, trained
+    from jaxmaml.experiments.progress import Display
     from jaxmaml.experiments.run_dir import RunDir
 
     with _user_errors():
@@ -119,7 +120,7 @@ def adapt(run_dir: options.RunDirectory, *, files: options.AdaptOptions) -> int:
             files.out or serving.default_out(run_dir, files.run), files.export,
         )  # fmt: skip
         serving.check(request, is_regression=config["class_split"] is None)
-    with _session(config["matmul_precision"]), _user_errors():
+    with _session(config["matmul_precision"]), _user_errors(), Display():
         served = serving.serve(
             trained.load(run_dir, files.run), request,
             num_inner_steps=files.num_inner_steps, statistics=files.statistics,
@@ -132,10 +133,12 @@ def adapt(run_dir: options.RunDirectory, *, files: options.AdaptOptions) -> int:
 def report(run_dirs: options.RunDirectories, *, out: options.ReportFolder = None) -> int:
     """Write a report of runs, finished or not: a page of HTML, Markdown, pictures, a LaTeX table."""
     _check_matplotlib()
+    from jaxmaml.experiments.progress import Display
     from jaxmaml.experiments.report import writing
 
-    with _user_errors():
-        print(writing.write(run_dirs, out))
+    with _user_errors(), Display():
+        page = writing.write(run_dirs, out)
+    print(page)
     return SUCCESS
 
 

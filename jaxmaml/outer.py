@@ -17,6 +17,7 @@ from jaxmaml.batching import (
     check_tasks,
     chunk_size_of,
     mean_over_tasks,
+    watch_convolutions,
 )
 from jaxmaml.checks import check_count
 from jaxmaml.sources import Source
@@ -302,8 +303,10 @@ def _scores(
             )
 
         if size >= check_tasks(tasks) > 1:
-            return jax.vmap(score)(tasks)
-        return jax.lax.map(score, tasks, batch_size=size if size > 1 else None)
+            scores = jax.vmap(score)
+        else:
+            scores = lambda tasks: jax.lax.map(score, tasks, batch_size=size if size > 1 else None)
+        return watch_convolutions(scores, size)(tasks)
 
     num_tasks = check_tasks(tasks)
     if mesh is None:

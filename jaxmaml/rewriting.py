@@ -7,7 +7,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, primitives
 
 Rule: TypeAlias = Callable[..., Any]
-"""`(eqn, *operands) -> ` the outputs of the operation, as a sequence."""
+"""`(eqn, *operands) -> ` the outputs of the operation, as a sequence; None leaves it as it is."""
 Rules: TypeAlias = Mapping[Primitive, Rule]
 """The rule of each primitive that is replaced."""
 
@@ -58,6 +58,29 @@ def contains(jaxpr: Jaxpr, wanted: Collection[Primitive]) -> bool:
     return any(eqn.primitive in wanted or _is_rebuilt(eqn, wanted) for eqn in jaxpr.eqns)
 
 
+def operations(jaxpr: Jaxpr, holder: str = "") -> Iterator[tuple[JaxprEqn, str]]:
+    """Returns every operation of a jaxpr and of those that it holds.
+
+    Args:
+        jaxpr: a jaxpr.
+        holder: the name that is given with its own operations.
+
+    Returns:
+        Pairs of an operation and the name of the outermost operation around it in which `rewrite`
+        replaces nothing; "" if there is none.
+
+    Example:
+        >>> jaxpr = jax.make_jaxpr(jax.nn.relu)(0.0).jaxpr
+        >>> [(str(eqn.primitive), holder) for eqn, holder in operations(jaxpr)][0]
+        ('custom_jvp_call', '')
+    """
+    for eqn in jaxpr.eqns:
+        yield eqn, holder
+        inner = holder or ("" if eqn.primitive in _REBUILD else eqn.primitive.name)
+        for held in _inside(eqn):
+            yield from operations(held, inner)
+
+
 def _is_rebuilt(eqn: JaxprEqn, wanted: Collection[Primitive]) -> bool:
     """Whether an operation holds some of the others."""
     return eqn.primitive in _REBUILD and any(contains(inner, wanted) for inner in _inside(eqn))
@@ -85,11 +108,13 @@ def _evaluate(closed: ClosedJaxpr, rules: Rules, args: Sequence[Any]) -> list[An
 
 
 def _operation(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
-    if eqn.primitive in rules:
-        return rules[eqn.primitive](eqn, *operands)
     if _is_rebuilt(eqn, rules):
         return _REBUILD[eqn.primitive](eqn, rules, operands)
     with eqn.ctx.manager:  # what the operation was traced under, such as a precision
+        if eqn.primitive in rules:
+            replaced = rules[eqn.primitive](eqn, *operands)
+            if replaced is not None:
+                return replaced
         outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return outputs if eqn.primitive.multiple_results else [outputs]
 

@@ -90,3 +90,57 @@ def test_wrong_weights_are_refused_or_where_they_are_traced_nan(weights, chunk_s
     with pytest.raises(ValueError, match="finite, not negative and not all zero"):
         run(np.array(weights))
     assert np.isnan(jax.jit(run)(np.array(weights))).all()
+
+
+def _convolved(params, batch):
+    """A model that calls XLA's convolution, as the layers of Flax, Haiku and Equinox do."""
+    return jax.lax.conv(batch["x"], params["kernel"], (1, 1), "SAME").sum((1, 2, 3))
+
+
+def _step(apply_fn, traced, *, chunk_size):
+    """A meta-gradient over four tasks, compiled but not run; `traced` grows with each trace."""
+
+    def loss_fn(params, batch):
+        traced.append(1)
+        return jnp.mean(apply_fn(params, batch) ** 2)
+
+    batch = {"x": jnp.ones((4, 2, 1, 4, 4))}
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2)
+    run = lambda params: jaxmaml.meta_grad(
+        learner, params, jaxmaml.Task(batch, batch), chunk_size=chunk_size
+    )[:2]
+    return jax.jit(run).trace({"kernel": jnp.ones((3, 1, 3, 3))})
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2, 1])
+def test_slow_convolutions_are_told_once_with_their_cure(chunk_size):
+    slow, fast = [], []
+    with pytest.warns(UserWarning, match=r"wrap the model in jaxmaml.nn.fast_conv") as caught:
+        _step(_convolved, slow, chunk_size=chunk_size)
+    assert len(caught) == 1
+    _step(jaxmaml.nn.fast_convolutions(_convolved), fast, chunk_size=chunk_size)
+    assert len(slow) == len(fast)
+
+
+def test_convolutions_that_are_not_adapted_are_not_told():
+    frozen = jnp.ones((3, 1, 3, 3))
+    apply_fn = lambda params, batch: _convolved({"kernel": frozen}, batch) * params["kernel"].sum()
+    for chunk_size in (None, 1):
+        _step(apply_fn, [], chunk_size=chunk_size)
+
+
+def test_the_convolutions_of_other_backends_are_not_told(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    _step(_convolved, [], chunk_size=None)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2, 1])
+def test_an_evaluation_tells_of_slow_convolutions_too(chunk_size):
+    batch = {"x": jnp.ones((4, 2, 1, 4, 4))}
+    loss_fn = lambda params, batch: jnp.mean(_convolved(params, batch) ** 2)
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 1)
+    params = {"kernel": jnp.ones((3, 1, 3, 3))}
+    meta_state = jaxmaml.init_state(learner, optax.sgd(0.1), params)
+    tasks = jaxmaml.Task(batch, batch)
+    with pytest.warns(UserWarning, match=r"nn.fast_convolutions"):
+        jaxmaml.evaluate(learner, loss_fn, meta_state, tasks, chunk_size=chunk_size)

@@ -41,6 +41,8 @@ USUAL = {
     "chunk_size": ["1", "auto", "all"], "outer_schedule": ["constant", "cosine"],
     "averaging": ["0", "0.9"], "compute_dtype": ["bfloat16", "float32"],
     "num_validations": ["0", "2"], "num_val_tasks": ["10"], "selection_steps": ["1", "0 1"],
+    "num_averaged": ["0", "5"], "patience": ["0", "3"], "on_nonfinite": ["raise", "skip"],
+    "num_seeds": ["1", "3", "1000000000"], "checkpoint_every": ["1", "100"],
     "learner": ["maml", "fomaml", "anil", "reptile", "protonet", "cavia", "maml_plus_plus"],
     "learners": ["maml,fomaml", "protonet", "protonet,maml", "reptile,imaml", "r2d2,protonet"],
     "order": ["exact", "first"], "inner_lrs": ["0.1", "0.1 0.2", "0.1 0.1"],
@@ -50,9 +52,9 @@ USUAL = {
 }  # fmt: skip
 """Values of each option that somebody could give."""
 FLAGS = ["rotate_train", "rotate_test", "flip", "pooled", "per_step_weights", "norm_scale",
-         "adapt_norm", "stream", "image_cache"]  # fmt: skip
-RUN = ["seed", "num_test_tasks", "data_dir", "matmul_precision", "num_workers", "stream",
-       "image_cache"]  # fmt: skip
+         "adapt_norm", "stream", "image_cache", "tensorboard"]  # fmt: skip
+RUN = ["seed", "num_seeds", "num_test_tasks", "data_dir", "matmul_precision", "num_workers",
+       "stream", "image_cache", "checkpoint_every", "tensorboard"]  # fmt: skip
 OF_COMMAND = {
     "train": [*settings.options(), *RUN, "learner", "order"],
     "compare": [*settings.options(), *RUN, "learners", "inner_lrs"],
@@ -202,10 +204,12 @@ def _check_effect(line: Line, comparison: Any) -> None:
         # The configuration has what was given.
         if option in preset:
             assert _as_given(preset[option], words), option
-        elif option in ("seed", "num_test_tasks", "matmul_precision"):
+        elif option in ("seed", "num_seeds", "num_test_tasks", "matmul_precision"):
             assert _as_given(config[option], words), option
+        elif option in ("checkpoint_every", "tensorboard"):
+            assert _as_given(getattr(comparison, option), words), option
         elif option == "learner":
-            assert runs[0]["label"] == words[1] or words[1] == "maml"
+            assert runs[0]["label"].split(",")[0] == words[1] or words[1] == "maml"
         elif option == "order":
             assert runs[0]["order"] == words[1]
         elif option == "inner_lrs":
@@ -261,3 +265,8 @@ def test_the_lines_are_accepted_and_refused(commands):
         assert comparison.config["preset"]["name"] == name
     assert commands.run(Line("train", "glyphs-5w1s", {"way": ["--way", "1"]}))[0] == 2
     assert set(presets.PRESETS) >= set(PRESETS)
+
+
+def test_every_option_can_be_drawn():
+    for name in {name for names in OF_COMMAND.values() for name in names}:
+        assert (name in FLAGS) != (name in USUAL), name

@@ -49,7 +49,8 @@ for _layer_without_scores in set(BELOW) - {"metrics", "diagnostics"}:
     BELOW[_layer_without_scores] -= {"scores"}
 _ALL_OF_CORE = set(BELOW)
 _LOWEST = {"types", "trees", "checks", "files", "stages", "scores"}
-BELOW |= {"nn": _LOWEST, "data": _LOWEST}
+# `rewriting` knows nothing of meta-learning: nn replaces the operations of models with it.
+BELOW |= {"nn": _LOWEST | {"rewriting"}, "data": _LOWEST}
 BELOW["parallel"] = BELOW["outer"] | {"outer"}
 _ABOVE_CORE = _ALL_OF_CORE | {"parallel"}
 BELOW |= dict.fromkeys(("dispatch", "checkpoint", "averaging"), _ABOVE_CORE)

@@ -22,9 +22,11 @@ PUBLIC = {
         reptile stages trace unicorn with_state
     """,
     "jaxmaml.nn": """
-        Conv4 MLP ResNet12 StatefulModel accuracy binary_cross_entropy conv cross_entropy first_ways
-        from_equinox from_equinox_with_state from_function from_haiku from_haiku_with_state from_linen
+        Conv4 Convolution MLP ResNet12 StatefulModel accuracy binary_cross_entropy conv
+        convolutions_of cross_entropy fast_convolutions first_ways from_equinox
+        from_equinox_with_state from_function from_haiku from_haiku_with_state from_linen
         from_linen_with_state from_nnx from_nnx_with_state make_norm max_pool mean_squared_error
+        normalize_and_pool
     """,
     "jaxmaml.data": """
         augmentation class_splits datasets episodes pools sinusoid stored_images stream variable

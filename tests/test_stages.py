@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmaml import stages
-from jaxmaml.data import image_cache, pools, stored_images
+from jaxmaml.data import decoders, image_cache, pools, stored_images
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def _images(count):
 
 
 def test_reading_images_is_a_stage(heard, monkeypatch):
-    monkeypatch.setattr(pools, "IMAGES_PER_CHUNK", 2)
+    monkeypatch.setattr(decoders, "IMAGES_PER_CHUNK", 2)
     assert pools.from_images(_images(5)).images.shape == (5, 2, 2, 1)
     assert [done for _, done, _, _ in heard] == [0, 2, 4, 5, 5]
     assert heard[0] == ("decoding images", 0, 5, False)

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from jaxmaml import files
+from jaxmaml import files, stages
 from jaxmaml.data.records import Encoded
 
 IMAGES_PER_CHUNK = 1000
@@ -126,6 +126,24 @@ class Decoder:
             where = self.records.where(int(number))
             raise files.ReadError(f"{where}: image cannot be decoded: {problem}") from error
         return np.where(decoded > 0, 0, 255).astype(np.uint8) if self.format.ink else decoded
+
+
+def read_all(reader: Reader, number: int) -> np.ndarray:
+    """Returns the first images of a reader, uint8 `[number, H, W, C]`, and is a stage; see `stages`.
+
+    Example:
+        >>> from jaxmaml.data import stored_images
+        >>> images = stored_images.from_arrays(np.zeros((3, 8, 8, 1), np.uint8), [1, 0, 1], "ab")
+        >>> read_all(images, 2).shape
+        (2, 8, 8, 1)
+    """
+    images = np.empty((number, *reader.shape), np.uint8)
+    with stages.stage("decoding images", number) as advance:
+        for first in range(0, number, IMAGES_PER_CHUNK):
+            rows = np.arange(first, min(first + IMAGES_PER_CHUNK, number))
+            images[rows] = reader.read(rows)
+            advance(len(rows))
+    return images
 
 
 _WIDENING = {"L;4": 17, "L;2": 85}

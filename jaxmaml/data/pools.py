@@ -7,12 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxmaml import stages
 from jaxmaml.data import episodes, stored_images
 from jaxmaml.data.augmentation import NONE, Augment
-from jaxmaml.data.decoders import IMAGES_PER_CHUNK
+from jaxmaml.data.decoders import read_all
 from jaxmaml.data.episodes import Episode
 from jaxmaml.data.stored_images import Images
 from jaxmaml.types import Array, Task
@@ -87,15 +85,8 @@ def from_images(images: Images) -> Pool:
         >>> from_images(images).images.shape
         (3, 8, 8, 1)
     """
-    count = len(images.numbers)
-    decoded = np.empty((count, *images.shape), np.uint8)
-    with stages.stage("decoding images", count) as advance:
-        for first in range(0, count, IMAGES_PER_CHUNK):
-            rows = np.arange(first, min(first + IMAGES_PER_CHUNK, count))
-            decoded[rows] = images.read(rows)
-            advance(len(rows))
     return Pool(
-        images=jnp.asarray(decoded),
+        images=jnp.asarray(read_all(images, len(images.numbers))),
         starts=jnp.asarray(images.starts),
         sizes=jnp.asarray(images.sizes),
         names=images.names,

@@ -171,12 +171,12 @@ def over_seeds(specs: Sequence[Spec], seed: int, num_seeds: int) -> list[Spec]:
         num_seeds: the number of seeds. One leaves the descriptions as they are.
 
     Raises:
-        TypeError, ValueError: the number is not an integer, 1 or more.
+        TypeError, ValueError: the number is not an integer from 1 to `ranges.MAX_SEEDS`.
 
     >>> [spec.label for spec in over_seeds([Spec("exact", "exact", 0.4)], 3, 2)]
     ['exact, seed 3', 'exact, seed 4']
     """
-    ranges.check_whole("num_seeds", num_seeds)
+    ranges.check_whole("num_seeds", num_seeds, maximum=ranges.MAX_SEEDS)
     if num_seeds == 1:
         return list(specs)
     return [

@@ -114,8 +114,10 @@ class _Page:
                 self._text(column * CELL + CELL / 2, bottom - 0.05, line, size="small", under=True)
 
     def _text(self, x: float, y: float, text: str, size: str, under: bool = False) -> None:
+        # The name of a file may have bytes that are not UTF-8, which no font can draw.
+        shown = text.encode(errors="replace").decode()
         self.figure.text(
-            x / self.width, y / self.height, text, fontsize=size, parse_math=False,
+            x / self.width, y / self.height, shown, fontsize=size, parse_math=False,
             ha="center" if under else "left", va="top" if under else "center",
         )  # fmt: skip
 

@@ -11,6 +11,8 @@ from jaxmaml.experiments.settings import Preset
 
 MAX_COUNT = 2**31 - 1
 """The largest count: JAX counts in 32 bits."""
+MAX_SEEDS = 1000
+"""The most seeds of a learner, each of which is a run."""
 MAX_INNER_STEPS = 100_000
 """The most inner steps; published work makes up to a few hundred."""
 MAX_PARAMETERS = 10**9

@@ -27,7 +27,7 @@ from jaxmaml.experiments.scoring import (
     scored_part,
 )
 from jaxmaml.experiments.seeds import over_seeds
-from jaxmaml.experiments.tasks import input_shape
+from jaxmaml.experiments.tasks import input_shape, located
 from jaxmaml.types import MetaState, State
 
 
@@ -85,7 +85,8 @@ def restore(
     # episode is drawn: its query need not fit.
     preset = dataclasses.replace(preset, query=preset.test_query)
     used = config["data_dir"] and pathlib.Path(config["data_dir"])
-    has_own_classes = changes.get("dataset") is None and changes.get("split") is None
+    is_own_dataset = located(preset, None)[0].dataset == trained.dataset
+    has_own_classes = is_own_dataset and changes.get("split") is None
     built = build_experiment(
         preset,
         seed=config["seed"],

@@ -47,6 +47,11 @@ def over_seeds(scores: Mapping[tuple[Spec, str], Score]) -> dict[str, SeedScore]
     return {name: _summary(found) for name, found in groups.items()}
 
 
+def as_scores(found: Mapping[str, SeedScore]) -> dict[str, Score]:
+    """Returns scores over seeds as tables take scores, with the deviation in place of `ci95`."""
+    return {name: Score(one.mean, one.std, 0, one.headline) for name, one in found.items()}
+
+
 def _summary(found: list[tuple[int, Score]]) -> SeedScore:
     means = np.stack([score.mean for _, score in found])
     return SeedScore(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmaml import files
+from jaxmaml import files, stages
 from jaxmaml.data import folders
 from jaxmaml.experiments import gallery, plots, points
 from jaxmaml.experiments.trained import Adapted, Statistics, Trained
@@ -104,7 +104,9 @@ def write(request: Request, served: Served) -> list[pathlib.Path]:
     """
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(served.table)
-    contents = {request.out: text.getvalue().encode(), request.picture: served.picture}
+    # Names of files and folders may have bytes that are not UTF-8.
+    table = text.getvalue().encode(errors="backslashreplace")
+    contents = {request.out: table, request.picture: served.picture}
     written: list[pathlib.Path] = []
     try:
         for path, content in contents.items():
@@ -137,11 +139,12 @@ def _serve_images(trained: Trained, request: Request, options: Mapping[str, Any]
         table.append([path.name, names[row.argmax()], *(f"{p:.6g}" for p in row)])
 
     # The picture.
-    figure = gallery.draw(
-        support["inputs"], support["targets"], names, images, probabilities,
-        title=f"{trained.preset.name}, {_about(adapted)}",
-    )  # fmt: skip
-    return Served(adapted, table, gallery.png(figure))
+    with stages.stage("drawing the picture"):
+        figure = gallery.draw(
+            support["inputs"], support["targets"], names, images, probabilities,
+            title=f"{trained.preset.name}, {_about(adapted)}",
+        )  # fmt: skip
+        return Served(adapted, table, gallery.png(figure))
 
 
 def _serve_points(trained: Trained, request: Request, options: Mapping[str, Any]) -> Served:
@@ -159,7 +162,9 @@ def _serve_points(trained: Trained, request: Request, options: Mapping[str, Any]
         {"inputs": support["x"], "targets": support["y"]}, **{**options, "num_inner_steps": 0}
     )
     curves = {"before": before.predict(grid)}
-    curves[f"after {adapted.num_inner_steps} steps"] = adapted.predict(grid)
+    steps = adapted.num_inner_steps
+    if steps:
+        curves[f"after {steps} step{'s' * (steps != 1)}"] = adapted.predict(grid)
     figure = plots.regression(grid, curves, support["x"], support["y"])
     return Served(adapted, table, gallery.png(figure))
 

@@ -36,7 +36,8 @@ def pixels(inputs: Any, shape: tuple[int, ...]) -> np.ndarray:
 def points(name: str, values: Any) -> np.ndarray:
     """Returns numbers as float32 `[n, 1]`."""
     try:
-        points = np.asarray(values, np.float32)
+        with np.errstate(over="ignore"):  # refused below
+            points = np.asarray(values, np.float32)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be numbers; got {values!r:.60}") from None
     if points.ndim not in (1, 2) or points.shape[1:] not in ((), (1,)):
@@ -55,6 +56,9 @@ def class_names(targets: np.ndarray, names: Sequence[str] | None) -> tuple[str, 
     if targets.min() < 0:
         raise ValueError(f"targets must be 0 or more; got {targets.min()}")
     way = int(targets.max()) + 1 if names is None else len(names)
+    if names is None and way > len(targets):  # whose names would perhaps not fit into memory
+        first = next(i for i, target in enumerate(np.unique(targets)) if target != i)
+        raise ValueError(f"class '{first}' has no example in the support")
     names = tuple(map(str, range(way) if names is None else names))
     if len(set(names)) != way or targets.max() >= way:
         raise ValueError(

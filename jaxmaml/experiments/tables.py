@@ -13,12 +13,14 @@ from jaxmaml.experiments.presets import Preset, title
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient
 from jaxmaml.experiments.scoring import Score, averaged_suffix, score_text, value_text
-from jaxmaml.experiments.seeds import SeedScore
+from jaxmaml.experiments.seeds import SeedScore, as_scores
 
 MAX_ROWS = 7
 """Rows of the gradient table."""
 MAX_COLUMNS = 4
 """Up to this number of runs, each has a column; more of them have a row each."""
+SUMMARY = ("0 steps", "1 step", "inner\nsteps", "score")
+"""The columns of a row with the most important scores of a run."""
 
 
 def console() -> Console:
@@ -30,7 +32,7 @@ def console() -> Console:
 def scores_table(
     preset: Preset, scores: Mapping[str, Score], num_test_tasks: int, floor: float | None
 ) -> Table:
-    """Returns a table with one row per inner step and one column per run.
+    """Returns a table with one row per inner step or, for many runs, one per run.
 
     Args:
         preset: the settings.
@@ -38,18 +40,13 @@ def scores_table(
         num_test_tasks: the number of test tasks.
         floor: accuracy of the nearest neighbor on pixels; None for no such row.
     """
-    # One column per run.
     table = _titled(_title(preset, num_test_tasks))
-    table.add_column("inner steps")
-    for label in scores:
-        table.add_column(label, justify="right")
-
-    # One row per inner step; the quoted score is marked.
-    headlines = {score.headline for score in scores.values()}
-    for i in range(max(len(score.mean) for score in scores.values())):
-        cells = [_cell(preset, score, i, mark=len(headlines) > 1) for score in scores.values()]
-        quoted = headlines == {i}
-        table.add_row(f"{i} (headline)" if quoted else f"{i}", *cells, style="bold" * quoted)
+    if len(scores) > MAX_COLUMNS:
+        _add_runs(table, preset, scores)
+        if floor is not None:
+            table.add_row("NN, pixels", "", "", "", f"{100 * floor:.1f}", style="dim")
+        return table
+    _add_inner_steps(table, preset, scores)
 
     # What to compare the scores with, and what is wrong with them.
     if floor is not None:
@@ -77,53 +74,37 @@ def summary_table(
     # Columns.
     table = _titled(_title(preset, num_test_tasks))
     table.add_column("learner")
-    names = ("0 steps", "1 step", "inner\nsteps", "score", "NN,\nfeatures")
-    for name in (*names, "ms/step", "MiB", "GFLOP/step"):
+    for name in (*SUMMARY, "NN,\nfeatures", "ms/step", "MiB", "GFLOP/step"):
         table.add_column(name, justify="right")
 
     # Rows.
     for run in runs:
-        score = run.test
-        early = [_cell(preset, score, i, mark=False) for i in (0, 1)]
-        quoted = score_text(preset, score, score.headline)
         memory = "unknown" if run.temp_bytes is None else f"{run.temp_bytes / 2**20:.3g}"
         costs = [f"{1e3 * run.seconds_per_outer_step:.3g}", memory, f"{run.flops / 1e9:.3g}"]
-        cells = (*early, f"{score.headline}", quoted, _on_features(run), *costs)
-        table.add_row(run.label, *cells)
-        if (mean := run.averaged) is not None:
-            early = [_cell(preset, mean, i, mark=False) for i in (0, 1)]
-            quoted = score_text(preset, mean, mean.headline)
+        table.add_row(run.label, *_summary(preset, run.test), _on_features(run), *costs)
+        if run.averaged is not None:
             label = run.label + averaged_suffix(len(run.averaged_states))
-            table.add_row(label, *early, f"{mean.headline}", quoted)
+            table.add_row(label, *_summary(preset, run.averaged))
     if floor is not None:
         table.add_row("NN, pixels", "", "", "", f"{100 * floor:.1f}", style="dim")
     return table
 
 
 def seeds_table(preset: Preset, found: Mapping[str, SeedScore], num_test_tasks: int) -> Table:
-    """Returns a table of means and standard deviations over seeds: inner steps by learners.
+    """Returns a table of means and standard deviations over seeds, in the form of `scores_table`.
 
     Args:
         preset: the settings.
         found: the scores over seeds, by the name of the learner.
         num_test_tasks: the number of test tasks of each run.
     """
-    number = len(next(iter(found.values())).seeds)
+    number, scores = len(next(iter(found.values())).seeds), as_scores(found)
     unit = "" if preset.is_regression else ", %"
     table = _titled(
         f"{title(preset)}: test {preset.metric}{unit}, mean ± standard deviation over {number} seeds, "
         f"each on {num_test_tasks} tasks"
     )
-    table.add_column("inner steps")
-    for name in found:
-        table.add_column(name, justify="right")
-    for i in range(max(len(score.mean) for score in found.values())):
-        cells = [
-            value_text(preset, score.mean[i], score.std[i]) if i < len(score.mean) else ""
-            for score in found.values()
-        ]
-        quoted = {score.headline for score in found.values()} == {i}
-        table.add_row(f"{i} (headline)" if quoted else f"{i}", *cells, style="bold" * quoted)
+    (_add_runs if len(scores) > MAX_COLUMNS else _add_inner_steps)(table, preset, scores)
     return table
 
 
@@ -248,6 +229,35 @@ def _over_seeds_text(preset: Preset, runs: list[Run]) -> str:
 def _title(preset: Preset, num_test_tasks: int) -> str:
     unit = "" if preset.is_regression else ", %"
     return f"{title(preset)}: test {preset.metric}{unit}, 95 % CI over {num_test_tasks} tasks"
+
+
+def _add_inner_steps(table: Table, preset: Preset, scores: Mapping[str, Score]) -> None:
+    """Fills a table with one column per run and one row per inner step; the headline is marked."""
+    table.add_column("inner steps")
+    for label in scores:
+        table.add_column(label, justify="right")
+    headlines = {score.headline for score in scores.values()}
+    for i in range(max(len(score.mean) for score in scores.values())):
+        cells = [_cell(preset, score, i, mark=len(headlines) > 1) for score in scores.values()]
+        quoted = headlines == {i}
+        table.add_row(f"{i} (headline)" if quoted else f"{i}", *cells, style="bold" * quoted)
+
+
+def _add_runs(table: Table, preset: Preset, scores: Mapping[str, Score]) -> None:
+    """Fills a table with one row per run, of its most important scores."""
+    table.add_column("run")
+    are_finite = not any(score.num_nonfinite for score in scores.values())
+    for name in (*SUMMARY, *(() if are_finite else ("tasks not\nfinite",))):
+        table.add_column(name, justify="right")
+    for label, score in scores.items():
+        counts = () if are_finite else (f"{score.num_nonfinite}",)
+        table.add_row(label, *_summary(preset, score), *counts)
+
+
+def _summary(preset: Preset, score: Score) -> list[str]:
+    """Returns the cells of `SUMMARY`."""
+    early = [_cell(preset, score, i, mark=False) for i in (0, 1)]
+    return [*early, f"{score.headline}", score_text(preset, score, score.headline)]
 
 
 def _cell(preset: Preset, score: Score, step: int, *, mark: bool) -> str:

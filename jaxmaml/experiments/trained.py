@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmaml
+from jaxmaml import stages
 from jaxmaml.averaging import averaged
 from jaxmaml.checks import check_choice, check_known
 from jaxmaml.data import augmentation, datasets
 from jaxmaml.data.augmentation import Augment
-from jaxmaml.data.decoders import Decoder, Format
+from jaxmaml.data.decoders import Decoder, Format, read_all
 from jaxmaml.data.folders import FileRecords, FolderRecords
 from jaxmaml.experiments import candidates, learners, networks, portable, supports
 from jaxmaml.experiments.candidates import Spec
@@ -47,6 +48,9 @@ TRANSDUCTIVE = {
 
 def load(run_dir: str | os.PathLike[str], label: str | None = None) -> "Trained":
     """Returns a trained run, ready to adapt to new classes. The training data need not be there.
+
+    Its parameters are those that `jaxmaml train` tested: the last ones, or those that validation
+    selected. Of a run whose best states are averaged in a further test, it is one of them, the best.
 
     Args:
         run_dir: a directory that `jaxmaml train` or `jaxmaml compare` wrote.
@@ -133,7 +137,7 @@ class Trained:
         """
         self._check_classifies("pictures")
         records = FileRecords([pathlib.Path(path) for path in paths])
-        return Decoder(records, self.format).read(np.arange(len(records)))
+        return read_all(Decoder(records, self.format), len(records))
 
     def read_support(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Returns the pictures of a folder, which has one folder per class, as `adapt` takes them.
@@ -148,7 +152,7 @@ class Trained:
         self._check_classifies("pictures")
         records = FolderRecords(pathlib.Path(folder), every_class=True)
         self._check_way(len(records.class_names))  # before anything is decoded
-        inputs = Decoder(records, self.format).read(np.arange(len(records)))
+        inputs = read_all(Decoder(records, self.format), len(records))
         return {"inputs": inputs, "targets": records.labels(), "classes": records.class_names}
 
     def adapt(
@@ -186,8 +190,8 @@ class Trained:
             self.spec, self.preset, self.input_shape, self.num_classes,
             max(1, len(classes)), statistics, num_inner_steps,
         )  # fmt: skip
-        with jax.default_matmul_precision(self.matmul_precision):
-            params, state = served.adapt(self.params, self.state, batch)
+        with stages.stage("adapting"), jax.default_matmul_precision(self.matmul_precision):
+            params, state = jax.block_until_ready(served.adapt(self.params, self.state, batch))
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
             raise ValueError(
                 "adapting to this support gave parameters that are not finite: fewer inner steps, or "
@@ -297,7 +301,10 @@ class Adapted:
         size = len(inputs) if self.depends_on_batch else CHUNK
         chunks = [inputs[i : i + size] for i in range(0, len(inputs), max(1, size))]
         outputs = [np.zeros((0, max(1, len(self.classes))), np.float32)]
-        outputs += [self._predict(chunk) for chunk in chunks]
+        with stages.stage("predicting", len(inputs)) as advance:
+            for chunk in chunks:
+                outputs.append(self._predict(chunk))
+                advance(len(chunk))
         predictions = np.concatenate(outputs)
         if not np.isfinite(predictions).all():
             raise ValueError("a prediction is not finite: fewer inner steps may help")
@@ -321,7 +328,8 @@ class Adapted:
             trees={"params": params, "state": state},
             about=self._about(),
         )
-        with jax.default_matmul_precision(trained.matmul_precision):
+        precision = jax.default_matmul_precision(trained.matmul_precision)
+        with stages.stage("exporting the model"), precision:
             portable.write(model, pathlib.Path(path))
 
     def _about(self) -> dict[str, Any]:

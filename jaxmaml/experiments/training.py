@@ -163,7 +163,7 @@ class Training:
                     seconds, num_steps = 0.0, 0
                     self._look(-(-self.done // most), num_dispatches)
                 rate = 1 / (self.seconds_per_outer_step if self.seconds else seconds / num_steps)
-                loss = float(np.mean(metrics["query_loss"]))
+                loss = _mean_loss(metrics)
                 show(completed=self.done, rate=rate, loss=loss, skipped=self.num_skipped)
                 self._reach()
                 if self.stopped_early:
@@ -269,6 +269,13 @@ class Training:
             self.best_states = sorted(best, key=lambda pair: pair[0])[: self._num_best]
         late = sum(step > int(self.selected.step) for step, _ in self.curve)
         self.stopped_early = 0 < preset.patience <= late and self.done < preset.num_outer_steps
+
+
+def _mean_loss(metrics: dict[str, Any]) -> float | None:
+    """Returns the mean query loss of the steps that were not skipped; None if all of them were."""
+    losses = metrics["query_loss"]
+    made = losses[~metrics[dispatch.SKIPPED]] if dispatch.SKIPPED in metrics else losses
+    return float(np.mean(made)) if len(made) else None
 
 
 def _criterion(score: Score, steps: tuple[int, ...]) -> float:

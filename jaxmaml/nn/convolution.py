@@ -1,6 +1,6 @@
-"""Convolution and max-pooling that stay fast when each task has its own weights."""
+"""Convolution that stays fast when each task has its own weights."""
 
-import functools
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -39,73 +39,22 @@ def conv(inputs: Array, kernel: Array, *, stride: int = 1, padding: str = "SAME"
     _check_conv(inputs, kernel, stride, padding)
     kernel_height, kernel_width, _, num_filters = kernel.shape
     patches = _patches(inputs, (kernel_height, kernel_width), stride, padding)
-    outputs = _product(patches.reshape(-1, patches.shape[-1]), kernel.reshape(-1, num_filters))
+    outputs = product(patches.reshape(-1, patches.shape[-1]), kernel.reshape(-1, num_filters))
     return outputs.reshape(*patches.shape[:-1], num_filters)
 
 
-def max_pool(inputs: Array, window: int = 2) -> Array:
-    """Returns the maximum over windows that do not overlap.
-
-    Rows and columns that fill no whole window are dropped. If several entries of a window attain
-    the maximum, the gradient goes to the first of them.
-
-    Args:
-        inputs: `[..., height, width, channels]`.
-        window: the side of the square window, and the stride.
-
-    Returns:
-        `[..., height // window, width // window, channels]`.
-
-    Raises:
-        TypeError: window is not an integer.
-        ValueError: window is less than 1 or larger than the image.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxmaml import nn
-        >>> nn.max_pool(jnp.arange(15.0).reshape(1, 3, 5, 1))[0, ..., 0].tolist()
-        [[6.0, 8.0]]
-    """
-    window = check_count("window", window)
-    if jnp.ndim(inputs) < 3:
-        raise ValueError(
-            f"inputs must be [..., height, width, channels], got shape {jnp.shape(inputs)}"
-        )
-    height, width = inputs.shape[-3:-1]
-    if window > min(height, width):
-        raise ValueError(
-            f"window must not be larger than the image's smaller side {min(height, width)}, "
-            f"got {window}"
-        )
-    rows, columns = height // window, width // window
-    # The second derivative of strided slices is far faster than that of a window reduction.
-    entries = [
-        inputs[..., i : rows * window : window, j : columns * window : window, :]
-        for i in range(window)
-        for j in range(window)
-    ]
-    return functools.reduce(_larger, entries)
-
-
-def _larger(first: Array, second: Array) -> Array:
-    # Not jnp.maximum or max: their derivatives look for the entries EQUAL to the result. A compiler
-    # that computes the result again, with another rounding, finds none: then max gives 0/0 and
-    # maximum drops the gradient (seen on XLA CPU). A comparison always selects one entry.
-    return jnp.where((first >= second) | jnp.isnan(first), first, second)
-
-
-def _product(patches: Array, matrix: Array) -> Array:
+def product(patches: Array, matrix: Array, **options: Any) -> Array:
     """Returns `patches @ matrix`, two-dimensional, in the form with the fastest gradient.
 
-    The gradient with respect to the matrix is `patches.T @ cotangent`, which XLA CPU computes at
-    half the speed of `cotangent.T @ patches` (benchmarks/convolution.py). A product with the
-    transposed matrix has the second as its gradient; the barrier keeps XLA from undoing the
-    transposition.
+    Options are those of `lax.dot_general`. The gradient with respect to the matrix is
+    `patches.T @ cotangent`, which XLA CPU computes at half the speed of `cotangent.T @ patches`
+    (benchmarks/convolution.py). A product with the transposed matrix has the second as its gradient;
+    the barrier keeps XLA from undoing the transposition.
     """
     if matrix.shape[0] < matrix.shape[1]:
-        return patches @ matrix
+        return jnp.matmul(patches, matrix, **options)
     transposed = lax.optimization_barrier(matrix.T)
-    return lax.dot_general(patches, transposed, (((1,), (1,)), ((), ())))
+    return lax.dot_general(patches, transposed, (((1,), (1,)), ((), ())), **options)
 
 
 def _patches(inputs: Array, size: tuple[int, int], stride: int, padding: str) -> Array:

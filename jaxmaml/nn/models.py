@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmaml.checks import check_count
-from jaxmaml.nn.convolution import max_pool
 from jaxmaml.nn.layers import (
     SMALL,
     Conv,
@@ -27,6 +26,7 @@ from jaxmaml.nn.layers import (
 )
 from jaxmaml.nn.norm import cancels_bias, make_norm
 from jaxmaml.nn.padding import blank_padding
+from jaxmaml.nn.pooling import normalize_and_pool
 from jaxmaml.types import Array
 
 
@@ -118,8 +118,11 @@ class Conv4(HeadedNetwork):
         check_images(inputs, self.image_shape)
         features = inputs if weights is None else blank_padding(inputs, weights)
         for convolve, normalize in zip(self.conv, self.norm, strict=True):
-            features = jax.nn.relu(normalize(convolve(features), weights))
-            features = max_pool(features) if self.pooled else features
+            features = convolve(features)
+            if self.pooled:
+                features = normalize_and_pool([(features, normalize)], weights)
+            else:
+                features = jax.nn.relu(normalize(features, weights))
         if self.pooled:
             return features.reshape(features.shape[0], -1)
         return features.mean(axis=(1, 2))

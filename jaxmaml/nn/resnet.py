@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmaml.checks import check_count
-from jaxmaml.nn.convolution import max_pool
 from jaxmaml.nn.layers import (
     SMALL,
     Conv,
@@ -20,6 +19,7 @@ from jaxmaml.nn.layers import (
 )
 from jaxmaml.nn.norm import Norm, cancels_bias, make_norm
 from jaxmaml.nn.padding import blank_padding
+from jaxmaml.nn.pooling import normalize_and_pool
 from jaxmaml.types import Array
 
 
@@ -66,12 +66,14 @@ class ResidualBlock(nnx.Module):
         Returns:
             `[num_examples, height // 2, width // 2, num_filters]`.
         """
-        outputs = self.shortcut_norm(self.shortcut(inputs), weights)
         features = inputs
-        for i, (convolve, normalize) in enumerate(zip(self.conv, self.norm, strict=True)):
-            features = _leaky_relu(features) if i else features
-            features = normalize(convolve(features), weights)
-        return max_pool(_leaky_relu(features + outputs))
+        for convolve, normalize in zip(self.conv[:-1], self.norm[:-1], strict=True):
+            features = _leaky_relu(normalize(convolve(features), weights))
+        branches = [
+            (self.conv[-1](features), self.norm[-1]),
+            (self.shortcut(inputs), self.shortcut_norm),
+        ]
+        return normalize_and_pool(branches, weights, activation=_leaky_relu)
 
 
 class ResNet12(HeadedNetwork):

@@ -58,7 +58,7 @@ def test_the_mean_of_the_best_states_is_scored_again(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"averaged/first/.* is damaged"):
         reevaluate.restore(out, num_test_tasks=5)
     shutil.rmtree(out / "averaged")
-    with pytest.raises(ValueError, match=r"no checkpoint at .*averaged/first"):
+    with pytest.raises(ValueError, match="has no tested state of 'first'"):
         reevaluate.restore(out, num_test_tasks=5)
 
 
@@ -245,6 +245,15 @@ def test_the_classes_are_those_of_the_run_and_not_of_the_split_file_today(traine
     # A split that is given is the one of today.
     restored = reevaluate.restore(run_dir, num_test_tasks=2, split=str(split))
     assert class_split_of(restored.experiment.sources) == swapped
+
+
+def test_the_dataset_of_the_run_by_another_name_has_the_classes_of_the_run(trained_on_a_folder):
+    """Classes that are divided anew would have some of the training among those of the test."""
+    run_dir, split = trained_on_a_folder
+    classes = json.loads(split.read_text())
+    for dataset in ("folder:images", f"folder:{run_dir.parent / 'images'}"):
+        restored = reevaluate.restore(run_dir, num_test_tasks=2, dataset=dataset, way=2)
+        assert class_split_of(restored.experiment.sources) == classes
 
 
 def test_a_test_with_more_shots_need_not_fit_the_query_of_training(trained_on_a_folder):

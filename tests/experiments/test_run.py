@@ -123,6 +123,15 @@ def test_a_step_that_is_not_finite_can_be_skipped():
     assert np.isfinite(run.test.mean).all()
 
 
+def test_the_loss_that_is_shown_is_that_of_the_steps_that_were_made(monkeypatch):
+    shown = []
+    monkeypatch.setattr(Display, "run", lambda *args, **options: lambda **news: shown.append(news))
+    _run(SKIPPING, bad=(1, 4))
+    losses = [news["loss"] for news in shown if news.get("loss") is not None]
+    assert losses
+    assert np.isfinite(losses).all()
+
+
 def test_a_run_that_skips_every_step_stops():
     _, _, run, rows = _run(SKIPPING, inner_lr=1e30)
     assert run.stopped.startswith("outer step 5: loss is")

@@ -136,6 +136,7 @@ def test_each_seed_is_continued(seeds, tmp_path, monkeypatch, capsys):
     ("options", "message"),
     [
         ({"num_seeds": 0}, "num_seeds must be an integer, 1 or more; got 0"),
+        ({"num_seeds": 10**9}, "num_seeds must be at most 1,000; got 1000000000"),
         (
             {"seed": 2**32 - 2, "num_seeds": 3},
             r"seed \+ num_seeds - 1 must be at most 4,294,967,295",

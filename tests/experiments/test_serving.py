@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 
@@ -13,7 +14,7 @@ from PIL import Image
 import jaxmaml
 from experiments.tiny import PRESET, REGRESSION, save_untrained
 from jaxmaml import cli, files
-from jaxmaml.experiments import presets, serving
+from jaxmaml.experiments import presets, progress, serving
 
 SHAPE = (6, 6, 3)
 PICTURES = presets.override(PRESET, dataset="folder:gone", hidden_sizes=(4,), norm="transductive")
@@ -78,6 +79,28 @@ def test_pictures_are_classified_one_by_one_as_together(here, capsys):
     (one,) = rows("one.csv")
     for name in classes:
         assert float(one[f"p({name})"]) == pytest.approx(float(together[2][f"p({name})"]), abs=1e-5)
+
+
+def test_long_parts_have_lines(here, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    assert adapt("run", "--images", "new/class0", "--export", "model") == 0
+    shown = capsys.readouterr().err
+    for what in ("decoding images", "adapting", "predicting", "drawing the picture", "exporting"):
+        assert f"{what}" in shown, what
+
+
+def test_names_may_have_any_bytes(here):
+    """Names that are not UTF-8, formulas and lines are written and drawn."""
+    names = b"class\xff", b"$x_$", b"two\nlines"
+    for i, name in enumerate(names):
+        (here / f"support/class{i}").rename(here / "support" / os.fsdecode(name))
+        (here / f"new/class0/{i}.png").rename(here / "new/class0" / os.fsdecode(name + b".png"))
+    assert adapt("run", "--images", "new/class0") == 0
+    found = rows("run-predictions.csv")
+    assert {row["file"] for row in found} == {
+        "3.png", r"class\udcff.png", "$x_$.png", "two\nlines.png",
+    }  # fmt: skip
+    assert {row["predicted"] for row in found} <= {r"class\udcff", "$x_$", "two\nlines"}
 
 
 def test_pictures_are_decoded_as_in_training(here):

@@ -85,7 +85,9 @@ def test_the_selected_step_is_stated_if_it_is_not_the_last(compared):
 
 def test_many_runs_have_a_row_each(many):
     lines = _shown(tables.summary_table(REGRESSION, many, 5, None), width=120)
-    rows = [line.split() for line in lines if line.split()[0] in {run.label for run in many}]
+    rows = [
+        " ".join(line.split()) for line in lines if line.split()[0] in {run.label for run in many}
+    ]
     assert [row[0] for row in rows] == [run.label for run in many]
     one, three, fails = ["1.000", "±", "0.010"], ["0.300", "±", "0.010"], ["not", "finite"]
     # After 0 steps, after 1 step, the number of steps, and the headline.
@@ -165,3 +167,19 @@ def test_a_source_is_stated_once():
     text = "\n".join(_shown(tables.presets_table([preset, preset, other])))
     assert text.count(f"{preset.paper}, {preset.table}") == 1
     assert text.count(f"{preset.paper}, table 9") == 1
+
+
+def test_many_scores_have_a_row_each():
+    """Twenty columns would be too narrow to read."""
+    score = Score(np.array([0.2, 0.4, 0.853]), np.full(3, 0.012), 1, 2)
+    scores = {f"exact, seed {i}": score for i in range(tables.MAX_COLUMNS + 1)}
+    rows = [
+        " ".join(line.split()) for line in _shown(tables.scores_table(PRESET, scores, 600, 0.31))
+    ]
+    assert "exact, seed 4 20.0 ± 1.2 40.0 ± 1.2 2 85.3 ± 1.2 1" in rows
+    assert "NN, pixels 31.0" in rows
+    over = {f"learner {i}": SeedScore((0, 1), score.mean, score.ci95, 2) for i in range(5)}
+    rows = [
+        " ".join(line.split()) for line in _shown(tables.seeds_table(PRESET, over, 600), width=110)
+    ]
+    assert "learner 4 20.0 ± 1.2 40.0 ± 1.2 2 85.3 ± 1.2" in rows

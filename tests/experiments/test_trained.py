@@ -123,6 +123,10 @@ BAD = {
     "a class without example": ({"targets": np.arange(6) % 2}, "class 'emu' has no example"),
     "too many classes": ({"targets": np.arange(6) % 4, "classes": None}, "more than the 3 outputs"),
     "names that repeat": ({"classes": ("cat", "cat", "dog")}, "distinct names"),
+    "a huge target": (
+        {"targets": np.array([0, 1, 2**40] * 2), "classes": None},
+        "class '2' has no example",
+    ),
     "negative": ({"targets": np.arange(6) - 1}, "0 or more; got -1"),
     "not integers": ({"targets": np.arange(6.0)}, "targets must be integers"),
     "floats": ({"inputs": FLOATS}, "inputs must be uint8 pixels"),
@@ -145,6 +149,7 @@ def test_a_support_that_cannot_be_adapted_to_is_refused(changes, message):
     ("x", "message"),
     [
         ([0.0, np.nan], "inputs must be finite"),
+        (np.array([0.0, 1e39]), "inputs must be finite"),
         (np.zeros((2, 2)), r"must be \[n\] or \[n, 1\]"),
         (["a", "b"], "inputs must be numbers"),
     ],

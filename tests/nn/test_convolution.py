@@ -80,39 +80,6 @@ def test_conv_dtype_is_the_promoted_one(x64, inputs, kernel, expected):
     assert outputs[0, 1, 1, 0] == 9
 
 
-@pytest.mark.parametrize("window", [1, 2, 3])
-def test_max_pool_and_its_gradient_equal_a_window_reduction(window):
-    inputs = draw(0, 2, 7, 8, 3)
-
-    def reduced(x):
-        size = (1, window, window, 1)
-        return lax.reduce_window(x, -jnp.inf, lax.max, size, size, "VALID")
-
-    np.testing.assert_array_equal(nn.max_pool(inputs, window), reduced(inputs))
-    ours, theirs = (
-        jax.grad(lambda x, pool=pool: jnp.sin(pool(x)).sum())(inputs)
-        for pool in (lambda x: nn.max_pool(x, window), reduced)
-    )
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-
-
-def test_max_pool_gives_the_gradient_of_a_tie_to_one_entry():
-    grad = jax.grad(lambda x: nn.max_pool(x).sum())(jnp.ones((1, 2, 3, 1)))
-    np.testing.assert_array_equal(grad[0, ..., 0], [[1, 0, 0], [0, 0, 0]])
-
-
-def test_max_pool_keeps_nan():
-    for place in np.ndindex(2, 2):
-        image = np.arange(4.0).reshape(1, 2, 2, 1)
-        image[0, *place, 0] = np.nan
-        assert jnp.isnan(nn.max_pool(jnp.asarray(image))).all()
-
-
-def test_max_pool_gradient_compares_nothing_for_equality():
-    grad = jax.grad(lambda x: nn.max_pool(x).sum())
-    assert " eq " not in str(jax.make_jaxpr(grad)(jnp.ones((1, 4, 4, 1))))
-
-
 @pytest.mark.parametrize(
     ("shape", "kernel", "options", "named"),
     [
@@ -127,12 +94,3 @@ def test_max_pool_gradient_compares_nothing_for_equality():
 def test_conv_names_what_is_wrong(shape, kernel, options, named):
     with pytest.raises(ValueError, match=named):
         nn.conv(jnp.ones(shape), jnp.ones(kernel), **options)
-
-
-@pytest.mark.parametrize(
-    ("shape", "window", "named"),
-    [((4, 1), 2, "inputs"), ((1, 4, 4, 1), 5, "window"), ((1, 4, 4, 1), 0, "window")],
-)
-def test_max_pool_names_what_is_wrong(shape, window, named):
-    with pytest.raises(ValueError, match=named):
-        nn.max_pool(jnp.ones(shape), window)

@@ -34,7 +34,7 @@ def listing(directory: SavedDirectory) -> Listing:
 def _settings(directory: SavedDirectory, run: SavedRun) -> dict[str, str]:
     """Returns the settings of a run, as texts by name."""
     config = {name: value for name, value in directory.config.items() if name != "class_split"}
-    flat = dict(_flat(config)) | dict(_flat(run.spec._asdict()))
+    flat = dict(_flat(config)) | dict(_flat(run.spec._asdict())) | {"seed": run.seed}
     found = {
         name.removeprefix("preset."): _text(value)
         for name, value in flat.items()

@@ -3,10 +3,10 @@
 import collections
 import datetime
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jaxmaml
-from jaxmaml.experiments import tables
+from jaxmaml.experiments import seeds, tables
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.report import configurations, latex, pictures
 from jaxmaml.experiments.report.blocks import (
@@ -19,11 +19,14 @@ from jaxmaml.experiments.report.blocks import (
     Table,
 )
 from jaxmaml.experiments.report.saved_runs import SavedDirectory, SavedRun
+from jaxmaml.experiments.scoring import Score
 
 MAX_COLUMNS = tables.MAX_COLUMNS
 """Up to this number of runs, each has a column; more of them have a row each."""
 NONE = "-"
 """A cell without a value."""
+_SEEDS = "mean ± standard deviation over seeds"
+"""The spread of the scores of several seeds, in words."""
 
 Runs: TypeAlias = list[SavedRun]
 
@@ -81,11 +84,16 @@ def _named_apart(parts: Sequence[Part]) -> list[Part]:
 
 
 def _notice(runs: Runs) -> str:
-    """Returns what a reader has to know first: which runs are unfinished; "" if none is."""
+    """Returns what a reader has to know first: which runs did not reach their end; "" if all did."""
     unfinished = [f"{run.name} ({run.status})" for run in runs if run.test is None]
-    return f"Unfinished runs, shown as far as they came: {', '.join(unfinished)}." * bool(
-        unfinished
-    )
+    stopped = [
+        f"{run.name} ({run.results['stopped']})" for run in runs if run.results.get("stopped")
+    ]
+    sentences = {
+        "Unfinished runs, shown as far as they came": unfinished,
+        "Runs that a step that is not finite ended, tested with their last good state": stopped,
+    }
+    return " ".join(f"{text}: {', '.join(found)}." for text, found in sentences.items() if found)
 
 
 def _benchmarks(directories: Sequence[SavedDirectory]) -> list[Benchmark]:
@@ -113,6 +121,7 @@ def _parts_of_benchmark(benchmark: Benchmark) -> list[Part]:
     scores: list[Block] = []
     if tested:
         scores += [_scores(tested), pictures.scores(tested, _floor(benchmark)), *_floors(benchmark)]
+        scores += _seed_scores(benchmark)
     if untested:
         scores.append(_validation_scores(untested))
     return [
@@ -127,7 +136,7 @@ def _runs_table(directories: Sequence[SavedDirectory]) -> Table:
     rows = [
         (
             run.name, run.status, run.spec.learner, run.spec.order, f"{run.spec.inner_lr:g}",
-            f"{directory.config['seed']}", str(directory.path),
+            f"{run.seed}", str(directory.path),
         )
         for directory in directories
         for run in directory.runs
@@ -138,36 +147,70 @@ def _runs_table(directories: Sequence[SavedDirectory]) -> Table:
 
 def _scores(runs: Runs) -> Table:
     """Returns the table of test scores per inner step."""
-    counts = " or ".join(sorted({f"{run.num_test_tasks:,}" for run in runs}))
     return _per_inner_step(
-        f"Test {_metric(runs)} after each inner step, with the 95 % confidence interval over "
-        f"{counts} tasks",
-        [(run.name, run, run.test) for run in runs],
-    )
+        f"Test {_metric(runs)} after each inner step, with {_intervals(runs)}",
+        runs[0].preset, _named_scores(runs),
+    )  # fmt: skip
+
+
+def _named_scores(runs: Runs) -> dict[str, Score]:
+    """Returns the test scores of runs by name; first those of one state each, as in a run's table."""
+    found = [
+        (suffix, run.name + suffix, score)
+        for run in runs
+        for (_, suffix), score in run.scores().items()
+    ]
+    return {name: score for _, name, score in sorted(found, key=lambda one: one[0] != "")}
+
+
+def _intervals(runs: Runs) -> str:
+    counts = " or ".join(sorted({f"{run.num_test_tasks:,}" for run in runs}))
+    return f"95 % confidence intervals over {counts} tasks"
+
+
+def _seed_scores(benchmark: Benchmark) -> list[Table]:
+    """Returns the table of means over seeds, with their standard deviations; [] for one seed each."""
+    found = _over_seeds(benchmark)
+    caption = f"Test {_metric(benchmark.runs)}, {_SEEDS}"
+    return [_per_inner_step(caption, benchmark.runs[0].preset, found)] if found else []
+
+
+def _over_seeds(benchmark: Benchmark) -> dict[str, Score]:
+    """Returns the mean over seeds of each learner, with its standard deviation in place of `ci95`."""
+    found = {}
+    for directory in benchmark.directories:
+        scores = {key: score for run in directory.runs for key, score in run.scores().items()}
+        # The name of a run begins with that of its directory, if there are several.
+        prefix = directory.runs[0].name.removesuffix(directory.runs[0].spec.label)
+        found |= {
+            f"{prefix}{name} ({len(over.seeds)} seeds)": over
+            for name, over in seeds.over_seeds(scores).items()
+        }
+    return seeds.as_scores(found)
 
 
 def _validation_scores(runs: Runs) -> Table:
     return _per_inner_step(
         f"Unfinished runs: last validation {_metric(runs)} after each inner step, with the 95 % "
         "confidence interval",
-        [(f"{run.name}, outer step {run.validations[-1][0]:,}", run, run.validations[-1][1])
-         for run in runs],
+        runs[0].preset,
+        {f"{run.name}, outer step {run.validations[-1][0]:,}": run.validations[-1][1]
+         for run in runs},
     )  # fmt: skip
 
 
-def _per_inner_step(caption: str, columns: list[tuple[str, SavedRun, Any]]) -> Table:
+def _per_inner_step(caption: str, preset: Preset, named: dict[str, Score]) -> Table:
     """Returns a table of scores, with one row per inner step or, for many runs, one per run."""
-    headlines = {score.headline for _, _, score in columns}
-    last = max(len(score.mean) for _, _, score in columns)
+    scores = named.values()
+    headlines = {score.headline for score in scores}
+    last = max(len(score.mean) for score in scores)
     mark = lambda i: f"{i} (headline)" if headlines == {i} else f"{i}"
-    text = lambda run, score, i: (
-        tables.score_text(run.preset, score, i) if i < len(score.mean) else NONE
-    )
-    rows = [(mark(i), *(text(run, score, i) for _, run, score in columns)) for i in range(last)]
-    if any(score.num_nonfinite for _, _, score in columns):
-        rows.append(("tasks not finite", *(f"{score.num_nonfinite}" for _, _, score in columns)))
-    table = Table(caption, ("inner steps", *(name for name, _, _ in columns)), rows)
-    return table if len(columns) <= MAX_COLUMNS else _transposed(table, "run \\ inner steps")
+    text = lambda score, i: tables.score_text(preset, score, i) if i < len(score.mean) else NONE
+    rows = [(mark(i), *(text(score, i) for score in scores)) for i in range(last)]
+    if any(score.num_nonfinite for score in scores):
+        rows.append(("tasks not finite", *(f"{score.num_nonfinite}" for score in scores)))
+    table = Table(caption, ("inner steps", *named), rows)
+    return table if len(named) <= MAX_COLUMNS else _transposed(table, "run \\ inner steps")
 
 
 def _floors(benchmark: Benchmark) -> list[Block]:
@@ -205,6 +248,14 @@ def _costs(runs: Runs) -> Table:
         "XLA temporary memory, MiB": lambda run: _number(run, "temp_bytes", 2.0**-20),
         "GFLOP per outer step": lambda run: _number(run, "flops", 1e-9),
     }
+    # What most runs have none of.
+    if any(run.num_skipped for run in runs):
+        quantities["left out, not finite"] = lambda run: f"{run.num_skipped:,}"
+    selected = {run.name: run.results.get("selected_step") for run in runs}
+    if any(selected[run.name] not in (None, run.num_outer_steps) for run in runs):
+        quantities["selected by validation"] = lambda run: (
+            NONE if selected[run.name] is None else f"{selected[run.name]:,}"
+        )
     rows = [(name, *(text(run) for run in runs)) for name, text in quantities.items()]
     table = Table("Costs of the training", ("", *(run.name for run in runs)), rows)
     return table if len(runs) <= MAX_COLUMNS else _transposed(table, "run")
@@ -227,8 +278,11 @@ def _latex(benchmark: Benchmark) -> Block:
     tested = [run for run in benchmark.runs if run.test is not None]
     if not tested:
         return Paragraph(f"{benchmark.title}: no run is tested yet.")
-    text = latex.table(benchmark.title, tested)
-    return Listing(f"Table of {benchmark.title}", text, "latex", is_open=True)
+    title, preset = benchmark.title, tested[0].preset
+    text = latex.table(title, preset, _named_scores(tested), _intervals(tested))
+    if over := _over_seeds(benchmark):
+        text += "\n" + latex.table(title, preset, over, _SEEDS)
+    return Listing(f"Table of {title}", text, "latex", is_open=True)
 
 
 def _transposed(table: Table, corner: str) -> Table:

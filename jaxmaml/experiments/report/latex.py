@@ -1,39 +1,44 @@
 """A LaTeX table of the test scores, to paste into a paper."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jaxmaml.experiments.report.saved_runs import SavedRun
+from jaxmaml.experiments.presets import Preset
+from jaxmaml.experiments.scoring import Score
 
 MAX_COLUMNS = 6
-"""With more inner steps, the table has the first ones, and the step of the headline."""
+"""With more inner steps, the table has those of the headlines, the last one and the first ones."""
 _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }  # fmt: skip
 
 
-def table(title: str, runs: Sequence[SavedRun]) -> str:
+def table(title: str, preset: Preset, scores: Mapping[str, Score], spread: str) -> str:
     """Returns a table with one row per run and one column per inner step, for the package booktabs.
 
     Args:
         title: the tasks in words.
-        runs: runs that are tested.
+        preset: the settings of one of the runs.
+        scores: the test scores, by the name of the run.
+        spread: what the half widths of the scores are, in words.
     """
-    steps, preset = _steps(runs), runs[0].preset
+    steps = _steps(scores.values())
     metric = "mean squared error" if preset.is_regression else r"accuracy in \%"
-    tasks = " or ".join(sorted({f"{run.num_test_tasks:,}" for run in runs}))
     heads = [f"{i} step{'s' * (i != 1)}" for i in steps]
     lines = [
         r"% needs \usepackage{booktabs}",
         rf"% {escape(title)}: test {metric} after each number of inner steps,",
-        rf"% with 95 \% confidence intervals over {tasks} tasks",
+        rf"% with {escape(spread)}",
         rf"\begin{{tabular}}{{l{'c' * len(steps)}}}",
         r"\toprule",
         rf"{' & '.join(['run', *heads])} \\",
         r"\midrule",
-        *(rf"{' & '.join([escape(run.name), *_cells(run, steps)])} \\" for run in runs),
+        *(
+            rf"{' & '.join([escape(name), *_cells(preset, score, steps)])} \\"
+            for name, score in scores.items()
+        ),
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -49,19 +54,16 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(character, character) for character in text)
 
 
-def _steps(runs: Sequence[SavedRun]) -> list[int]:
+def _steps(scores: Iterable[Score]) -> list[int]:
     """Returns the inner steps that have a column."""
-    scores = [run.test for run in runs if run.test is not None]
+    scores = list(scores)
     last = max(len(score.mean) for score in scores) - 1
-    if last < MAX_COLUMNS:
-        return list(range(last + 1))
-    return sorted({0, 1, 2, 3, *(score.headline for score in scores), last})[:MAX_COLUMNS]
+    wanted = dict.fromkeys([*(score.headline for score in scores), last, *range(last)])
+    return sorted(list(wanted)[:MAX_COLUMNS])
 
 
-def _cells(run: SavedRun, steps: Sequence[int]) -> list[str]:
-    score = run.test
-    assert score is not None
-    factor, digits = (1, 3) if run.preset.is_regression else (100, 1)
+def _cells(preset: Preset, score: Score, steps: Sequence[int]) -> list[str]:
+    factor, digits = (1, 3) if preset.is_regression else (100, 1)
     cells = []
     for i in steps:
         if i >= len(score.mean) or not np.isfinite(score.mean[i]):

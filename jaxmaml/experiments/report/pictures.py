@@ -23,7 +23,11 @@ EXAMPLES = {
 
 def scores(runs: Sequence[SavedRun], floor: float | None) -> Picture:
     """Returns the picture of the test scores after every inner step."""
-    found = {_plain(run.name): run.test for run in runs if run.test is not None}
+    found = {
+        _plain(run.name + suffix): score
+        for run in runs
+        for (_, suffix), score in run.scores().items()
+    }
     headlines = {score.headline for score in found.values()}
     preset = runs[0].preset
     figure = plots.metric_per_step(
@@ -47,13 +51,16 @@ def curves(runs: Sequence[SavedRun]) -> Iterator[Picture]:
     validations = {_plain(run.name): _validation_curve(run) for run in runs if run.validations}
     if validations:
         headlines = {run.validations[-1][1].headline for run in runs if run.validations}
-        after = f" after {next(iter(headlines))} inner steps" if len(headlines) == 1 else ""
+        after = ""
+        if len(headlines) == 1:
+            (headline,) = headlines
+            after = f" after {headline} inner step{'s' * (headline != 1)}"
         yield _picture(
             "validation", f"Validation {preset.metric}{after}",
             plots.learning_curves(validations, ylabel=f"validation {preset.metric}{after}"),
             _last_values(validations),
         )  # fmt: skip
-    losses = {_plain(run.name): _loss_curve(run.query_loss) for run in runs if len(run.query_loss)}
+    losses = {_plain(run.name): _loss_curve(run) for run in runs if len(run.query_loss)}
     if losses:
         width = max(_window(run.query_loss) for run in runs)
         mean = f", means over {width} outer steps" if width > 1 else ""
@@ -114,13 +121,14 @@ def _validation_curve(run: SavedRun) -> dict[str, Any]:
     }
 
 
-def _loss_curve(losses: np.ndarray) -> dict[str, Any]:
-    """Returns the means of windows of the losses, at the last outer step of each."""
-    width = _window(losses)
-    starts = range(0, len(losses), width)
-    windows = [losses[start : start + width] for start in starts]
-    steps = [start + len(window) for start, window in zip(starts, windows, strict=True)]
-    return {"step": steps, "value": [window.mean() for window in windows]}
+def _loss_curve(run: SavedRun) -> dict[str, Any]:
+    """Returns the means of windows of the losses, without skipped steps, at the end of each window."""
+    width, number = _window(run.query_loss), len(run.query_loss)
+    ends = [min(start + width, number) for start in range(0, number, width)]
+    made = [np.arange(max(0, end - width), end) for end in ends]
+    made = [steps[~run.skipped[steps]] for steps in made]
+    means = [run.query_loss[steps].mean() if len(steps) else np.nan for steps in made]
+    return {"step": ends, "value": means}
 
 
 def _window(losses: np.ndarray) -> int:

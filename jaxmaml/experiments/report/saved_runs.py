@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from jaxmaml.dispatch import SKIPPED
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.learners import LEARNERS
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.run_dir import RunDir, preset_of, specs_of
-from jaxmaml.experiments.scoring import Score
+from jaxmaml.experiments.scoring import Score, averaged_suffix
 
 Rows: TypeAlias = list[dict[str, Any]]
 """Rows of metrics.jsonl."""
@@ -24,9 +25,12 @@ class SavedRun(NamedTuple):
         name: the label, after the name of the directory if there are several.
         spec: the description of the run.
         preset: the settings, with the inner rate of the run.
+        seed: the seed of the run.
         query_loss: the query loss of each outer step; NaN where it was not finite.
+        skipped: whether each outer step was skipped, as it was not finite.
         validations: (outer step, score), in the order of the steps.
         test: the score on the test tasks; None if the run is not tested yet.
+        averaged: the score of the mean of the predictions of several states; None without them.
         num_test_tasks: the tasks of the test.
         results: the entry of results.json; empty if there is none.
     """
@@ -34,9 +38,12 @@ class SavedRun(NamedTuple):
     name: str
     spec: Spec
     preset: Preset
+    seed: int
     query_loss: np.ndarray
+    skipped: np.ndarray
     validations: list[tuple[int, Score]]
     test: Score | None
+    averaged: Score | None
     num_test_tasks: int
     results: dict[str, Any]
 
@@ -46,13 +53,28 @@ class SavedRun(NamedTuple):
         return self.results.get("num_outer_steps", len(self.query_loss))
 
     @property
+    def num_skipped(self) -> int:
+        """The outer steps that were left out because they were not finite."""
+        return self.results.get("num_skipped", int(self.skipped.sum()))
+
+    @property
     def status(self) -> str:
-        """The state of the run in words: finished, stopped early, or unfinished."""
+        """The state of the run in words, such as finished or unfinished."""
         made = f"outer step {self.num_outer_steps:,} of {self.preset.num_outer_steps:,}"
-        is_whole = self.num_outer_steps >= self.preset.num_outer_steps
         if self.test is None:
+            is_whole = self.num_outer_steps >= self.preset.num_outer_steps
             return f"unfinished: {made}" + ", not tested" * is_whole
-        return f"finished: {made}" if is_whole else f"stopped early: {made}"
+        if self.results.get("stopped"):
+            return f"not finite: {made}"
+        return f"{'stopped early' if self.results.get('stopped_early') else 'finished'}: {made}"
+
+    def scores(self) -> dict[tuple[Spec, str], Score]:
+        """Returns the test scores with the suffixes of their names, as `Run.scores` does."""
+        found = {} if self.test is None else {(self.spec, ""): self.test}
+        if self.averaged is not None:
+            suffix = averaged_suffix(len(self.results["averaged"]["steps"]))
+            found[self.spec, suffix] = self.averaged
+        return found
 
 
 class SavedDirectory(NamedTuple):
@@ -127,22 +149,26 @@ def _run(
 ) -> SavedRun:
     preset = preset_of(config)
     headline = LEARNERS[spec.learner].headline_step(preset)
-    losses = {row["step"]: row["query_loss"] for row in rows if "loss" in row}
+    steps = sorted((row for row in rows if "loss" in row), key=lambda row: row["step"])
     validations = [
         (row["step"], _score(row, "val_per_step", "val_ci95_per_step", "val_num_nonfinite", headline))
         for row in rows
         if "val_per_step" in row
     ]  # fmt: skip
     metric = "mse_per_step" if preset.is_regression else "accuracy_per_step"
+    tested = lambda found: (
+        found and _score(found, metric, "ci95_per_step", "num_nonfinite", headline)
+    )
     return SavedRun(
         name=f"{name}/{spec.label}" if name else spec.label,
         spec=spec,
         preset=preset,
-        query_loss=_floats([losses[step] for step in sorted(losses)]),
+        seed=config["seed"] if spec.seed is None else spec.seed,
+        query_loss=_floats([row["query_loss"] for row in steps]),
+        skipped=np.array([row.get(SKIPPED, False) for row in steps], bool),
         validations=validations,
-        test=_score(results, metric, "ci95_per_step", "num_nonfinite", headline)
-        if results
-        else None,
+        test=tested(results),
+        averaged=tested(results and results["averaged"]),
         num_test_tasks=config["num_test_tasks"],
         results=results or {},
     )

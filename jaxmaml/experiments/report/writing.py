@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 
+from jaxmaml import stages
 from jaxmaml.experiments.report import contents, html, markdown, saved_runs
 from jaxmaml.experiments.report.blocks import Listing, Report
 from jaxmaml.files import WriteError
@@ -32,9 +33,11 @@ def write(paths: Sequence[pathlib.Path], out: pathlib.Path | None = None) -> pat
     if not paths:
         raise ValueError("no RUN_DIR is given: name at least one run directory")
     folder = out or (paths[0] / FOLDER if len(paths) == 1 else pathlib.Path(FOLDER))
-    directories = saved_runs.read_all(paths)
+    with stages.stage("reading the runs"):
+        directories = saved_runs.read_all(paths)
     _check_folder(folder)
-    report = contents.gather(directories)
+    with stages.stage("drawing the report"):
+        report = contents.gather(directories)
     try:
         _write(_files(report), folder)
     except OSError as error:
