@@ -7,7 +7,6 @@ ReLU and 2x2 max-pooling, then a linear layer; 28x28 images, 5-way 5-shot with 1
 adds to the variance is another one, on both sides of a comparison: `jaxmaml.nn.norm.NORM_EPS`.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -53,7 +52,7 @@ class Network(nnx.Module):
         """Returns the logits of `[num_examples, 28, 28, 1]`."""
         features = inputs
         for convolve, normalize in zip(self.conv, self.norm, strict=True):
-            features = nn.max_pool(jax.nn.relu(normalize(convolve(features))))
+            features = nn.normalize_and_pool([(convolve(features), normalize)])
         return self.head(features.reshape(features.shape[0], -1))
 
 
