@@ -27,6 +27,7 @@ NUM_PAIRS = 3
 """Pairs of processes: where a process finds its memory changes its speed for all its life."""
 COLUMNS = [
     *("work", "order", "call", "devices", "other_ms", "this_ms", "ratio", "lower", "upper"),
+    "reason",
 ]
 
 
@@ -94,7 +95,7 @@ def compare(other: Path, work: str, rounds: int, *, quick: bool) -> list[dict[st
 
     Raises:
         RuntimeError: a process ended early.
-        ValueError: the two checkouts do not build the same work.
+        ValueError: the two checkouts do not build the same work, or one of them has none of that name.
     """
     # Time all cases in each pair of processes.
     found: dict[tuple[str, str], dict[str, list[float]]] = {

@@ -62,7 +62,8 @@ speed() {
     run convolution.jsonl convolution.py
 }
 has_torch() { "$python" -c 'import torch' 2>/dev/null; }
-peers() { JAX_DEFAULT_MATMUL_PRECISION=highest run peers.jsonl peers.py "$@"; }
+# A row has to fit into a stage: torch.compile compiles two programs for it.
+peers() { JAX_DEFAULT_MATMUL_PRECISION=highest run peers.jsonl peers.py --seconds-to-compile 180 "$@"; }
 memory() { JAX_DEFAULT_MATMUL_PRECISION=highest run memory.jsonl memory.py; }
 transformer() { JAX_DEFAULT_MATMUL_PRECISION=highest run transformer.jsonl transformer.py; }
 reproduce() {

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchbench
 
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.nn.norm import NORM_EPS
@@ -19,6 +20,9 @@ from jaxmaml.types import MetaParams, Task
 Tensors = dict[str, torch.Tensor]
 Data = tuple[torch.Tensor, torch.Tensor]
 """(inputs, targets), of one task, or of all tasks with a leading task axis."""
+Apply = Callable[[Tensors, torch.Tensor], torch.Tensor]
+Norm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""`(features, scale, offset) -> features`, normalized by the statistics of the batch."""
 
 
 class Model(NamedTuple):
@@ -26,6 +30,7 @@ class Model(NamedTuple):
 
     Attributes:
         apply: `(params, inputs) -> outputs`.
+        apply_by_moments: the same, with the normalization written out as means of its inputs.
         score: `(outputs, targets) -> mean loss`.
         params: the initial parameters, without gradient tracking.
         adapted: the names of the parameters that the inner loop adapts.
@@ -36,7 +41,8 @@ class Model(NamedTuple):
         exact: whether the meta-gradient is exact; otherwise it is first order.
     """
 
-    apply: Callable[[Tensors, torch.Tensor], torch.Tensor]
+    apply: Apply
+    apply_by_moments: Apply
     score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     params: Tensors
     adapted: tuple[str, ...]
@@ -73,10 +79,58 @@ def convert(
     tensors = {name: _to_torch(name, leaf, preset) for name, leaf in _flat(params).items()}
     adapted = tuple(name for name in tensors if preset.adapt_norm or not name.startswith("norm"))
     return Model(
-        _apply(preset, pool), F.mse_loss if preset.is_regression else F.cross_entropy,
-        tensors, adapted, _data(tasks.support, preset), _data(tasks.query, preset),
+        _apply(preset, pool, _batch_norm), _apply(preset, pool, _norm_by_moments),
+        F.mse_loss if preset.is_regression else F.cross_entropy,
+        tensors, adapted, data(tasks.support, preset), data(tasks.query, preset),
         preset.inner_lr, preset.num_inner_steps, order == "exact",
     )  # fmt: skip
+
+
+def data(batch: Mapping[str, Any], preset: Preset) -> Data:
+    """Returns (inputs, targets) of all tasks in PyTorch's layout.
+
+    Args:
+        batch: the support or the query of tasks, in jaxmaml's layout.
+        preset: the work.
+    """
+    inputs, targets = np.array(batch["inputs"]), np.array(batch["targets"])
+    if preset.model == "conv":
+        inputs = inputs[:, :, ::-1, ::-1] if _is_strided(preset) else inputs
+        inputs = inputs.transpose(0, 1, 4, 2, 3)
+    elif not preset.is_regression:
+        inputs = inputs.reshape(*inputs.shape[:2], -1)
+    targets = targets if preset.is_regression else targets.astype(np.int64)
+    arrays = np.ascontiguousarray(inputs), targets
+    converted = (torch.from_numpy(array).to(device()) for array in arrays)
+    return next(converted), next(converted)
+
+
+def restore(tensors: Tensors, like: MetaParams, preset: Preset) -> MetaParams:
+    """Returns parameters in jaxmaml's layout, the inverse of `convert`.
+
+    Args:
+        tensors: the parameters of a peer.
+        like: parameters in jaxmaml's layout.
+        preset: the work.
+    """
+    names, structure = list(_flat(like)), jax.tree.structure(like)
+    leaves = [
+        _from_torch(name, tensors[name].detach().cpu().numpy(), leaf.shape, preset)
+        for name, leaf in zip(names, jax.tree.leaves(like), strict=True)
+    ]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def device() -> torch.device:
+    """Returns the device of the peers: the GPU if jaxmaml runs on one."""
+    is_cuda = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    return torch.device("cuda" if is_cuda else "cpu")
+
+
+def synchronize() -> None:
+    """Waits until the device has done what it was given."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()
 
 
 def relative_error(gradient: Tensors, reference: MetaParams, preset: Preset) -> float:
@@ -121,57 +175,76 @@ def _to_torch(name: str, leaf: np.ndarray, preset: Preset) -> torch.Tensor:
         leaf = leaf.reshape(leaf.shape[0], -1)
     elif name.endswith("kernel"):
         leaf = leaf.T
-    return torch.from_numpy(np.ascontiguousarray(leaf))
+    return torch.from_numpy(np.ascontiguousarray(leaf)).to(device())
 
 
-def _data(batch: Mapping[str, Any], preset: Preset) -> Data:
-    """Returns (inputs, targets) of all tasks in PyTorch's layout."""
-    inputs, targets = np.array(batch["inputs"]), np.array(batch["targets"])
-    if preset.model == "conv":
-        inputs = inputs[:, :, ::-1, ::-1] if _is_strided(preset) else inputs
-        inputs = inputs.transpose(0, 1, 4, 2, 3)
-    elif not preset.is_regression:
-        inputs = inputs.reshape(*inputs.shape[:2], -1)
-    targets = targets if preset.is_regression else targets.astype(np.int64)
-    return torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(targets)
+def _from_torch(name: str, leaf: np.ndarray, shape: tuple[int, ...], preset: Preset) -> np.ndarray:
+    """Returns a parameter in jaxmaml's layout and shape, the inverse of `_to_torch`."""
+    if name.startswith("conv") and leaf.ndim == 4:
+        leaf = leaf.transpose(2, 3, 1, 0)
+        leaf = leaf[::-1, ::-1] if _is_strided(preset) else leaf
+    elif name == "head_kernel" and preset.model == "conv":
+        leaf = leaf.reshape(shape[-1], preset.num_filters, -1).transpose(2, 1, 0).reshape(shape)
+    elif name.endswith("kernel"):
+        leaf = leaf.T
+    # A copy: an optimizer changes the tensor in place.
+    return np.array(leaf)
 
 
-def _apply(preset: Preset, pool: str) -> Callable[[Tensors, torch.Tensor], torch.Tensor]:
+def _apply(preset: Preset, pool: str, norm: Norm) -> Apply:
     """Returns `(params, inputs) -> outputs` of a preset's network."""
     if preset.model == "mlp":
-        return lambda params, inputs: _mlp(params, inputs, len(preset.hidden_sizes))
+        return lambda params, inputs: _mlp(params, inputs, len(preset.hidden_sizes), norm)
     pools = {"max_pool2d": lambda x: F.max_pool2d(x, 2), "maximum": _pool_by_maximum}
     chosen = pools[pool] if preset.pooled else None
-    return lambda params, inputs: _conv4(params, inputs, chosen)
+    padding = 0 if preset.name == torchbench.PRESET.name else 1
+    return lambda params, inputs: _conv(params, inputs, chosen, padding, norm)
 
 
-def _conv4(
+def _conv(
     params: Tensors,
     features: torch.Tensor,
     pool: Callable[[torch.Tensor], torch.Tensor] | None,
+    padding: int,
+    norm: Norm,
 ) -> torch.Tensor:
-    for i in range(4):
-        stride = 1 if pool else 2
-        features = F.conv2d(features, params[f"conv_{i}_kernel"], stride=stride, padding=1)
-        features = F.relu(_norm(params, features, i))
+    num_blocks = sum(name.startswith("conv") and name.endswith("kernel") for name in params)
+    for i in range(num_blocks):
+        kernel, bias = params[f"conv_{i}_kernel"], params.get(f"conv_{i}_bias")
+        features = F.conv2d(features, kernel, bias, stride=1 if pool else 2, padding=padding)
+        features = F.relu(norm(features, *_scale_and_offset(params, i)))
         features = pool(features) if pool else features
     features = features.flatten(1) if pool else features.mean((2, 3))
     return F.linear(features, params["head_kernel"], params["head_bias"])
 
 
-def _mlp(params: Tensors, features: torch.Tensor, num_hidden: int) -> torch.Tensor:
+def _mlp(params: Tensors, features: torch.Tensor, num_hidden: int, norm: Norm) -> torch.Tensor:
     for i in range(num_hidden):
         features = F.linear(features, params[f"dense_{i}_kernel"], params.get(f"dense_{i}_bias"))
-        normed = f"norm_{i}_offset" in params
-        features = F.relu(_norm(params, features, i) if normed else features)
+        if f"norm_{i}_offset" in params:
+            features = norm(features, *_scale_and_offset(params, i))
+        features = F.relu(features)
     return F.linear(features, params["head_kernel"], params["head_bias"])
 
 
-def _norm(params: Tensors, features: torch.Tensor, layer: int) -> torch.Tensor:
+def _scale_and_offset(params: Tensors, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     offset = params[f"norm_{layer}_offset"]
     # Ones in place of no scale: PyTorch's second derivative of the offset fails on None.
-    scale = params.get(f"norm_{layer}_scale", torch.ones_like(offset))
+    return params.get(f"norm_{layer}_scale", torch.ones_like(offset)), offset
+
+
+def _batch_norm(features: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     return F.batch_norm(features, None, None, scale, offset, training=True, eps=NORM_EPS)
+
+
+def _norm_by_moments(
+    features: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor
+) -> torch.Tensor:
+    axes = [0, *range(2, features.ndim)]
+    variance, mean = torch.var_mean(features, axes, unbiased=False, keepdim=True)
+    shape = (1, -1, *[1] * (features.ndim - 2))
+    normed = (features - mean) / torch.sqrt(variance + NORM_EPS)
+    return normed * scale.view(shape) + offset.view(shape)
 
 
 def _pool_by_maximum(features: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ class Peer(NamedTuple):
     """
 
     params: Tensors
-    run: Callable[[], None]
+    run: Callable[[], Any]
 
 
 class Net(torch.nn.Module):
@@ -149,6 +149,18 @@ def learn2learn(model: Model) -> Peer:
     return Peer(params, _accumulate(model, params, query_loss))
 
 
+def metalearn_vmap(model: Model) -> Peer:
+    """Returns the peer of parallel-metalearn: MAML.step, all tasks at once."""
+    # The library's own layer computes moments, too: autograd outside of vmap differentiates
+    # PyTorch's batch_norm of a convolution twice with a wrong result (a relative error of 1e-4 to 4e-2).
+    return _metalearn(model._replace(apply=model.apply_by_moments), "vmap")
+
+
+def metalearn_loop(model: Model) -> Peer:
+    """Returns the peer of parallel-metalearn: MAML.step, one task after the other."""
+    return _metalearn(model, "sequential")
+
+
 PEERS: dict[str, Callable[[Model], Peer]] = {
     "torch.autograd": autograd,
     "torch.func loop": func_loop,
@@ -158,8 +170,57 @@ PEERS: dict[str, Callable[[Model], Peer]] = {
     "higher": higher,
     "torchopt": torchopt,
     "learn2learn": learn2learn,
+    "parallel-metalearn vmap": metalearn_vmap,
+    "parallel-metalearn loop": metalearn_loop,
 }
 """Every peer, by its name in the table."""
+COMPILED = ("torch.compile loop", "torch.compile vmap")
+"""The peers that compile for minutes."""
+
+
+def _metalearn(model: Model, backend: str) -> Peer:
+    """Returns the peer of parallel-metalearn with one of its two backends."""
+    algorithms, optimizers, losses, wrappers = (
+        importlib.import_module(f"metalearn.{name}")
+        for name in ("algorithms", "inner_optimizers", "loss", "model_wrappers")
+    )
+
+    class Backbone(Net):
+        def forward(self, inputs: torch.Tensor, **_: Any) -> torch.Tensor:
+            return super().forward(inputs)
+
+    class Head(torch.nn.Module):
+        def forward(self, outputs: torch.Tensor, **_: Any) -> torch.Tensor:
+            return outputs
+
+    class Score(losses.BaseLoss):
+        def forward(self, out_dict: Any, targets: torch.Tensor, **_: Any) -> tuple[Any, Any]:
+            loss = model.score(out_dict["logits"], targets)
+            return loss, loss.detach()  # a loss and a metric
+
+    net = Backbone(model)
+    wrapped = wrappers.MAML_Model(net, Head(), fast_weights_names=list(model.adapted))
+    inner = optimizers.InnerSGD(
+        wrapped.get_fast_weights(), first_order=not model.exact, learn_lr=False
+    )
+    # In the precision of the model: the library rounds the rate to float32.
+    inner.to(next(iter(model.params.values())).dtype)
+    for rate in inner.parameters():
+        rate.data.fill_(model.inner_lr)
+    learner = algorithms.MAML(
+        model=wrapped, optimizer=_NoStep(wrapped.parameters(), {}), inner_optimizer=inner,
+        support_loss_fn=Score(), inner_steps=model.num_inner_steps, backend=backend,
+        device=model.support[0].device,
+    )  # fmt: skip
+    batch = (*model.support, *model.query)
+    return Peer(dict(net.named_parameters()), lambda: learner.step(iter([batch])))
+
+
+class _NoStep(torch.optim.Optimizer):
+    """Leaves the parameters to the caller's optimizer."""
+
+    def step(self, closure: Any = None) -> None:
+        """Changes nothing."""
 
 
 def _leaves(model: Model) -> Tensors:

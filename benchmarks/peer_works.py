@@ -12,13 +12,14 @@ import common
 import jax
 import numpy as np
 import optax
+import torchbench
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxmaml
 from jaxmaml import diagnostics, fitting, parallel
 from jaxmaml.batching import ChunkSize
 from jaxmaml.data import pools, sinusoid
-from jaxmaml.experiments import candidates, networks, presets
+from jaxmaml.experiments import candidates, learners, networks, presets
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.types import Array, LossFn, MetaLearner, MetaParams, MetaState, Task
 
@@ -33,6 +34,7 @@ PRESETS: dict[str, Preset] = {
     "conv-pooled": presets.override(
         CONV, shot=5, query=15, pooled=True, num_inner_steps=5, num_tasks=4, inner_lr=0.05
     ),
+    "torchbench": torchbench.PRESET,
     "mlp": presets.get("omniglot-mlp-5w1s"),
     "sinusoid": presets.get("sinusoid-5shot"),
 }
@@ -76,6 +78,11 @@ def build(preset: Preset, order: str) -> Problem:
         preset: the settings.
         order: "exact" or "first".
     """
+    if preset.name == torchbench.PRESET.name:
+        loss_fn, params = torchbench.network(preset)
+        adjoint, sgd = learners.ADJOINTS[order], optax.sgd(preset.inner_lr)
+        learner = jaxmaml.maml(loss_fn, sgd, preset.num_inner_steps, adjoint=adjoint)
+        return Problem(preset, learner, loss_fn, params, _tasks(preset))
     shape = (1,) if preset.is_regression else IMAGE_SHAPE
     model, params, _ = networks.build(preset, shape, jax.random.key(0))
     spec = candidates.Spec(order, order, preset.inner_lr)

@@ -1,4 +1,4 @@
-"""The same work in jaxmaml and in PyTorch, higher, torchopt and learn2learn.
+"""The same work in jaxmaml and in PyTorch, higher, torchopt, learn2learn and parallel-metalearn.
 
     python benchmarks/peers.py --out peers.jsonl
 
@@ -13,8 +13,9 @@ something else, has a row with the reason.
 Installation: first install the CPU build of PyTorch from the index that PyTorch's installation page
 names (the default build on Linux includes CUDA), then run `pip install -e '.[peers]'`, which keeps it.
 torch.compile needs a C++ compiler. learn2learn 0.2.0 is distributed as source only, with C files too
-old for Python 3.11: unpack it, run `cython` (below 3) on `learn2learn/data/*.pyx`, install the result,
-and install `torchvision` of the same PyTorch build.
+old for Python 3.11: unpack it, run `cython` (below 3) on `learn2learn/data/*.pyx`, install the result
+(`pip install --no-build-isolation --no-deps .`), `gym`, `gsutil`, and `torchvision` of the same PyTorch
+build. The peer uses nothing of torchvision: one that can only be imported will do.
 """
 
 import contextlib
@@ -43,6 +44,7 @@ WORKS = {
     "conv-1q-exact": ("conv-1q", "exact"),
     "conv-1q-first": ("conv-1q", "first"),
     "conv-pooled-exact": ("conv-pooled", "exact"),
+    "torchbench-exact": ("torchbench", "exact"),
     "mlp-exact": ("mlp", "exact"),
     "sinusoid-exact": ("sinusoid", "exact"),
 }
@@ -88,12 +90,22 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--peer", nargs="+", choices=peer_torch.PEERS, default=None)
     parser.add_argument("--rounds", type=int, help="defaults to 11, or 3 with --quick")
+    parser.add_argument(
+        "--seconds-to-compile", type=int, default=600,
+        help=f"a peer of torch.compile has this time, others have {SECONDS_TO_BUILD} s",
+    )  # fmt: skip
     args = parser.parse_args()
     common.use_all_cores()
+    # float32, not TF32, on a GPU too; our side takes JAX_DEFAULT_MATMUL_PRECISION=highest.
+    torch.backends.cudnn.allow_tf32 = False
     rounds = args.rounds or (3 if args.quick else 11)
     rows, table = [], common.Rows(args)
     for work in args.work:
-        found = rows_of(work, args.peer or list(peer_torch.PEERS), rounds, table, quick=args.quick)
+        limits = {
+            peer: args.seconds_to_compile if peer in peer_torch.COMPILED else SECONDS_TO_BUILD
+            for peer in args.peer or peer_torch.PEERS
+        }
+        found = rows_of(work, limits, rounds, table, quick=args.quick)
         common.print_table(found, COLUMNS)
         rows += [row for row in found if "ratio" in row]
     print("\nThe best peer of each work:")
@@ -102,13 +114,13 @@ def main() -> None:
 
 
 def rows_of(
-    work: str, peers: list[str], rounds: int, table: common.Rows, *, quick: bool
+    work: str, limits: dict[str, int], rounds: int, table: common.Rows, *, quick: bool
 ) -> list[dict[str, Any]]:
     """Returns a row per peer, each appended as soon as it is measured.
 
     Args:
         work: a name of `WORKS`.
-        peers: names of `peer_torch.PEERS`.
+        limits: the seconds that each peer may take to be ready; names of `peer_torch.PEERS`.
         rounds: turns of each side.
         table: appends the rows.
         quick: whether the work is shrunk.
@@ -138,10 +150,12 @@ def rows_of(
     for suffix, pool in pools.items():
         timed_model = peer_models.convert(preset, order, problem.params, problem.tasks, pool=pool)
         checked_model = peer_models.convert(preset, order, *exact_inputs, pool=pool)
-        for peer in peers:
+        for peer, limit in limits.items():
             print(f"{work}: {peer}{suffix}", flush=True)
             models = checked_model, timed_model
-            measure = functools.partial(_row, peer, models, shared, preset, reference, ours, rounds)
+            measure = functools.partial(
+                _row, peer, models, limit, shared, preset, reference, ours, rounds
+            )
             rows += table.of({"work": work, "peer": peer + suffix}, measure)
     return rows
 
@@ -149,6 +163,7 @@ def rows_of(
 def _row(
     peer: str,
     models: tuple[peer_models.Model, peer_models.Model],
+    limit: int,
     shared: dict[str, Any],
     preset: Preset,
     reference: MetaParams,
@@ -160,6 +175,7 @@ def _row(
     Args:
         peer: a name of `peer_torch.PEERS`.
         models: the model in float64, whose gradient is checked, and the one in float32 that is timed.
+        limit: the seconds that it may take to be ready.
         shared: what the rows of a work share.
         preset: the settings of the work.
         reference: our meta-gradient in float64.
@@ -169,7 +185,7 @@ def _row(
     checked_model, timed_model = models
     try:
         # Check its meta-gradient.
-        with _time_limit(SECONDS_TO_BUILD):
+        with _time_limit(limit):
             error = _error(peer_torch.PEERS[peer](checked_model), reference, preset)
         if not error < TOLERANCE:
             reason = f"not timed: its meta-gradient differs by {error:.1e}"
@@ -177,9 +193,9 @@ def _row(
 
         # Time it.
         made = peer_torch.PEERS[peer](timed_model)
-        with _time_limit(SECONDS_TO_BUILD):
+        with _time_limit(limit):
             made.run()
-        step = _with_outer_step(made, preset) if preset.is_regression else made.run
+        step = _blocking(_with_outer_step(made, preset) if preset.is_regression else made.run)
         threads, theirs = _best_threads(step)
         times = _times(ours, theirs, rounds)
         rate = shared["gflop"] / times["our_seconds"]
@@ -260,6 +276,16 @@ def _best_threads(step: Callable[[], None]) -> tuple[int, Side]:
     best = min(seconds, key=lambda threads: seconds[threads])
     torch.set_num_threads(best)
     return best, repeated(step)
+
+
+def _blocking(step: Callable[[], None]) -> Callable[[], None]:
+    """Returns a step that waits for the device."""
+
+    def blocking() -> None:
+        step()
+        peer_models.synchronize()
+
+    return blocking
 
 
 def _with_outer_step(peer: peer_torch.Peer, preset: Preset) -> Callable[[], None]:

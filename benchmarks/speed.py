@@ -86,9 +86,17 @@ def _options() -> argparse.Namespace:
 def _compare_checkouts(args: argparse.Namespace, rounds: int) -> None:
     rows, other = common.Rows(args, table="against"), common.commit(args.against)
     for work in args.work or (QUICK_WORKS if args.quick else peer_works.PRESETS):
-        measure = functools.partial(against.compare, args.against, work, rounds, quick=args.quick)
+        measure = functools.partial(_compared, args.against, work, rounds, quick=args.quick)
         found = rows.of({"work": work, "other_commit": other}, measure)
         common.print_table(found, against.COLUMNS)
+
+
+def _compared(other: Path, work: str, rounds: int, *, quick: bool) -> list[dict[str, Any]]:
+    """Returns the rows of `against.compare`, or one with the reason for having none."""
+    try:
+        return against.compare(other, work, rounds, quick=quick)
+    except ValueError as error:
+        return [{"work": work, "reason": str(error)}]
 
 
 def _measure(
