@@ -8,6 +8,7 @@ products only.
 """
 
 import collections
+import functools
 import math
 import re
 import tempfile
@@ -31,6 +32,11 @@ KINDS = {
 }
 """An operation is of the first kind whose pattern its text matches; the rest is element-wise."""
 
+COLUMNS = [
+    *("work", "order", "kind", "ms", "share", "operations", "us_per_operation", "gflop_per_s"),
+    "limit_gflop_per_s",
+]
+
 
 def main() -> None:
     """Profiles the chosen works."""
@@ -39,10 +45,10 @@ def main() -> None:
     parser.add_argument("--order", choices=["exact", "first"], default="exact")
     args = parser.parse_args()
     limit = common.matmul_rate(512 if args.quick else 2048) / 1e9
+    rows = common.Rows(args)
     for work in args.work:
-        rows = _profile(work, args.order, limit, quick=args.quick)
-        common.emit(rows, args.out)
-        common.print_table(rows, list(rows[0]))
+        profile = functools.partial(_profile, work, args.order, limit, quick=args.quick)
+        common.print_table(rows.of({"work": work, "order": args.order}, profile), COLUMNS)
 
 
 def _profile(work: str, order: str, limit: float, *, quick: bool) -> list[dict[str, Any]]:
@@ -69,10 +75,10 @@ def _profile(work: str, order: str, limit: float, *, quick: bool) -> list[dict[s
     gflop = peer_works.gflop(problem)
     return [
         {
-            "work": work, "order": order, "kind": kind, "ms": 1e3 * took, "share": took / total,
+            "kind": kind, "ms": 1e3 * took, "share": took / total,
             "operations": counts[kind], "us_per_operation": 1e6 * took / counts[kind],
             "gflop_per_s": gflop / took if kind == "matrix products" else None,
-            "limit_gflop_per_s": limit if kind == "matrix products" else None, "quick": quick,
+            "limit_gflop_per_s": limit if kind == "matrix products" else None,
         }
         for kind, took in sorted(seconds.items(), key=lambda item: -item[1])
     ]  # fmt: skip

@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     runs.add_options(parser)
     options = parser.parse_args()
-    row = measure(options)
-    common.print_table([row], COLUMNS)
-    common.emit([row], options.out)
+    case = {"preset": options.preset, "learner": options.learner, "every": options.every}
+    rows = common.Rows(options).of(case, lambda: measure(options))
+    common.print_table(rows, COLUMNS)
 
 
 def measure(options: Any) -> dict[str, Any]:
@@ -72,7 +72,6 @@ def measure(options: Any) -> dict[str, Any]:
     # The first round warms up.
     step, hold, write = (statistics.median(found[1:]) for found in (steps, holds, writes))
     return {
-        "preset": preset.name, "learner": options.learner, "every": options.every,
         "step_ms": 1e3 * step, "hold_ms": 1e3 * hold, "write_ms": 1e3 * write,
         "share": 100 * (hold + write) / (options.every * step), "mb": size / 1e6,
     }  # fmt: skip

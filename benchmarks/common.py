@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument(
         "--quick", action="store_true", help="small sizes: a check, not a measurement"
     )
+    made.add_argument(
+        "--resume", action="store_true",
+        help="leave out what --out holds from this commit and device",
+    )  # fmt: skip
     return made
 
 
@@ -84,20 +88,54 @@ def _version(name: str) -> str | None:
         return None
 
 
-def emit(rows: Iterable[dict[str, Any]], out: Path | None, **labels: Any) -> None:
-    """Appends rows to a file.
+class Rows:
+    """The rows of one table, each appended to a file as soon as it is measured.
 
     Args:
-        rows: one dictionary per row.
-        out: the file; None writes nothing.
+        options: a command line with the options of `parser`.
         labels: what every row starts with, such as the name of its table. Each row ends with its
             environment.
     """
-    if out is None:
-        return
-    with out.open("a") as file:
-        for row in rows:
-            file.write(json.dumps({**labels, **row, **environment()}) + "\n")
+
+    def __init__(self, options: argparse.Namespace, **labels: Any):
+        self._out, self._labels = options.out, {**labels, "quick": options.quick}
+        self._held: list[dict[str, Any]] = []
+        if options.resume and self._out is not None and self._out.is_file():
+            self._held = _whole_rows(self._out)
+
+    def of(self, case: dict[str, Any], measure: Callable[[], Any]) -> list[dict[str, Any]]:
+        """Returns the rows of a case, measured now, or read from the file with `--resume`.
+
+        Args:
+            case: what distinguishes these rows from others of the table; they start with it.
+            measure: returns a row, or the rows, without `case`.
+        """
+        start, here = self._labels | case, environment()
+        same = start | {name: here[name] for name in ("commit", "device")}
+        held = [row for row in self._held if all(row.get(name) == same[name] for name in same)]
+        if held:
+            return held
+        found = measure()
+        rows = [start | row for row in (found if isinstance(found, list) else [found])]
+        if self._out is not None:
+            lines = "".join(json.dumps(row | here) + "\n" for row in rows)
+            with self._out.open("a+b") as file:
+                # A process that was killed may have left a part of a row.
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                is_whole = file.read() in (b"", b"\n")
+                file.write((lines if is_whole else "\n" + lines).encode())
+        return rows
+
+
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a file; a process that was killed may have left a part of one."""
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
 
 
 def print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:

@@ -148,9 +148,7 @@ def measure(layer: Layer, rounds: int, rate: float) -> list[dict[str, Any]]:
         gflops = {form: flops / float(np.median(took)) / 1e9 for form, took in seconds.items()}
         best = max(gflops, key=gflops.__getitem__)
         rows.append({
-            "network": layer.network, "side": layer.side, "channels": layer.channels,
-            "filters": layer.filters, "weights": weighting, **gflops, "best": best,
-            "of limit": gflops[best] * 1e9 / rate,
+            "weights": weighting, **gflops, "best": best, "of limit": gflops[best] * 1e9 / rate,
         })  # fmt: skip
     return rows
 
@@ -165,11 +163,10 @@ def main() -> None:
     options = common.parser(__doc__).parse_args()
     rate = common.matmul_rate(256 if options.quick else 2048)
     print(f"a large float32 matrix product runs at {rate / 1e9:.0f} GFLOP/s here")
-    rows = []
+    rows, table = [], common.Rows(options)
     for layer in layers(options.quick):
-        found = measure(layer, 2 if options.quick else 7, rate)
-        common.emit(found, options.out)  # at once: large layers take minutes
-        rows += found
+        measured = functools.partial(measure, layer, 2 if options.quick else 7, rate)
+        rows += table.of(layer._asdict(), measured)
     columns = ["network", "side", "channels", "filters", "weights", *FORMS, "best", "of limit"]
     common.print_table(rows, columns)
 

@@ -58,9 +58,11 @@ def main() -> None:
         return
     for dataset in args.dataset:
         for table in args.table:
-            rows = list(_rows(table, dataset, args))
-            common.emit(rows, args.out)
-            common.print_table(rows, list(rows[0]))
+            measure = lambda table=table, dataset=dataset: list(_rows(table, dataset, args))
+            case = {"table": table, "dataset": dataset}
+            rows = common.Rows(args).of(case, measure)
+            here = {"quick", *common.environment()}
+            common.print_table(rows, [name for name in rows[0] if name not in here])
             print()
 
 

@@ -24,7 +24,7 @@ from jaxmaml.experiments.presets import Preset
 
 COLUMNS = [
     *("learner", "inner_lr", "headline_step", "headline", "ci95", "per_seed", "on_features"),
-    *("num_outer_steps", "ms_per_outer_step", "mib", "gflop"),
+    *("steps_done", "ms_per_outer_step", "mib", "gflop"),
 ]
 
 
@@ -36,12 +36,12 @@ def main() -> None:
     if options.quick:
         changes |= {"num_outer_steps": 4, "num_filters": 4, "num_val_tasks": 5}
     preset = presets.override(presets.get(options.preset), **changes)
-    rows = []
+    rows, table = [], common.Rows(options, table="learner")
     for name in options.learners:
-        found = _measure(preset, name, options)
-        rows.append(found)
-        common.emit([found], options.out, table="learner", quick=options.quick)
-        common.print_table([found], COLUMNS)
+        # The rows of its runs hold what this one is made of.
+        case = {"preset": preset.name, "learner": name, "num_outer_steps": preset.num_outer_steps}
+        rows += table.of(case, lambda name=name: _measure(preset, name, options))
+        common.print_table(rows[-1:], COLUMNS)
     print()
     common.print_table(rows, COLUMNS)
 
@@ -60,11 +60,11 @@ def _measure(preset: Preset, name: str, options: argparse.Namespace) -> dict[str
     values = [run["headline"] for run in found]
     cost, on_features = found[0], [run["on_features"] for run in found]
     return {
-        "preset": preset.name, "learner": name, "inner_lr": best, "rates": rates,
+        "inner_lr": best, "rates": rates,
         "headline_step": cost["headline_step"], "headline": float(np.mean(values)),
         "ci95": float(np.sqrt(np.sum(np.square([run["ci95"] for run in found]))) / len(found)),
         "on_features": None if None in on_features else float(np.mean(on_features)),
-        "per_seed": [round(value, 4) for value in values], "num_outer_steps": cost["num_outer_steps"],
+        "per_seed": [round(value, 4) for value in values], "steps_done": cost["steps_done"],
         "ms_per_outer_step": cost["ms_per_outer_step"], "mib": cost["mib"], "gflop": cost["gflop"],
     }  # fmt: skip
 
@@ -74,15 +74,18 @@ def _run(
 ) -> dict[str, Any]:
     """Returns the row of one run, and appends it."""
     learner, order = learners.resolve(name)
-    with_classes = learners.needs_class_numbers(preset, learner)
-    experiment = runs.build(preset, seed, options, with_classes=with_classes)
-    candidate = build_candidate(experiment, Spec(name, order, rate, learner))
-    row = {
-        "table": "run", "preset": preset.name, "learner": name, "inner_lr": rate, "seed": seed,
-        **runs.row(runs.train(experiment, candidate, options)),
+
+    def measure() -> dict[str, Any]:
+        with_classes = learners.needs_class_numbers(preset, learner)
+        experiment = runs.build(preset, seed, options, with_classes=with_classes)
+        candidate = build_candidate(experiment, Spec(name, order, rate, learner))
+        return runs.row(runs.train(experiment, candidate, options))
+
+    case = {
+        "preset": preset.name, "learner": name, "inner_lr": rate, "seed": seed,
+        "num_outer_steps": preset.num_outer_steps,
     }  # fmt: skip
-    common.emit([row], options.out, quick=options.quick)
-    return row
+    return common.Rows(options, table="run").of(case, measure)[0]
 
 
 def _or_worst(value: float | None) -> float:

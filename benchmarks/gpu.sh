@@ -1,63 +1,94 @@
 #!/usr/bin/env bash
-# Every table on one GPU, on a machine without a network. Needs jax, flax, optax and, for the peers,
-# torch.
+# The benchmarks on one GPU, in stages of at most eight minutes, on a machine without a network.
 #
-#   benchmarks/gpu.sh OUT_DIR [OMNIGLOT.npz]
+#   benchmarks/gpu.sh OUT check|speed|peers|memory|transformer|reproduce [--quick] [--data FILE.npz]
 #
-# `python benchmarks/reproduce.py export omniglot-5w1s --data-dir DIR --data OMNIGLOT.npz` writes the
-# file on a machine with tensorflow-datasets. There are separate rows for exact float32 products, for
-# TF32 ("default") and for a network that computes in bfloat16.
+# It needs jax, flax, optax, chex, orbax, matplotlib, rich and, for the peers, torch. Rows are appended to
+# files in the directory OUT as they are measured. The same command goes on where it was stopped, and
+# measures nothing twice. `check` proves in a minute that everything runs; --quick makes any stage a check.
+# `python benchmarks/reproduce.py export omniglot-5w1s --data-dir DIR --data FILE.npz` writes the file for
+# the Omniglot rows of `reproduce` on a machine with tensorflow-datasets.
 set -euo pipefail
-out=${1:?usage: benchmarks/gpu.sh OUT_DIR [OMNIGLOT.npz]}
-data=${2:-}
+
+usage="usage: benchmarks/gpu.sh OUT check|speed|peers|memory|transformer|reproduce [--quick] [--data FILE.npz]"
+fail() { echo "error: $*" >&2; exit 2; }
+
+# The command line.
+[ $# -ge 2 ] || fail "$usage"
+out=$1 stage=$2
+shift 2
+case "$stage" in
+    check | speed | peers | memory | transformer | reproduce) ;;
+    *) fail "unknown stage '$stage': $usage" ;;
+esac
+options=(--resume) data=
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --quick) options+=(--quick) ;;
+        --data) [ -f "${2:-}" ] || fail "--data ${2:-} is not a file"; data=$(realpath "$2"); shift ;;
+        *) fail "unknown option '$1': $usage" ;;
+    esac
+    shift
+done
+
+# The machine.
+python=${PYTHON:-python3}
+expected=${JAXMAML_PLATFORM:-gpu}
+found=$("$python" -c 'import jax; print(jax.default_backend())' 2>/dev/null) || found="nothing to run on"
+[ "$found" = "$expected" ] || fail "JAX finds $found, not a $expected: install the plugin of JAX for it"
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-if [ -n "$data" ]; then data=$(realpath "$data"); fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-expected=${JAXMAML_PLATFORM:-gpu}
+# What a stopped stage has compiled, its repetition reads.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/jaxmaml/compilation}
 
-python - "$expected" <<'PYTHON'
-import sys
-
-import jax
-
-found = jax.default_backend()
-if found != sys.argv[1]:
-    sys.exit(f"error: JAX finds a {found}, not a {sys.argv[1]}: install the extra with its plugin")
-print(jax.devices())
-PYTHON
-
-failed=()
+# run FILE SCRIPT ARGUMENTS...: appends rows to a file in OUT, within the time of the stage.
+limit=470 failed=()
 run() {
-    echo "== $*"
-    python "$@" || failed+=("$*")
+    local file=$1 left=$((limit - SECONDS))
+    shift
+    echo "== $* ($SECONDS s)"
+    if [ $left -le 0 ] || ! timeout "$left" "$python" "benchmarks/$1" "${@:2}" --out "$out/$file" "${options[@]}"; then
+        failed+=("$*")
+    fi
 }
 
-for precision in highest default; do
-    export JAX_DEFAULT_MATMUL_PRECISION=$precision
-    run benchmarks/speed.py --out "$out/speed-$precision.jsonl"
-done
-export JAX_DEFAULT_MATMUL_PRECISION=highest
-run benchmarks/precision.py --out "$out/precision.jsonl"
-run benchmarks/convolution.py --out "$out/convolution.jsonl"
-run benchmarks/memory.py --out "$out/memory.jsonl"
-run benchmarks/transformer.py --out "$out/transformer.jsonl"
-if [ "$expected" = gpu ]; then run benchmarks/peers.py --out "$out/peers.jsonl"; fi
-if [ -n "$data" ]; then
-    for order in exact first; do
-        run benchmarks/reproduce.py run omniglot-5w1s --data "$data" --order "$order" \
-            --num-test-tasks 2000 --out "$out/reproduce.jsonl"
+speed() {
+    for precision in highest default; do
+        JAX_DEFAULT_MATMUL_PRECISION=$precision run "speed-$precision.jsonl" speed.py
     done
-    run benchmarks/family.py omniglot-5w1s --data "$data" --inner-lrs 0.4 1.0 2.0 --num-outer-steps 6000 \
-        --out "$out/family.jsonl"
-    run benchmarks/orders.py omniglot-5w1s omniglot-20w1s --data "$data" --num-outer-steps 6000 \
-        --out "$out/orders.jsonl"
-fi
-run benchmarks/orders.py sinusoid-5shot --out "$out/orders.jsonl"
-run benchmarks/reproduce.py run sinusoid-5shot --num-test-tasks 2000 --out "$out/reproduce.jsonl"
+    run precision.jsonl precision.py
+    run convolution.jsonl convolution.py
+}
+has_torch() { "$python" -c 'import torch' 2>/dev/null; }
+peers() { JAX_DEFAULT_MATMUL_PRECISION=highest run peers.jsonl peers.py "$@"; }
+memory() { JAX_DEFAULT_MATMUL_PRECISION=highest run memory.jsonl memory.py; }
+transformer() { JAX_DEFAULT_MATMUL_PRECISION=highest run transformer.jsonl transformer.py; }
+reproduce() {
+    run reproduce.jsonl reproduce.py run sinusoid-5shot --num-test-tasks 2000 --checkpoints "$out/checkpoints"
+    if [ -z "$data" ]; then
+        echo "no Omniglot rows: --data is not given"
+        return
+    fi
+    for order in exact first; do
+        run reproduce.jsonl reproduce.py run omniglot-5w1s --data "$data" --order "$order" \
+            --num-test-tasks 2000 --checkpoints "$out/checkpoints"
+    done
+}
+check() {
+    options+=(--quick)
+    run check.jsonl speed.py
+    memory
+    transformer
+    if has_torch; then peers --work conv-1q-first; fi
+    reproduce
+}
 
+if [ "$stage" = peers ]; then has_torch || fail "PyTorch is not installed: the stage peers needs it"; fi
+"$stage"
 if [ ${#failed[@]} -gt 0 ]; then
-    printf 'failed: %s\n' "${failed[@]}" >&2
+    printf "failed, or stopped after $limit s; the same command goes on: %s\n" "${failed[@]}" >&2
     exit 1
 fi
+echo "$stage: done in $SECONDS s"

@@ -7,6 +7,7 @@ per class, SGD inside, one task at a time on one device. The last table takes ev
 """
 
 import argparse
+import functools
 import itertools
 from typing import Any
 
@@ -41,6 +42,11 @@ SMALL_QUERY = "query no larger than support, whose values and tangents an exact 
 SMALL_NETWORK = (
     "parameters outweigh activations: each task holds its own, a cotangent and a product"
 )
+
+PRESET_COLUMNS = [
+    *("preset", "inner steps", "tasks", "chunk size", "first", "exact", "exact / first"),
+    *("first, all tasks", "exact, all tasks", "exact / first, all tasks", "reason"),
+]
 
 
 def main() -> None:
@@ -121,7 +127,7 @@ def measure_preset(preset: presets.Preset) -> dict[str, Any]:
     tasks = jax.eval_shape(experiment.sources["train"], experiment.train_key)
     params = experiment.network.params
     row: dict[str, Any] = {
-        "preset": preset.name, "inner steps": preset.num_inner_steps, "tasks": preset.num_tasks,
+        "inner steps": preset.num_inner_steps, "tasks": preset.num_tasks,
         "chunk size": preset.chunk_size,
     }  # fmt: skip
     sizes: dict[str, ChunkSize] = {"": preset.core_chunk_size, ", all tasks": None}
@@ -155,11 +161,11 @@ def _reason(row: dict[str, Any], params: Params) -> str:
 
 
 def _steps_table(options: argparse.Namespace) -> None:
-    numbers = (1, 2, 5) if options.quick else NUM_INNER_STEPS
-    rows = measure_steps(numbers, num_filters=8 if options.quick else 64)
-    judged = verdicts(rows, numbers[-1] if options.quick else JUDGED_STEPS)
-    for table, found in (("steps", rows), ("must", judged)):
-        common.emit(found, options.out, benchmark="memory", table=table)
+    numbers = (1, 2) if options.quick else NUM_INNER_STEPS
+    measure = lambda: measure_steps(numbers, num_filters=8 if options.quick else 64)
+    rows = common.Rows(options, benchmark="memory", table="steps").of({}, measure)
+    judge = lambda: verdicts(rows, numbers[-1] if options.quick else JUDGED_STEPS)
+    judged = common.Rows(options, benchmark="memory", table="must").of({}, judge)
     print("Conv4 pooled, 5w5s, 15 query, one task at a time: MiB\n")
     common.print_table(rows, ["inner steps", *SIDES, "growth"])
     print()
@@ -167,15 +173,13 @@ def _steps_table(options: argparse.Namespace) -> None:
 
 
 def _presets_table(options: argparse.Namespace) -> None:
-    names = ["sinusoid-5shot", "glyphs-5w1s"] if options.quick else list(presets.PRESETS)
-    rows = []
+    names = ["sinusoid-5shot"] if options.quick else list(presets.PRESETS)
+    rows, table = [], common.Rows(options, benchmark="memory", table="presets")
     for name in names:
-        rows.append(measure_preset(presets.get(name)))
-        common.emit([rows[-1]], options.out, benchmark="memory", table="presets")
+        rows += table.of({"preset": name}, functools.partial(measure_preset, presets.get(name)))
         print(f"{name} done", flush=True)
     print("\nPresets: MiB\n")
-    columns = [name for name in rows[0] if name != "reason"]
-    common.print_table(rows, [*columns, "reason"])
+    common.print_table(rows, PRESET_COLUMNS)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ tensorflow-datasets, `--data` names the .npz that `reproduce.py export` wrote.
 """
 
 import argparse
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,6 @@ def main() -> None:
     rows, layers = [], []
     for name in options.presets:
         for row in _measure(name, options):
-            common.emit([row], options.out, quick=options.quick)
             (rows if row["table"] == "run" else layers).append(row)
     common.print_table(rows, COLUMNS)
     for row in layers:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yields the rows of one preset."""
+    """Yields the rows of one preset, each as soon as it is appended."""
     picture = None if options.plots is None else options.plots / f"{name}-agreement.png"
     if picture is not None:
         check_absent(picture)
@@ -62,26 +62,41 @@ def _measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
         preset = presets.override(preset, num_outer_steps=12, **changes)
     experiment = runs.build(preset, options.seed, options)
     watch = _Watch(experiment)
+    shared = {
+        "preset": preset.name, "seed": options.seed, "num_outer_steps": preset.num_outer_steps
+    }  # fmt: skip
 
-    # One run per rate and order.
+    # One run per rate and order. One of them is watched.
+    layers: dict[str, Any] = {}
     for rate in sorted({*GRIDS[preset.dataset], preset.inner_lr}):
         for order in learners.ADJOINTS:
-            candidate = build_candidate(experiment, Spec(f"{order}@{rate:g}", order, rate))
             is_watched = order == "exact" and rate == preset.inner_lr
             probe = watch if is_watched else None
-            found = runs.row(runs.train(experiment, candidate, options, probe=probe))
-            yield {
-                "table": "run", "preset": preset.name, "order": order, "inner_lr": rate,
-                "seed": options.seed, **found,
-            }  # fmt: skip
+            measure = functools.partial(_run, experiment, order, rate, options, probe)
+            (row,) = common.Rows(options, table="run").of(
+                {**shared, "order": order, "inner_lr": rate}, measure
+            )
+            layers = row["watched"] or layers
+            yield row
 
     # Both meta-gradients along the watched run.
     if picture is not None:
-        _plot(watch, picture)
-    yield {
-        "table": "layers", "preset": name, "inner_lr": preset.inner_lr, "step": watch.steps,
-        "layers": watch.found,
-    }  # fmt: skip
+        _plot(layers, picture)
+    yield {**shared, "table": "layers", **layers}
+
+
+def _run(
+    experiment: Experiment,
+    order: str,
+    rate: float,
+    options: argparse.Namespace,
+    watch: "_Watch | None",
+) -> dict[str, Any]:
+    """Returns the row of a run, with what was watched along it."""
+    candidate = build_candidate(experiment, Spec(f"{order}@{rate:g}", order, rate))
+    row = runs.row(runs.train(experiment, candidate, options, probe=watch))
+    watched = None if watch is None else {"step": watch.steps, "layers": watch.found}
+    return {**row, "watched": watched}
 
 
 class _Watch:
@@ -126,15 +141,15 @@ class _Watch:
         self.steps.append(step)
 
 
-def _plot(watch: _Watch, path: Path) -> None:
+def _plot(watched: dict[str, Any], path: Path) -> None:
     """Draws the agreement of the whole gradient and of the layers with weights."""
     from jaxmaml.experiments import plots  # needs matplotlib, which nothing else here does
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # Scales and offsets of the normalization agree as their layer does, and would hide it.
-    layers = {layer: found for layer, found in watch.found.items() if "norm" not in layer}
+    layers = {layer: found for layer, found in watched["layers"].items() if "norm" not in layer}
     whole = layers.pop("")
-    plots.save(plots.gradient_agreement(watch.steps, **whole, layers=layers), path)
+    plots.save(plots.gradient_agreement(watched["step"], **whole, layers=layers), path)
 
 
 def _by_layer(row: dict[str, Any]) -> list[dict[str, Any]]:

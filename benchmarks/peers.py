@@ -18,6 +18,7 @@ and install `torchvision` of the same PyTorch build.
 """
 
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -90,12 +91,9 @@ def main() -> None:
     args = parser.parse_args()
     common.use_all_cores()
     rounds = args.rounds or (3 if args.quick else 11)
-    rows = []
+    rows, table = [], common.Rows(args)
     for work in args.work:
-        found = []
-        for row in rows_of(work, args.peer or list(peer_torch.PEERS), rounds, quick=args.quick):
-            common.emit([row], args.out)  # at once: a later peer may take long, or fail
-            found.append(row)
+        found = rows_of(work, args.peer or list(peer_torch.PEERS), rounds, table, quick=args.quick)
         common.print_table(found, COLUMNS)
         rows += [row for row in found if "ratio" in row]
     print("\nThe best peer of each work:")
@@ -103,13 +101,16 @@ def main() -> None:
     common.print_table(list(best.values()), COLUMNS)
 
 
-def rows_of(work: str, peers: list[str], rounds: int, *, quick: bool) -> Iterator[dict[str, Any]]:
-    """Yields a row per peer, as soon as it is measured.
+def rows_of(
+    work: str, peers: list[str], rounds: int, table: common.Rows, *, quick: bool
+) -> list[dict[str, Any]]:
+    """Returns a row per peer, each appended as soon as it is measured.
 
     Args:
         work: a name of `WORKS`.
         peers: names of `peer_torch.PEERS`.
         rounds: turns of each side.
+        table: appends the rows.
         quick: whether the work is shrunk.
     """
     # Our side.
@@ -123,44 +124,56 @@ def rows_of(work: str, peers: list[str], rounds: int, *, quick: bool) -> Iterato
     program = common.compiled(gradient, *placed)
     ours = _training(problem, mesh, quick) if preset.is_regression else repeated(program.run)
     shared = {
-        "work": work, "order": order, **peer_works.options(preset), "quick": quick,
+        "order": order, **peer_works.options(preset),
         "our_devices": mesh.size, "our_temp_bytes": program.temp_bytes,
         "gflop": peer_works.gflop(problem),
     }  # fmt: skip
 
     # Every peer.
     exact_inputs, reference = peer_works.in_float64(problem)
-    pools = {"": "max_pool2d", **({POOLED_BY_MAXIMUM: "maximum"} if preset.pooled else {})}
+    rows, pools = (
+        [],
+        {"": "max_pool2d", **({POOLED_BY_MAXIMUM: "maximum"} if preset.pooled else {})},
+    )
     for suffix, pool in pools.items():
         timed_model = peer_models.convert(preset, order, problem.params, problem.tasks, pool=pool)
         checked_model = peer_models.convert(preset, order, *exact_inputs, pool=pool)
         for peer in peers:
             print(f"{work}: {peer}{suffix}", flush=True)
-            measured = _row(peer, checked_model, timed_model, preset, reference, ours, rounds)
-            if "our_seconds" in measured:
-                measured["gflop_per_s"] = shared["gflop"] / measured["our_seconds"]
-            yield {**shared, "peer": peer + suffix, **measured}
+            models = checked_model, timed_model
+            measure = functools.partial(_row, peer, models, shared, preset, reference, ours, rounds)
+            rows += table.of({"work": work, "peer": peer + suffix}, measure)
+    return rows
 
 
 def _row(
     peer: str,
-    checked_model: peer_models.Model,
-    timed_model: peer_models.Model,
+    models: tuple[peer_models.Model, peer_models.Model],
+    shared: dict[str, Any],
     preset: Preset,
     reference: MetaParams,
     ours: Side,
     rounds: int,
 ) -> dict[str, Any]:
-    """Returns the measurements of a peer, or the reason for having none."""
+    """Returns `shared` and the measurements of a peer, or the reason for having none.
+
+    Args:
+        peer: a name of `peer_torch.PEERS`.
+        models: the model in float64, whose gradient is checked, and the one in float32 that is timed.
+        shared: what the rows of a work share.
+        preset: the settings of the work.
+        reference: our meta-gradient in float64.
+        ours: our side.
+        rounds: turns of each side.
+    """
+    checked_model, timed_model = models
     try:
         # Check its meta-gradient.
         with _time_limit(SECONDS_TO_BUILD):
             error = _error(peer_torch.PEERS[peer](checked_model), reference, preset)
         if not error < TOLERANCE:
-            return {
-                "error": error,
-                "reason": f"not timed: its meta-gradient differs by {error:.1e}",
-            }
+            reason = f"not timed: its meta-gradient differs by {error:.1e}"
+            return {**shared, "error": error, "reason": reason}
 
         # Time it.
         made = peer_torch.PEERS[peer](timed_model)
@@ -168,11 +181,13 @@ def _row(
             made.run()
         step = _with_outer_step(made, preset) if preset.is_regression else made.run
         threads, theirs = _best_threads(step)
-        return {"error": error, "threads": threads, **_times(ours, theirs, rounds)}
+        times = _times(ours, theirs, rounds)
+        rate = shared["gflop"] / times["our_seconds"]
+        return {**shared, "error": error, "threads": threads, **times, "gflop_per_s": rate}
     # A failed import or a compiler's crash is a result too.
     except Exception as failure:
         lines = str(failure).strip().splitlines() or [""]
-        return {"reason": f"{type(failure).__name__}: {lines[0][:120]}"}
+        return {**shared, "reason": f"{type(failure).__name__}: {lines[0][:120]}"}
 
 
 @contextlib.contextmanager

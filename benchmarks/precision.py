@@ -5,6 +5,7 @@
 On a CPU every matmul precision computes in float32. "default" is TF32 on a GPU and bfloat16 on a TPU.
 """
 
+import functools
 from typing import Any
 
 import common
@@ -59,26 +60,27 @@ def main() -> None:
     options = common.parser(__doc__).parse_args()
     filters, num_tasks = (8, 2) if options.quick else (64, 8)
     tasks = common.image_tasks(num_tasks, 5, 1, 5)
-    rows = []
+    rows, table = [], common.Rows(options)
     for steps in (1, 5):
-        # The reference.
-        with jax.enable_x64(True):
-            exact = meta_gradient(jnp.float64, POLICIES[0], tasks, filters, steps)
-
-        # Every policy against it.
-        for policy in POLICIES:
-            found = meta_gradient(jnp.float32, policy, tasks, filters, steps)
-            norms = np.linalg.norm(found), np.linalg.norm(exact)
-            rows.append(
-                {
-                    "inner steps": steps, **policy,
-                    "1 - cosine": float(1 - found @ exact / (norms[0] * norms[1])),
-                    "relative error": float(np.linalg.norm(found - exact) / norms[1]),
-                }
-            )  # fmt: skip
+        measured = functools.partial(measure, tasks, filters, steps)
+        rows += table.of({"inner steps": steps}, measured)
     columns = ["inner steps", "matmul_precision", "compute_dtype", "1 - cosine", "relative error"]
     common.print_table(rows, columns)
-    common.emit(rows, options.out)
+
+
+def measure(tasks: Task, num_filters: int, num_inner_steps: int) -> list[dict[str, Any]]:
+    """Returns a row per policy: the angle and the error of its meta-gradient."""
+    with jax.enable_x64(True):
+        exact = meta_gradient(jnp.float64, POLICIES[0], tasks, num_filters, num_inner_steps)
+    rows = []
+    for policy in POLICIES:
+        found = meta_gradient(jnp.float32, policy, tasks, num_filters, num_inner_steps)
+        norms = np.linalg.norm(found), np.linalg.norm(exact)
+        rows.append({
+            **policy, "1 - cosine": float(1 - found @ exact / (norms[0] * norms[1])),
+            "relative error": float(np.linalg.norm(found - exact) / norms[1]),
+        })  # fmt: skip
+    return rows
 
 
 if __name__ == "__main__":

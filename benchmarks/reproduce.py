@@ -20,7 +20,7 @@ from jaxmaml.experiments import presets
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.experiment import build_candidate
 
-COLUMNS = ["preset", "order", "expected", "headline", "num_outer_steps", "seconds"]
+COLUMNS = ["preset", "order", "expected", "headline", "steps_done", "seconds"]
 
 
 def main() -> None:
@@ -33,9 +33,12 @@ def main() -> None:
     steps = 10 if options.quick else options.num_outer_steps or preset.num_outer_steps
     preset = dataclasses.replace(preset, num_outer_steps=steps)
     jax.config.update("jax_default_matmul_precision", options.matmul_precision)
-    row = run(preset, options)
-    common.print_table([row], COLUMNS)
-    common.emit([row], options.out)
+    case = {
+        "preset": preset.name, "order": options.order, "seed": options.seed,
+        "num_outer_steps": steps, "matmul_precision": options.matmul_precision,
+    }  # fmt: skip
+    rows = common.Rows(options).of(case, lambda: run(preset, options))
+    common.print_table(rows, COLUMNS)
 
 
 def run(preset: presets.Preset, options: argparse.Namespace) -> dict[str, Any]:
@@ -48,13 +51,11 @@ def run(preset: presets.Preset, options: argparse.Namespace) -> dict[str, Any]:
 
     # The row.
     return {
-        "preset": preset.name, "order": options.order, "seed": options.seed,
-        "expected": preset.expected, "num_outer_steps": done.num_outer_steps,
+        "expected": preset.expected, "steps_done": done.num_outer_steps,
         "seconds": done.num_outer_steps * done.seconds_per_outer_step,
         "stopped": bool(done.stopped), "num_test_tasks": runs.num_test_tasks(options),
         **runs.scores(done),
         "headline": float(done.test.mean[done.test.headline]),
-        "matmul_precision": options.matmul_precision,
     }  # fmt: skip
 
 

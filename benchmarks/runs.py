@@ -5,13 +5,16 @@ tensorflow-datasets.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import common
+import jax
 import numpy as np
 
+from jaxmaml.checkpoint import Manager
 from jaxmaml.data import pools
 from jaxmaml.experiments.candidates import Candidate
 from jaxmaml.experiments.experiment import Experiment, build_experiment
@@ -19,6 +22,7 @@ from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.progress import Display
 from jaxmaml.experiments.run import Probe, Run, train_and_test
 from jaxmaml.experiments.tasks import SPLITS
+from jaxmaml.files import json_digest
 
 QUICK_TEST_TASKS = 20
 
@@ -31,6 +35,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-outer-steps", type=int, help="defaults to the preset's")
     parser.add_argument("--num-test-tasks", type=int, default=600)
     parser.add_argument("--data-dir", type=Path, help="prepared TFDS directory")
+    parser.add_argument(
+        "--checkpoints", type=Path, metavar="DIR",
+        help="directory in which trainings are saved, and from which they go on",
+    )  # fmt: skip
     parser.add_argument(
         "--data", type=Path, help=".npz that reproduce.py export wrote, in place of --data-dir"
     )
@@ -121,8 +129,22 @@ def train(
         return train_and_test(
             experiment, candidate,
             num_test_tasks=num_test_tasks(options), record=_Unwritten(show), display=display,
-            probe=probe,
+            probe=probe, checkpoints=_checkpoints(experiment, candidate, options),
         )  # fmt: skip
+
+
+def _checkpoints(
+    experiment: Experiment, candidate: Candidate, options: argparse.Namespace
+) -> Manager | None:
+    """Returns the checkpoints of a run, in a directory of its own; None without --checkpoints."""
+    if options.checkpoints is None:
+        return None
+    config = {
+        "preset": dataclasses.asdict(experiment.preset), "spec": candidate.spec._asdict(),
+        "key": jax.random.key_data(experiment.train_key).tolist(),
+    }  # fmt: skip
+    name = f"{experiment.preset.name}-{candidate.label}-{json_digest(config)[:12]}"
+    return Manager(options.checkpoints / name, config=config)
 
 
 def row(run: Run) -> dict[str, Any]:
@@ -134,7 +156,7 @@ def row(run: Run) -> dict[str, Any]:
     at = run.test.headline
     validation = float(run.curve[-1][1].mean[at]) if run.curve and not run.stopped else None
     return {
-        "num_outer_steps": run.num_outer_steps, "stopped": run.stopped,
+        "steps_done": run.num_outer_steps, "stopped": run.stopped,
         "validation": validation, "headline_step": at,
         "headline": float(run.test.mean[at]), "ci95": float(run.test.ci95[at]),
         **scores(run), "on_features": run.on_features,

@@ -13,6 +13,7 @@ is one table: the time with this checkout over the time with the other one.
 """
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ COLUMNS = {
     "loop": ["work", "order", "devices", "loop_ms", "bare_ms", "ratio"],
 }
 """The printed columns of each table."""
+QUICK_WORKS = ("conv-1q", "sinusoid")
 GFLOP_PER_DISPATCH = 100
 """The loop table makes this many GFLOP per dispatch: a second or so."""
 
@@ -58,23 +60,22 @@ def main() -> None:
     print(f"a large float32 matrix product runs at {limit:.0f} GFLOP/s here")
 
     # Each work.
-    tables: dict[str, list[dict[str, Any]]] = {table: [] for table in COLUMNS}
-    for work in args.work:
+    rows: list[dict[str, Any]] = []
+    for work in args.work or (QUICK_WORKS if args.quick else peer_works.PRESETS):
         preset = peer_works.PRESETS[work]
         preset = peer_works.shrink(preset) if args.quick else preset
-        for table, rows in _measure(work, preset, rounds, limit, args.quick).items():
-            common.emit(rows, args.out, table=table, quick=args.quick)
-            tables[table] += rows
+        rows += _measure(work, preset, rounds, limit, args)
         print(f"{work} done", flush=True)
     for table, columns in COLUMNS.items():
         print()
-        common.print_table(tables[table], columns)
+        common.print_table([row for row in rows if row["table"] == table], columns)
 
 
 def _options() -> argparse.Namespace:
     parser = common.parser(__doc__)
-    works = peer_works.PRESETS
-    parser.add_argument("--work", nargs="+", choices=works, default=list(works))
+    parser.add_argument(
+        "--work", nargs="+", choices=peer_works.PRESETS, help="defaults to all, or two with --quick"
+    )
     parser.add_argument("--rounds", type=int, help="defaults to 11, or 2 with --quick")
     parser.add_argument(
         "--against", type=Path, metavar="DIR", help="another checkout of this repository"
@@ -83,33 +84,46 @@ def _options() -> argparse.Namespace:
 
 
 def _compare_checkouts(args: argparse.Namespace, rounds: int) -> None:
-    for work in args.work:
-        rows = against.compare(args.against, work, rounds, quick=args.quick)
-        common.emit(rows, args.out, table="against", quick=args.quick)
-        common.print_table(rows, against.COLUMNS)
+    rows, other = common.Rows(args, table="against"), common.commit(args.against)
+    for work in args.work or (QUICK_WORKS if args.quick else peer_works.PRESETS):
+        measure = functools.partial(against.compare, args.against, work, rounds, quick=args.quick)
+        found = rows.of({"work": work, "other_commit": other}, measure)
+        common.print_table(found, against.COLUMNS)
 
 
 def _measure(
-    work: str, preset: Preset, rounds: int, limit: float, quick: bool
-) -> dict[str, list[dict[str, Any]]]:
-    """Returns the rows of one work, by table."""
+    work: str, preset: Preset, rounds: int, limit: float, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Returns the rows of one work, of all tables."""
     # Steps, and the ratio of the two orders.
-    steps, orders = [], []
-    for mesh, chunk_size in _variants(preset):
-        pair, order = _step_rows(work, preset, mesh, chunk_size, rounds, limit)
-        steps += pair
-        orders += [order] if preset.model == "conv" else []
+    rows: list[dict[str, Any]] = []
+    for mesh, chunk_size in _variants(preset, args.quick):
+        case = {"work": work, "chunk_size": chunk_size or "all", "devices": mesh.size}
+        measure = functools.partial(_step_rows, preset, mesh, chunk_size, rounds, limit)
+        pair = common.Rows(args, table="step").of(case, measure)
+        rows += pair
+        if preset.model == "conv":
+            ratio = functools.partial(_order_row, pair)
+            rows += common.Rows(args, table="order").of(case, ratio)
 
     # The training loop.
     every = parallel.task_mesh(preset.num_tasks)
-    loops = [_loop_row(work, preset, order, every, rounds, quick) for order in ORDERS]
-    return {"step": steps, "order": orders, "loop": loops}
+    for order in ORDERS:
+        case = {"work": work, "order": order, "devices": every.size}
+        measure = functools.partial(_loop_row, preset, order, every, rounds, args.quick)
+        rows += common.Rows(args, table="loop").of(case, measure)
+    return rows
 
 
-def _variants(preset: Preset) -> list[tuple[Mesh, ChunkSize]]:
-    """Returns (devices, chunk size): one device, and all devices with ever larger chunks."""
+def _variants(preset: Preset, quick: bool) -> list[tuple[Mesh, ChunkSize]]:
+    """Returns (devices, chunk size): one device, and all devices with ever larger chunks.
+
+    With `quick` it is all devices with the default chunks only.
+    """
     one = parallel.task_mesh(preset.num_tasks, jax.devices()[:1])
     every = parallel.task_mesh(preset.num_tasks)
+    if quick:
+        return [(every, "auto")]
     variants: list[tuple[Mesh, ChunkSize]] = [(every, "auto")]
     if every.size > 1:
         variants = [(one, "auto"), *variants]
@@ -119,9 +133,9 @@ def _variants(preset: Preset) -> list[tuple[Mesh, ChunkSize]]:
 
 
 def _step_rows(
-    work: str, preset: Preset, mesh: Mesh, chunk_size: ChunkSize, rounds: int, limit: float
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Returns (the rows of exact and first order, the row of their ratio), timed in turn."""
+    preset: Preset, mesh: Mesh, chunk_size: ChunkSize, rounds: int, limit: float
+) -> list[dict[str, Any]]:
+    """Returns the rows of exact and first order, timed in turn; both have the ratio of their times."""
     # Compile and time both orders.
     problems = {order: peer_works.build(preset, order) for order in ORDERS}
     programs = {
@@ -133,28 +147,27 @@ def _step_rows(
     seconds = common.alternate({order: made.run for order, made in programs.items()}, rounds)
 
     # One row per order.
-    size = {"work": work, "chunk_size": chunk_size or "all", "devices": mesh.size}
-    size |= peer_works.options(preset)
-    rows = []
+    ratio, rows = common.median_ratio(seconds, *ORDERS), []
     for order, problem in problems.items():
         median, gflop = statistics.median(seconds[order]), peer_works.gflop(problem)
         rows.append({
-            **size, "order": order, "ms": 1e3 * median, "gflop": gflop,
+            **peer_works.options(preset), "order": order, "ms": 1e3 * median, "gflop": gflop,
             "ideal_gflop": peer_works.ideal_gflop(problem, order),
             "gflop_per_s": gflop / median, "limit_gflop_per_s": limit,
             "of_limit": gflop / median / limit, "mib": programs[order].temp_bytes / common.MIB,
+            "time_ratio": ratio,
         })  # fmt: skip
-
-    # Their ratio.
-    ideal = rows[0]["ideal_gflop"] / rows[1]["ideal_gflop"]
-    ratio = common.median_ratio(seconds, *ORDERS)
-    order_row = {**size, "time_ratio": ratio, "ideal_flop_ratio": ideal, "ratio": ratio / ideal}
-    return rows, order_row
+    return rows
 
 
-def _loop_row(
-    work: str, preset: Preset, order: str, mesh: Mesh, rounds: int, quick: bool
-) -> dict[str, Any]:
+def _order_row(pair: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the row of the ratio of exact and first order, from the rows of `_step_rows`."""
+    exact, first = pair
+    ratio, ideal = exact["time_ratio"], exact["ideal_gflop"] / first["ideal_gflop"]
+    return {"time_ratio": ratio, "ideal_flop_ratio": ideal, "ratio": ratio / ideal}
+
+
+def _loop_row(preset: Preset, order: str, mesh: Mesh, rounds: int, quick: bool) -> dict[str, Any]:
     """Returns the row of a dispatch of the training loop, beside as many calls of `meta_step`."""
     problem = peer_works.build(preset, order)
     num_steps = _num_steps(problem, quick)
@@ -165,7 +178,7 @@ def _loop_row(
     seconds = common.alternate(sides, rounds)
     per_step = {name: 1e3 * statistics.median(found) / num_steps for name, found in seconds.items()}
     return {
-        "work": work, "order": order, "devices": mesh.size, **peer_works.options(preset),
+        **peer_works.options(preset),
         "num_steps": num_steps, "loop_ms": per_step["loop"], "bare_ms": per_step["bare"],
         "ratio": common.median_ratio(seconds, "loop", "bare"),
     }  # fmt: skip

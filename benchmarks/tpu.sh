@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every table of gpu.sh on one TPU, without the PyTorch peers.
+# The stages of gpu.sh on one TPU.
 #
-#   benchmarks/tpu.sh OUT_DIR [OMNIGLOT.npz]
+#   benchmarks/tpu.sh OUT check|speed|memory|transformer|reproduce [--quick] [--data FILE.npz]
 set -euo pipefail
 JAXMAML_PLATFORM=tpu exec "$(dirname "${BASH_SOURCE[0]}")/gpu.sh" "$@"

@@ -10,6 +10,7 @@ model's own gradient is already frugal.
 """
 
 import argparse
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -68,12 +69,16 @@ QUICK_SIZE = Size(1, 64, 32, 1, 2, vocabulary=50)
 
 
 def main() -> None:
-    """Measures, prints and appends the rows."""
-    # Measure.
+    """Measures, appends and prints the rows."""
+    # Measure and append.
     options = _options()
-    memory = [measure_memory(size, number) for size, number in _cases(options)]
-    grown = growth(memory)
-    timed = measure_time(QUICK_SIZE if options.quick else TIMED_SIZE, 4, 2 if options.quick else 9)
+    memory, rows = [], functools.partial(common.Rows, options, benchmark="transformer")
+    for size, number in _cases(options):
+        case = {**size._asdict(), "num_inner_steps": number}
+        memory += rows(table="memory").of(case, functools.partial(measure_memory, size, number))
+    grown = rows(table="growth").of({}, lambda: growth(memory))
+    timed_size, rounds = (QUICK_SIZE, 2) if options.quick else (TIMED_SIZE, 9)
+    timed = rows(table="time").of(timed_size._asdict(), lambda: measure_time(timed_size, 4, rounds))
 
     # Print.
     fields = list(Size._fields)
@@ -82,11 +87,7 @@ def main() -> None:
     print("\nGrowth per inner step in units of the parameters and Adam's state\n")
     common.print_table(grown, [*fields, "inner steps", *EXACT])
     print("\nMilliseconds\n")
-    common.print_table([timed], [*fields, "num_inner_steps", *SIDES])
-
-    # Append.
-    for table, rows in (("memory", memory), ("growth", grown), ("time", [timed])):
-        common.emit(rows, options.out, benchmark="transformer", table=table)
+    common.print_table(timed, [*fields, "num_inner_steps", *SIDES])
 
 
 def init_params(size: Size, key: Array) -> Params:
@@ -143,7 +144,7 @@ def measure_memory(size: Size, num_inner_steps: int) -> dict[str, Any]:
     }
     unit = common.num_bytes(params)
     return {
-        **size._asdict(), "num_inner_steps": num_inner_steps, "params_bytes": unit,
+        "params_bytes": unit,
         "temp_bytes": found, **{name: value / unit for name, value in found.items()},
         "exact / first": found["forward over reverse"] / found["first order"],
     }  # fmt: skip
@@ -184,7 +185,7 @@ def measure_time(size: Size, num_inner_steps: int, rounds: int) -> dict[str, Any
     }
     seconds = common.alternate(sides, rounds)
     milliseconds = {name: 1e3 * float(np.median(took)) for name, took in seconds.items()}
-    return {**size._asdict(), "num_inner_steps": num_inner_steps, "unit": "ms", **milliseconds}
+    return {"num_inner_steps": num_inner_steps, "unit": "ms", **milliseconds}
 
 
 def _norm(x: Array, scale: Array) -> Array:

@@ -1,9 +1,12 @@
 """The measurements that the benchmarks share."""
 
+import argparse
 import importlib
 import json
 import sys
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -28,10 +31,29 @@ def test_growth_is_per_step_and_unit_of_the_sides_that_are_left():
     assert common.growth_per_step(before, after, num_steps=3, unit=10) == {"exact": 2}
 
 
+def _options(out, *, resume=False):
+    return argparse.Namespace(out=out, quick=True, resume=resume)
+
+
 def test_rows_are_appended_with_labels_and_environment(tmp_path):
     out = tmp_path / "rows.jsonl"
-    common.emit([{"x": 1}], out, table="a")
-    common.emit([{"x": 2}], out, table="b")
+    for x, table in enumerate("ab"):
+        common.Rows(_options(out), table=table).of({"work": "w"}, lambda x=x: {"x": x})
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(row["table"], row["x"]) for row in rows] == [("a", 1), ("b", 2)]
-    assert all({"commit", "versions", "device", "command"} <= set(row) for row in rows)
+    assert [(row["table"], row["work"], row["x"]) for row in rows] == [("a", "w", 0), ("b", "w", 1)]
+    assert all({"quick", "commit", "versions", "device", "command"} <= set(row) for row in rows)
+
+
+def test_a_case_that_the_file_holds_is_not_measured_again(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    for number in range(2):
+        rows = [{"x": number, "part": part} for part in "ab"]
+        common.Rows(_options(out), table="t").of({"work": number}, lambda rows=rows: rows)
+    with out.open("a") as file:
+        file.write('{"table": "t", "work": 2, "x"')  # a process was killed
+    table = common.Rows(_options(out, resume=True), table="t")
+    held = table.of({"work": 1}, lambda: pytest.fail("measured again"))
+    assert [(row["x"], row["part"]) for row in held] == [(1, "a"), (1, "b")]
+    assert [row["x"] for row in table.of({"work": 2}, lambda: {"x": 7})] == [7]
+    assert [row["x"] for row in common.Rows(_options(out)).of({"work": 1}, lambda: {"x": 8})] == [8]
+    assert [json.loads(line)["x"] for line in out.read_text().splitlines()[5:]] == [7, 8]
