@@ -5,6 +5,7 @@ array is made and nothing runs.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,7 +183,12 @@ def cases(options: Any) -> list[tuple[str, Model, int, str]]:
 
 def main(options: Any) -> None:
     """Measures, appends and prints the rows."""
-    target = find_target(options.target)
+    try:
+        target = find_target(options.target)
+    except (RuntimeError, ValueError) as error:  # JAX raises both, and NotImplementedError
+        reason = str(error).split("\n", maxsplit=1)[0][:200]
+        print(f"error: --target {options.target}: {reason}", file=sys.stderr)
+        sys.exit(2)
     rows = common.Rows(options, benchmark="transformer", table="compile-only")
     found = []
     for name, model, number, variant in cases(options):
