@@ -212,8 +212,8 @@ def _pull_back(
     # a tangent: the tangents of the other arguments are zeros that JAX never materializes.
     loss = lambda params, floats: loss_fn(params, *trees.combine(floats, others))
     grad = lambda params: jax.grad(loss, argnums=(0, 1))(params, floats)
-    dense = lambda c: jnp.zeros(c.shape, c.dtype) if _is_zero(c) else c
-    tangent = jax.tree.map(dense, grad_cotangent)
+    dense = lambda p, c: jnp.zeros_like(p) if _is_zero(c) else c
+    tangent = jax.tree.map(dense, params, grad_cotangent)
     first, pulled = jax.jvp(grad, (params,), (tangent,))
 
     # Nothing depends on the losses of an inner loop but their report: then dL/dx, as large as the
