@@ -2,11 +2,14 @@
 
     python benchmarks/transformer.py
     python benchmarks/transformer.py --layers 12 --width 768 --sequence 1024 --support 1 --query 1
+    python benchmarks/transformer.py --compile-only --models 1.3B --target h100
 
 The tables have XLA's temporary memory of one task's meta-gradient, which needs no run: reverse over
 reverse, the same with each inner step under jax.checkpoint, forward over reverse, and first order. The
 model is decoder-only and pre-norm, with learned positions. Each block is under jax.checkpoint, so the
 model's own gradient is already frugal.
+
+--compile-only measures models of 125M to 1.3B parameters (large_models.py), for the device --target.
 """
 
 import argparse
@@ -18,6 +21,8 @@ from typing import Any, NamedTuple
 import common
 import jax
 import jax.numpy as jnp
+import language_model
+import large_models
 import numpy as np
 import optax
 
@@ -72,6 +77,9 @@ def main() -> None:
     """Measures, appends and prints the rows."""
     # Measure and append.
     options = _options()
+    if options.compile_only:
+        large_models.main(options)
+        return
     memory, rows = [], functools.partial(common.Rows, options, benchmark="transformer")
     for size, number in _cases(options):
         case = {**size._asdict(), "num_inner_steps": number}
@@ -217,6 +225,19 @@ def _options() -> argparse.Namespace:
         )
     parser.add_argument("--inner-steps", type=int, nargs="+", default=NUM_INNER_STEPS)
     parser.add_argument("--large", action="store_true", help="measures the largest sizes too")
+    parser.add_argument(
+        "--compile-only", action="store_true", help="memory of large models, compiled but not run"
+    )
+    parser.add_argument(
+        "--target", default="cpu",
+        help="with --compile-only: cpu, h100 or a TPU topology such as v5p:2x2x1",
+    )  # fmt: skip
+    parser.add_argument(
+        "--models", nargs="+", choices=language_model.MODELS, help="with --compile-only"
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=large_models.VARIANTS, help="with --compile-only"
+    )
     return parser.parse_args()
 
 

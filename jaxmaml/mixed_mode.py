@@ -181,7 +181,8 @@ def _forward_over_reverse(fun: Callable[..., Any], has_aux: bool) -> Callable[..
         return plain(*args)
 
     def forward(args: tuple[Any, ...]) -> Any:
-        return plain(*args), args
+        values = jax.tree.map(lambda leaf: leaf.value, args)
+        return plain(*values), values
 
     def backward(args: tuple[Any, ...], cotangents: Any) -> Any:
         value_cotangent, grad_cotangent = cotangents
@@ -190,12 +191,16 @@ def _forward_over_reverse(fun: Callable[..., Any], has_aux: bool) -> Callable[..
         with explain_forward_mode():
             return (_pull_back(loss_fn, args, loss_cotangent, grad_cotangent),)
 
-    apply.defvjp(forward, backward)
+    apply.defvjp(forward, backward, symbolic_zeros=True)
     return apply
 
 
+def _is_zero(leaf: Any) -> bool:
+    return isinstance(leaf, jax.custom_derivatives.SymbolicZero)
+
+
 def _pull_back(
-    loss_fn: Callable[..., Array], args: tuple[Any, ...], loss_cotangent: Array, grad_cotangent: Any
+    loss_fn: Callable[..., Array], args: tuple[Any, ...], loss_cotangent: Any, grad_cotangent: Any
 ) -> tuple[Any, ...]:
     """c_loss * dL/dx + d/dx <dL/dp, c_g> for x = args, p = args[0]; float0 for integers and keys."""
     # Arguments without a derivative are set aside.
@@ -207,8 +212,15 @@ def _pull_back(
     # a tangent: the tangents of the other arguments are zeros that JAX never materializes.
     loss = lambda params, floats: loss_fn(params, *trees.combine(floats, others))
     grad = lambda params: jax.grad(loss, argnums=(0, 1))(params, floats)
-    first, second = jax.jvp(grad, (params,), (grad_cotangent,))
-    pulled = jax.tree.map(lambda a, b: loss_cotangent.astype(a.dtype) * a + b, first, second)
+    dense = lambda p, c: jnp.zeros_like(p) if _is_zero(c) else c
+    tangent = jax.tree.map(dense, params, grad_cotangent)
+    first, pulled = jax.jvp(grad, (params,), (tangent,))
+
+    # Nothing depends on the losses of an inner loop but their report: then dL/dx, as large as the
+    # arguments, is not computed. A cotangent that is an array of zeros would not tell XLA that.
+    if not _is_zero(loss_cotangent):
+        scale = lambda a, b: loss_cotangent.astype(a.dtype) * a + b
+        pulled = jax.tree.map(scale, first, pulled)
 
     no_cotangent = jax.tree.map(lambda leaf: np.zeros(jnp.shape(leaf), jax.dtypes.float0), others)
     return pulled[0], *trees.combine(pulled[1], no_cotangent)

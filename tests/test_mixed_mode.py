@@ -121,6 +121,26 @@ def test_aux_costs_no_second_forward_pass_and_is_not_differentiated():
     _assert_equal(jax.grad(both)(params), expected)
 
 
+def test_a_loss_that_nothing_depends_on_costs_no_gradient_of_the_parameters():
+    """Stacked layers in a scan, whose gradient is as large as they are."""
+    layers = jax.ShapeDtypeStruct((64, 32, 32), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 32), jnp.float32)
+
+    def loss(layers, x):
+        return jnp.sum(jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, layers)[0])
+
+    def memory(weight):
+        def meta_loss(layers, x):
+            value, grads = mixed_mode.value_and_grad(loss)(layers, x)
+            return jnp.sum(grads**2) + (weight * value if weight else 0)
+
+        analysis = jax.jit(jax.grad(meta_loss)).lower(layers, x).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes / layers.size / layers.dtype.itemsize
+
+    assert memory(0.0) < memory(2.0) - 0.9
+
+
 def test_forward_mode_from_outside_is_explained():
     params, batch = _inputs()
     run = mixed_mode.value_and_grad(_loss)
