@@ -8,30 +8,27 @@ interrupted by SIGINT, 143 by SIGTERM. An interrupted training is saved first.
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
-import io
 import os
 import pathlib
-import re
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tyro
 
-import jaxmaml
 from jaxmaml import files
-from jaxmaml.experiments import options, presets
+from jaxmaml.experiments import messages, options, presets
 from jaxmaml.experiments.options import List, Prepare, RunOptions, Settings, Show, Split
 from jaxmaml.experiments.presets import Preset
 
 SUCCESS, STOPPED, MISTAKE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 """The exit codes; 70 is EX_SOFTWARE of sysexits.h."""
-MAX_ARGUMENT, MAX_WORD = 1000, 200
-"""The most characters of an argument, and of a word in a message."""
+MAX_ARGUMENT = 1000
+"""The most characters of an argument."""
 
 _RUN = RunOptions()
 _AS_TRAINED = options.TaskOptions()
@@ -235,12 +232,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "data": data,
     }
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    _accept_all_characters()
+    messages.accept_all_characters()
     if arguments == ["--version"]:
-        print(f"jaxmaml {jaxmaml.__version__}")
+        print(f"jaxmaml {importlib.metadata.version('jaxmaml')}")
         return SUCCESS
     try:
-        with _warnings_as_lines():
+        with messages.warnings_as_lines():
             return _run(arguments, commands)
     except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)
@@ -275,18 +272,6 @@ def _run(arguments: list[str], commands: dict[str, Callable[..., int]]) -> int:
     return code
 
 
-@contextlib.contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Shows each warning as one line, without the place in the code."""
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"warning: {_one_line(str(message))}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
-
-
 def _report(error: Exception) -> int:
     """Prints an error, and returns the exit code: a line for what the user can mend, or a bug."""
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
@@ -297,7 +282,7 @@ def _report(error: Exception) -> int:
         traceback.print_exception(error)
         print("This is a bug in jaxmaml: please report it.", file=sys.stderr)
         return BUG
-    print(f"error: {_one_line(message)}", file=sys.stderr)
+    print(f"error: {messages.one_line(message)}", file=sys.stderr)
 
     # What cannot be written now cannot be written at the end of the process either.
     with contextlib.suppress(OSError, ValueError):  # an output that is not a file, or is closed
@@ -308,12 +293,6 @@ def _report(error: Exception) -> int:
     return MISTAKE
 
 
-def _one_line(message: str) -> str:
-    """Returns a message as one line, without the middle of words that are very long."""
-    shorten = lambda word: f"{word[0][:60]}... ({len(word[0]):,} characters)"
-    return re.sub(rf"\S{{{MAX_WORD},}}", shorten, " ".join(message.split()))
-
-
 def _check_lengths(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if len(argument) > MAX_ARGUMENT:
@@ -321,13 +300,6 @@ def _check_lengths(arguments: Sequence[str]) -> None:
                 f"an argument has {len(argument):,} characters, and the limit is "
                 f"{MAX_ARGUMENT:,}: {argument[:60]}..."
             )
-
-
-def _accept_all_characters() -> None:
-    """Lets the output replace what its encoding does not have, as ASCII has no plus-minus sign."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
