@@ -1,4 +1,4 @@
-"""What a command says on standard error: one line per message, in any encoding."""
+"""Messages of a command on standard error: one line each, in any encoding."""
 
 import contextlib
 import io
