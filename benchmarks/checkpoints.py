@@ -1,4 +1,4 @@
-"""What checkpoints cost a training: the time that they hold it up, their writing, their size.
+"""Measures what checkpoints cost a training: the time that they hold it up, their writing, their size.
 
     python benchmarks/checkpoints.py omniglot-5w1s --data-dir DIR --out checkpoints.jsonl
 

@@ -68,7 +68,7 @@ VARIANTS = {
 
 
 class Target(NamedTuple):
-    """What is compiled for: a device, and options of its compiler."""
+    """The device to compile for, and options of its compiler."""
 
     device: Any
     options: dict[str, Any]

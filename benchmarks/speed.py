@@ -61,7 +61,7 @@ def main() -> None:
 
     # Each work.
     rows: list[dict[str, Any]] = []
-    for work in args.work or (QUICK_WORKS if args.quick else peer_works.PRESETS):
+    for work in args.work:
         preset = peer_works.PRESETS[work]
         preset = peer_works.shrink(preset) if args.quick else preset
         rows += _measure(work, preset, rounds, limit, args)
@@ -80,12 +80,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--against", type=Path, metavar="DIR", help="another checkout of this repository"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.work = args.work or list(QUICK_WORKS if args.quick else peer_works.PRESETS)
+    return args
 
 
 def _compare_checkouts(args: argparse.Namespace, rounds: int) -> None:
     rows, other = common.Rows(args, table="against"), common.commit(args.against)
-    for work in args.work or (QUICK_WORKS if args.quick else peer_works.PRESETS):
+    for work in args.work:
         measure = functools.partial(_compared, args.against, work, rounds, quick=args.quick)
         found = rows.of({"work": work, "other_commit": other}, measure)
         common.print_table(found, against.COLUMNS)

@@ -84,7 +84,8 @@ def main() -> None:
     for size, number in _cases(options):
         case = {**size._asdict(), "num_inner_steps": number}
         memory += rows(table="memory").of(case, functools.partial(measure_memory, size, number))
-    grown = rows(table="growth").of({}, lambda: growth(memory))
+    sizes = [[*size, number] for size, number in _cases(options)]  # else --resume takes other ones
+    grown = rows(table="growth").of({"cases": sizes}, lambda: growth(memory))
     timed_size, rounds = (QUICK_SIZE, 2) if options.quick else (TIMED_SIZE, 9)
     timed = rows(table="time").of(timed_size._asdict(), lambda: measure_time(timed_size, 4, rounds))
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.tiny import PRESET, REGRESSION
+from experiments.tiny import PRESET, REGRESSION, interrupted_after
 from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments import candidates, compare, experiment, figures, presets
@@ -40,20 +40,9 @@ def _execute(out, preset=REGRESSION, specs=SINGLE, **options):
         return comparison, compare.execute(comparison)
 
 
-def _interrupted(out, monkeypatch, num_slices, *args, **options):
-    """Executes until some slices are made, over all runs, and a key is pressed."""
-    run_slices, left = fitting.run_slices, itertools.count(num_slices, -1)
-
-    def interrupted(*args, **options):
-        for item in run_slices(*args, **options):
-            if next(left) == 0:
-                raise KeyboardInterrupt
-            yield item
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fitting, "run_slices", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            _execute(out, *args, **options)
+def _interrupted(out, num_slices, *args, **options):
+    with interrupted_after(num_slices):
+        _execute(out, *args, **options)
 
 
 def _results(out):
@@ -106,11 +95,11 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_comparison_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch, capsys):
+def test_a_comparison_that_is_interrupted_ends_as_one_that_is_not(tmp_path, capsys):
     out, whole = tmp_path / "run", tmp_path / "whole"
     _execute(whole, specs=PAIR)
     for num_slices in (2, 1, 6):  # in the first run, there again, and in the second run
-        _interrupted(out, monkeypatch, num_slices, specs=PAIR)
+        _interrupted(out, num_slices, specs=PAIR)
     capsys.readouterr()
     _execute(out, specs=PAIR)
     said = capsys.readouterr().err
@@ -121,10 +110,10 @@ def test_a_comparison_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monk
     assert sorted(path.name for path in out.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
-def test_rows_after_the_checkpoint_are_made_again(whole, tmp_path, monkeypatch):
+def test_rows_after_the_checkpoint_are_made_again(whole, tmp_path):
     """A process that is killed has written rows of steps that no checkpoint holds."""
     out = tmp_path / "run"
-    _interrupted(out, monkeypatch, 3)
+    _interrupted(out, 3)
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"label": "first", "step": 3, "loss": 7.0}\n{"label": "first", "step": 6, "val')
     (out / ".metrics.jsonl.0123abcd").touch()
@@ -141,16 +130,16 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Manager, "save", lambda *args, **options: None)
-        _interrupted(out, patch, 3)
+        _interrupted(out, 3)
     assert not (out / "training").exists()
     assert (out / "metrics.jsonl").read_text()
     _execute(out)
     _check_equal(out, whole, SINGLE[0])
 
 
-def test_a_damaged_checkpoint_leads_to_the_one_before_it(whole, tmp_path, monkeypatch, capsys):
+def test_a_damaged_checkpoint_leads_to_the_one_before_it(whole, tmp_path, capsys):
     out = tmp_path / "run"
-    _interrupted(out, monkeypatch, 3)
+    _interrupted(out, 3)
     newest = out / "training" / "first" / "000000003" / "_METADATA"
     newest.write_bytes(newest.read_bytes()[:-1])
     capsys.readouterr()
@@ -167,11 +156,11 @@ VALIDATED = presets.override(
 """The parameters are ruined at once, and training stops after three of six steps."""
 
 
-def test_a_run_that_stopped_early_ends_as_one_that_is_not_interrupted(tmp_path, monkeypatch):
+def test_a_run_that_stopped_early_ends_as_one_that_is_not_interrupted(tmp_path):
     out, whole = tmp_path / "run", tmp_path / "whole"
     _execute(whole, VALIDATED)
     for num_slices in (1, 1):
-        _interrupted(out, monkeypatch, num_slices, VALIDATED)
+        _interrupted(out, num_slices, VALIDATED)
     _, (run,) = _execute(out, VALIDATED)
     assert (run.num_outer_steps, run.stopped_early) == (3, True)
     _check_equal(out, whole, SINGLE[0], VALIDATED)
@@ -244,7 +233,7 @@ def test_skips_are_counted_across_an_interruption(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "build_experiment", poisoned)
     out, whole = tmp_path / "run", tmp_path / "whole"
     for num_slices in (2, 2):
-        _interrupted(out, monkeypatch, num_slices, preset)
+        _interrupted(out, num_slices, preset)
     for path in (out, whole):
         _, (run,) = _execute(path, preset)
         assert (run.num_outer_steps, run.num_skipped, run.stopped) == (6, 5, "")
@@ -335,11 +324,11 @@ SOURCES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", SOURCES)
-def test_every_kind_of_source_and_state_is_continued(what, small_datasets, tmp_path, monkeypatch):
+def test_every_kind_of_source_and_state_is_continued(what, small_datasets, tmp_path):
     preset, learner, streaming = SOURCES[what]
     specs = [Spec("run", "exact", 0.1, learner)]
     for num_slices in (2, 2):
-        _interrupted(tmp_path / "run", monkeypatch, num_slices, preset, specs, streaming=streaming)
+        _interrupted(tmp_path / "run", num_slices, preset, specs, streaming=streaming)
     for out in ("run", "whole"):
         _execute(tmp_path / out, preset, specs, streaming=streaming)
     _check_equal(tmp_path / "run", tmp_path / "whole", specs[0], preset)

@@ -1,6 +1,5 @@
 """Runs over several seeds: their own starts and episodes, shared programs, mean and spread."""
 
-import itertools
 import json
 
 import jax
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.tiny import REGRESSION
+from experiments.tiny import REGRESSION, interrupted_after
 from jaxmaml import dispatch, fitting
 from jaxmaml.experiments import candidates, compare, figures, reevaluate
 from jaxmaml.experiments.candidates import Spec
@@ -111,20 +110,10 @@ def test_the_programs_of_the_first_seed_serve_the_others(monkeypatch):
     assert texts[0] == texts[1]
 
 
-def test_each_seed_is_continued(seeds, tmp_path, monkeypatch, capsys):
-    out, whole, left = tmp_path / "run", seeds[0], itertools.count(8, -1)
-    run_slices = fitting.run_slices
-
-    def interrupted(*args, **options):
-        for item in run_slices(*args, **options):
-            if next(left) == 0:
-                raise KeyboardInterrupt
-            yield item
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fitting, "run_slices", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            _execute(out, seed=3, num_seeds=2)
+def test_each_seed_is_continued(seeds, tmp_path, capsys):
+    out, whole = tmp_path / "run", seeds[0]
+    with interrupted_after(8):
+        _execute(out, seed=3, num_seeds=2)
     _execute(out, seed=3, num_seeds=2)
     assert "first, seed 4: continues from outer step" in capsys.readouterr().err
     assert (out / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()

@@ -1,8 +1,14 @@
-"""A preset and options of the commands that train in a second."""
+"""A preset and options of the commands that train in a second, and trainings that are interrupted."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
 
 import jax
+import pytest
 
 import jaxmaml
+from jaxmaml import fitting
 from jaxmaml.experiments import candidates, networks, presets
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.experiment import outer_optimizer
@@ -63,3 +69,20 @@ def initial_state(preset, learner, input_shape):
     candidate = candidates.build(spec, preset, network.model, num_classes, key)
     optimizer = outer_optimizer(preset)
     return jaxmaml.init_state(candidate.learner, optimizer, network.params, network.state)
+
+
+@contextlib.contextmanager
+def interrupted_after(num_slices: int) -> Iterator[None]:
+    """Presses a key in the block when some slices are made, over all of its trainings."""
+    run_slices, left = fitting.run_slices, itertools.count(num_slices, -1)
+
+    def interrupted(*args, **options):
+        for item in run_slices(*args, **options):
+            if next(left) == 0:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "run_slices", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            yield
