@@ -20,7 +20,7 @@ from flax import linen
 
 import jaxmaml
 from jaxmaml import nn
-from jaxmaml.nn.norm import NORM_EPS
+from jaxmaml.nn.normalizer import NORM_EPS
 from jaxmaml.types import Array, ModelFn, Params
 
 SIDE, WAY, NUM_LAYERS = 28, 5, 4

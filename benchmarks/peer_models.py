@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import torchbench
 
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.nn.norm import NORM_EPS
+from jaxmaml.nn.normalizer import NORM_EPS
 from jaxmaml.types import MetaParams, Task
 
 Tensors = dict[str, torch.Tensor]

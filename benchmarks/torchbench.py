@@ -4,7 +4,7 @@ https://github.com/pytorch/benchmark, torchbenchmark/models/maml_omniglot: three
 convolution without padding, with a bias and 64 filters, normalization by the statistics of the batch,
 ReLU and 2x2 max-pooling, then a linear layer; 28x28 images, 5-way 5-shot with 15 query images per class,
 32 tasks, five inner steps of 0.1 over all parameters, exact. Only the constant that the normalization
-adds to the variance is another one, on both sides of a comparison: `jaxmaml.nn.norm.NORM_EPS`.
+adds to the variance is another one, on both sides of a comparison: `jaxmaml.nn.normalizer.NORM_EPS`.
 """
 
 import jax.numpy as jnp

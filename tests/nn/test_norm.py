@@ -11,7 +11,8 @@ from flax import nnx
 
 import jaxmaml
 from jaxmaml import nn
-from jaxmaml.nn.norm import NORM_EPS, POLICIES, BatchStatisticsNorm, cancels_bias, make_norm
+from jaxmaml.nn.norm import POLICIES, BatchStatisticsNorm, cancels_bias, make_norm
+from jaxmaml.nn.normalizer import NORM_EPS
 
 STORED = ("inductive", "running", "per_step")
 BY_BATCH = ("transductive", *STORED)

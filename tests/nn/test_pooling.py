@@ -178,6 +178,15 @@ def test_derivatives_contain_no_interior_pads():
     assert "pad" in {eqn.primitive.name for eqn in strided.eqns}  # the test would see them
 
 
+def test_entries_are_compared_once_not_once_per_use():
+    """A compiler may compute the place of the maximum again in each use of it."""
+    inputs, norm = draw(0, 2, 4, 4, 3), nn.make_norm("transductive", 3)
+    pool = lambda x: nn.normalize_and_pool([(x, norm)])
+    compiled = jax.jit(lambda x: derivatives(pool, x, x)[1:]).lower(inputs).compile()
+    # Only the search for a maximum asks whether a number is NaN.
+    assert 1 <= compiled.as_text().count("direction=NE") <= 2
+
+
 @pytest.mark.parametrize(
     ("shape", "window", "named"),
     [((4, 1), 2, "inputs"), ((1, 4, 4, 1), 5, "window"), ((1, 4, 4, 1), 0, "window")],
