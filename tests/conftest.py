@@ -1,5 +1,6 @@
 """Fixtures that several test modules use."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -21,10 +22,31 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # And what the package keeps for a user is kept there too: prepared glyphs, indices, images.
     os.environ["XDG_CACHE_HOME"] = str(Path(_shared_cache.name, "user"))
 
+import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)  # so that sharding is tested everywhere
+
+# The same examples in every run, however long one of them compiles; a test says only how many.
+hypothesis.settings.register_profile(
+    "jaxmaml",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("jaxmaml")
+
+
+def pytest_collection_finish() -> None:
+    """Lets the garbage collector run rarely: traced programs are many small objects that stay.
+
+    At its default, it walks through all of them every few hundred allocations: a tenth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

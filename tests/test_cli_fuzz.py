@@ -238,20 +238,14 @@ def _check(commands: Commands, line: Line) -> None:
         _check_effect(line, comparison)
 
 
-_SETTINGS = hypothesis.settings(
-    deadline=None, derandomize=True, database=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)  # fmt: skip
-
-
-@hypothesis.settings(_SETTINGS, max_examples=200)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(line=lines())
 def test_a_line_is_refused_or_has_its_effect(commands, line):
     _check(commands, line)
 
 
 @pytest.mark.slow
-@hypothesis.settings(_SETTINGS, max_examples=5000)
+@hypothesis.settings(max_examples=5000)
 @hypothesis.given(line=lines())
 def test_thousands_of_lines_are_refused_or_have_their_effect(commands, line):
     _check(commands, line)

@@ -157,26 +157,20 @@ def _check(place: Path, arguments: list[str]) -> int:
     return code
 
 
-_SETTINGS = hypothesis.settings(
-    deadline=None, derandomize=True, database=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)  # fmt: skip
-
-
-@hypothesis.settings(_SETTINGS, max_examples=25)
+@hypothesis.settings(max_examples=15)
 @hypothesis.given(arguments=adapt_lines())
 def test_an_adaptation_writes_all_or_nothing(place, arguments):
     _check(place, arguments)
 
 
-@hypothesis.settings(_SETTINGS, max_examples=12)
+@hypothesis.settings(max_examples=8)
 @hypothesis.given(arguments=report_lines())
 def test_a_report_is_written_or_refused(place, arguments):
     _check(place, arguments)
 
 
 @pytest.mark.slow
-@hypothesis.settings(_SETTINGS, max_examples=400)
+@hypothesis.settings(max_examples=400)
 @hypothesis.given(arguments=adapt_lines() | report_lines())
 def test_hundreds_of_lines_write_all_or_nothing(place, arguments):
     _check(place, arguments)

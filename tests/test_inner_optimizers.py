@@ -130,7 +130,7 @@ TABLE: dict[str, Row] = {
     "scale_by_backtracking_linesearch": _then_sgd("scale_by_backtracking_linesearch", 5),
     "noisy_sgd": _alone("noisy_sgd", LR, key=KEY),
     "polyak_sgd": _alone("polyak_sgd"),
-    "lbfgs": _alone("lbfgs", LR, linesearch=None),
+    "lbfgs": _alone("lbfgs", LR, memory_size=2, linesearch=None),
     "apply_if_finite": Row(lambda: optax.apply_if_finite(optax.sgd(LR), 3)),
     "nesterov": Row(lambda: optax.sgd(LR, momentum=0.9, nesterov=True)),
     "sgd with a schedule": Row(lambda: optax.sgd(optax.linear_schedule(0.1, 0.01, 3))),

@@ -192,3 +192,12 @@ def test_there_is_no_utils_module() -> None:
 def test_a_module_can_be_read_in_one_sitting(path: Path) -> None:
     num_lines = len(path.read_text().splitlines())
     assert num_lines <= MAX_LINES, f"{_name(path)} has {num_lines} lines, allowed: {MAX_LINES}"
+
+
+def test_the_modules_of_benchmarks_do_not_shadow_those_of_tests():
+    """Tests of the benchmarks put that directory onto the path, where the folders of tests/ are too."""
+    folders = [path for path in ROOT.joinpath("tests").rglob("*") if path.is_dir()]
+    on_path = [ROOT / "tests", *(path for path in folders if not (path / "__init__.py").exists())]
+    names = {entry.stem for path in on_path for entry in path.iterdir()}
+    shadows = names & {path.stem for path in ROOT.joinpath("benchmarks").glob("*.py")}
+    assert not shadows

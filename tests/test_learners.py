@@ -198,13 +198,27 @@ FURTHER = {
     *("fomaml-adam", "fomaml-adam-in-segments", "maml++-fixed-rates", "meta-sgd-layer-per-step"),
     *("meta-sgd-scalar", "unicorn-learned-rates", "cavia-learned-rates"),
 }
-each_row = pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(row, id=name, marks=[pytest.mark.slow] * (name in FURTHER))
-        for name, row in ROWS.items()
-    ],
-)
+# What tasks, devices and compilation do to a learner depends on how its step is made, not on its rule.
+# These rows make it in each way: by scan, with a schedule, with statistics, without steps, implicitly.
+EACH_WAY = {
+    *("maml-1-step", "maml-3-steps", "maml-multi-step-loss", "maml-exact-later", "maml++"),
+    *("cavia", "meta-curvature", "reptile", "imaml", "r2d2", "proto-maml"),
+}
+
+
+def _rows(is_slow):
+    """Parametrizes a test by all rows; those whose name `is_slow` run with `-m slow`."""
+    return pytest.mark.parametrize(
+        "row",
+        [
+            pytest.param(row, id=name, marks=[pytest.mark.slow] * is_slow(name))
+            for name, row in ROWS.items()
+        ],
+    )
+
+
+each_row = _rows(lambda name: name in FURTHER)
+each_way = _rows(lambda name: name not in EACH_WAY)
 
 
 @functools.cache
@@ -266,18 +280,26 @@ def test_central_differences_of_a_network_with_kinks():
 def test_every_mode_gives_the_same(row):
     if not isinstance(row.adjoint, jaxmaml.Exact):
         pytest.skip("has no exact adjoint to choose a mode of")
-    _assert_modes_agree(row, smooth)
+    _assert_modes_agree(row, smooth, "forward_over_reverse")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_every_mode_gives_the_same_on_a_convolutional_network():
-    _assert_modes_agree(ROWS["maml-3-steps"], conv4)
+    _assert_modes_agree(ROWS["maml-3-steps"], conv4, "forward_over_reverse", "checkpoint")
 
 
-def _assert_modes_agree(row, problem):
+@each_way
+@pytest.mark.usefixtures("x64")
+def test_recomputing_gives_the_same(row):
+    if not isinstance(row.adjoint, jaxmaml.Exact):
+        pytest.skip("has no exact adjoint to choose a mode of")
+    _assert_modes_agree(row, smooth, "checkpoint")
+
+
+def _assert_modes_agree(row, problem, *modes):
     expected = _meta_grad(_in_mode(row, "reverse"), problem, jnp.float64)[1]
-    for mode in ("forward_over_reverse", "checkpoint"):
+    for mode in modes:
         assert_close(_meta_grad(_in_mode(row, mode), problem, jnp.float64)[1], expected, 1e-10)
 
 
@@ -301,7 +323,7 @@ def test_vmap_equals_a_loop_and_every_chunk_size_agrees(row):
             np.testing.assert_allclose(loss, info.query_loss.mean(), rtol=1e-5)
 
 
-@each_row
+@each_way
 @pytest.mark.parametrize(
     "num_devices",
     [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3],
@@ -340,7 +362,7 @@ def _on_devices(num_devices, learner, params, tasks, weights=None):
     return jax.jit(run)(place(params, whole), place(tasks, shared), place(weights, shared))
 
 
-@each_row
+@each_way
 def test_number_of_traces_does_not_grow_with_steps(row):
     problem = smooth()
     learner, optimizer = row.learner(problem), optax.adam(1e-3)
@@ -358,7 +380,11 @@ def test_number_of_traces_does_not_grow_with_steps(row):
 
 
 @each_row
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype",
+    # A value that is promoted shows at the narrowest type already.
+    ["bfloat16", *(pytest.param(wide, marks=pytest.mark.slow) for wide in ("float32", "float64"))],
+)
 @pytest.mark.usefixtures("x64")
 def test_dtype_and_structure_are_preserved(row, dtype):
     problem = smooth(jnp.dtype(dtype))
@@ -371,6 +397,9 @@ def test_dtype_and_structure_are_preserved(row, dtype):
         meta_state, problem.tasks,
     )  # fmt: skip
     chex.assert_trees_all_equal_shapes_and_dtypes(stepped, meta_state)
+    # Else the second step would be compiled again.
+    is_weak = lambda tree: [leaf.weak_type for leaf in jax.tree.leaves(tree)]
+    assert is_weak(stepped) == is_weak(meta_state)
     assert metrics["loss"].dtype == dtype
     task = jax.tree.map(lambda leaf: leaf[0], problem.tasks)
     adapted, _ = jax.eval_shape(learner.adapt, meta_state.params, task.support)
@@ -385,15 +414,38 @@ def test_float32_agrees_with_float64(row):
     assert_close(low, high, 1e-4)
 
 
+def _loss(learner, meta_params, tasks):
+    return jnp.mean(jax.vmap(learner.loss, (None, 0))(meta_params, tasks)[0])
+
+
 @each_row
 @pytest.mark.usefixtures("x64")
 def test_what_the_loss_closes_over_is_differentiated(row):
+    _assert_scale_is_differentiated(row, _loss)
+
+
+@pytest.mark.slow
+@each_row
+@pytest.mark.usefixtures("x64")
+def test_what_the_loss_closes_over_is_differentiated_through_meta_grad(row):
+    _assert_scale_is_differentiated(row, lambda *args: jaxmaml.meta_grad(*args)[0])
+
+
+@pytest.mark.usefixtures("x64")
+def test_meta_grad_is_differentiated():
+    """The cheap sibling of the test before it."""
+    meta_loss = lambda *args: jaxmaml.meta_grad(*args)[0]
+    _assert_scale_is_differentiated(ROWS["maml-1-step"], meta_loss)
+
+
+def _assert_scale_is_differentiated(row, loss_of):
+    """Compares the derivative of the meta-loss by a factor of the task loss with differences."""
     problem = smooth(jnp.float64)
 
     def meta_loss(scale):
         scaled = lambda params, batch: scale * problem.loss_fn(params, batch)
         learner = row.learner(problem._replace(loss_fn=scaled))
-        return jaxmaml.meta_grad(learner, learner.init(problem.params), problem.tasks)[0]
+        return loss_of(learner, learner.init(problem.params), problem.tasks)
 
     if not row.is_derivative:
         pytest.skip("the first order leaves out how the inner gradients depend on anything")

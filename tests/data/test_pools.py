@@ -34,7 +34,7 @@ def test_from_images_puts_every_image_on_the_device():
     assert pool.names == images.names
 
 
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_episodes_of_unequal_classes(data):
     sizes = data.draw(st.lists(st.integers(2, 9), min_size=1, max_size=6), label="sizes")

@@ -226,7 +226,9 @@ def test_a_killed_worker_is_an_error_and_does_not_hang(tmp_path, folder):
     assert "RuntimeError" in errors or "process" in errors
 
 
-@pytest.mark.parametrize("dataset", ["omniglot", "cifar-fs", "fc100"])
+@pytest.mark.parametrize(
+    "dataset", ["omniglot", "cifar-fs", pytest.param("fc100", marks=pytest.mark.slow)]
+)
 def test_prepared_sets_stream_what_their_pools_give(dataset, test_data):
     images = datasets.images(dataset, test_data, cache=False)["val"]
     settings: dict[str, Any] = {"rotate": dataset == "omniglot"}

@@ -95,7 +95,7 @@ def test_a_class_has_more_shots_than_it_adds_to_the_size_of_the_support():
     np.testing.assert_array_equal(bounded.shots, np.minimum(drawn.shots, 20))
 
 
-@settings(max_examples=3, deadline=None)  # each example compiles a program
+@settings(max_examples=3)  # each example compiles a program
 @given(data=st.data())
 def test_episodes_hold_their_rules(data):
     sizes = data.draw(st.lists(st.integers(2, 12), min_size=2, max_size=6))

@@ -9,26 +9,32 @@ import jax
 import numpy as np
 import pytest
 
+from jaxmaml import files
 from jaxmaml.data import class_splits, datasets, pools
 from jaxmaml.data.builders import glyphs as builder
 
 NUM_CLASSES = {"train": 229, "val": 83, "test": 247}
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """A directory where glyphs were prepared: without TensorFlow, and with nothing printed."""
-    directory = tmp_path_factory.mktemp("glyphs")
+@pytest.fixture(scope="session")
+def data_dir():
+    """The user's data directory, where glyphs are prepared once for the tests of both workers."""
+    datasets.class_names("glyphs")
+    return files.cache_dir() / "tfds"
+
+
+def test_glyphs_are_prepared_without_tensorflow_and_with_nothing_printed(tmp_path):
     code = (
         "import sys\n"
         "from jaxmaml.data import datasets\n"
-        f"assert len(datasets.load('glyphs', {str(directory)!r})['val'].names) == 83\n"
+        "from jaxmaml.data.builders import glyphs\n"
+        "glyphs.NUM_DRAWINGS = 1\n"  # which takes a moment
+        f"assert len(datasets.load('glyphs', {str(tmp_path)!r})['val'].names) == 83\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +121,7 @@ def test_drawings_cycle_over_the_faces_and_differ():
     assert len({np.asarray(image).tobytes() for image, _ in drawn}) == 20
 
 
+@pytest.mark.slow  # its cheap sibling is the one after it, and the example of `select` runs it
 def test_the_class_split_is_the_one_that_select_draws():
     # Another FreeType may move a pair across the threshold, so the class split is committed.
     drawn = {name for names in builder.select().values() for name in names}

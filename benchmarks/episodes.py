@@ -1,6 +1,6 @@
 """Episodes from the device and from disk: their speed, alone and beside training, and their memory.
 
-    python benchmarks/data.py --data-dir DIR --out data.jsonl
+    python benchmarks/episodes.py --data-dir DIR --out episodes.jsonl
 
 Three tables. Sampling alone, in tasks per second. A training loop fed by the pool on the device and by
 the stream, in turn A B A B: `ratio` is the stream's time over the pool's. Peak anonymous memory of a
