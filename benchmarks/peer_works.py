@@ -23,7 +23,7 @@ from jaxmaml.experiments import candidates, learners, networks, presets
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.types import Array, LossFn, MetaLearner, MetaParams, MetaState, Task
 
-IMAGE_SHAPE = (28, 28, 1)
+COLOR = presets.get("cifar-fs-5w1s")
 CONV = presets.get("glyphs-5w1s")
 
 PRESETS: dict[str, Preset] = {
@@ -35,6 +35,7 @@ PRESETS: dict[str, Preset] = {
         CONV, shot=5, query=15, pooled=True, num_inner_steps=5, num_tasks=4, inner_lr=0.05
     ),
     "torchbench": torchbench.PRESET,
+    "cifar-fs": COLOR,
     "mlp": presets.get("omniglot-mlp-5w1s"),
     "sinusoid": presets.get("sinusoid-5shot"),
 }
@@ -64,6 +65,11 @@ class Problem(NamedTuple):
         return self.preset.core_chunk_size
 
 
+def image_shape(preset: Preset) -> tuple[int, int, int]:
+    """Returns the shape of an image of a work: gray, or that of CIFAR."""
+    return (32, 32, 3) if preset.dataset == COLOR.dataset else (28, 28, 1)
+
+
 def shrink(preset: Preset) -> Preset:
     """Returns the same work at a size that takes a moment: a check of the code, not a measurement."""
     sizes = {"hidden_sizes": (16,) * len(preset.hidden_sizes)} if preset.model == "mlp" else {}
@@ -83,7 +89,7 @@ def build(preset: Preset, order: str) -> Problem:
         adjoint, sgd = learners.ADJOINTS[order], optax.sgd(preset.inner_lr)
         learner = jaxmaml.maml(loss_fn, sgd, preset.num_inner_steps, adjoint=adjoint)
         return Problem(preset, learner, loss_fn, params, _tasks(preset))
-    shape = (1,) if preset.is_regression else IMAGE_SHAPE
+    shape = (1,) if preset.is_regression else image_shape(preset)
     model, params, _ = networks.build(preset, shape, jax.random.key(0))
     spec = candidates.Spec(order, order, preset.inner_lr)
     learner = candidates.build(spec, preset, model, 0, jax.random.key(0)).learner
@@ -96,7 +102,7 @@ def source(preset: Preset) -> Callable[[Array], Task]:
         return sinusoid.sampler(num_tasks=preset.num_tasks, shot=preset.shot, query=preset.query)
     num_classes, num_images = 4 * preset.way, 20
     labels = np.repeat(np.arange(num_classes), num_images)
-    images = np.random.default_rng(0).integers(0, 256, (labels.size, *IMAGE_SHAPE), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (labels.size, *image_shape(preset)), np.uint8)
     pool = pools.from_arrays(images, labels, [str(number) for number in range(num_classes)])
     return pools.sampler(
         pool, num_tasks=preset.num_tasks, way=preset.way, shot=preset.shot, query=preset.query,
@@ -190,4 +196,6 @@ def options(preset: Preset) -> dict[str, Any]:
 def _tasks(preset: Preset) -> Task:
     if preset.is_regression:
         return source(preset)(jax.random.key(0))
-    return common.image_tasks(preset.num_tasks, preset.way, preset.shot, preset.query, IMAGE_SHAPE)
+    return common.image_tasks(
+        preset.num_tasks, preset.way, preset.shot, preset.query, image_shape(preset)
+    )

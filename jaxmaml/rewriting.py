@@ -1,7 +1,7 @@
 """Functions in which some primitive operations are replaced, wherever they occur."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, primitives
@@ -12,8 +12,28 @@ Rules: TypeAlias = Mapping[Primitive, Rule]
 """The rule of each primitive that is replaced."""
 
 
+class Rewriting(NamedTuple):
+    """The rules by which operations are replaced.
+
+    Attributes:
+        rules: the rule of each primitive. Operations that hold one of these are made anew.
+        carried: rules of other primitives, for which nothing is made anew.
+        settle: returns a value as an array. The values that rules return may be anything that the
+            other rules take; operations without a rule, and the caller, get arrays.
+    """
+
+    rules: Rules
+    carried: Rules
+    settle: Callable[[Any], Any]
+
+
 def rewrite(
-    fun: Callable[..., Any], rules: Rules, *, only_with: Collection[Primitive] | None = None
+    fun: Callable[..., Any],
+    rules: Rules,
+    *,
+    only_with: Collection[Primitive] | None = None,
+    carried: Rules | None = None,
+    settle: Callable[[Any], Any] = lambda value: value,
 ) -> Callable[..., Any]:
     """Returns `fun` with some of its primitive operations replaced.
 
@@ -26,6 +46,7 @@ def rewrite(
         rules: the rule of each primitive.
         only_with: a function without any of these primitives is called as it is. Defaults to those
             that have a rule.
+        carried, settle: for rules that return something else than arrays; see `Rewriting`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -35,12 +56,14 @@ def rewrite(
         2.0
     """
 
+    rewriting = Rewriting(rules, carried or {}, settle)
+
     def rewritten(*args: Any) -> Any:
         jaxpr, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
         if not contains(jaxpr.jaxpr, rules if only_with is None else only_with):
             return fun(*args)
-        outputs = _evaluate(jaxpr, rules, jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+        outputs = evaluate(jaxpr, rewriting, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), map(settle, outputs))
 
     return rewritten
 
@@ -96,58 +119,76 @@ def _inside(eqn: JaxprEqn) -> Iterator[Jaxpr]:
                 yield item
 
 
-def _evaluate(closed: ClosedJaxpr, rules: Rules, args: Sequence[Any]) -> list[Any]:
-    """The outputs of a jaxpr, one operation after the other."""
+def evaluate(closed: ClosedJaxpr, rewriting: Rewriting, args: Sequence[Any]) -> list[Any]:
+    """Returns the outputs of a jaxpr, one operation after the other.
+
+    Args:
+        closed: the jaxpr.
+        rewriting: how its operations are replaced.
+        args: its arguments: arrays, or what the rules take for them. So are the outputs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jax.extend.core import primitives
+        >>> as_cosine = lambda eqn, x: [jnp.cos(x)]
+        >>> rules = {primitives.sin_p: as_cosine}
+        >>> rewriting = Rewriting(rules, {}, lambda value: value)
+        >>> float(evaluate(jax.make_jaxpr(jnp.sin)(0.0), rewriting, [0.0])[0])
+        1.0
+    """
     jaxpr = closed.jaxpr
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
     read = lambda atom: atom.val if isinstance(atom, Literal) else values[atom]
     for eqn in jaxpr.eqns:
-        outputs = _operation(eqn, rules, [read(atom) for atom in eqn.invars])
+        outputs = _operation(eqn, rewriting, [read(atom) for atom in eqn.invars])
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _operation(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
-    if _is_rebuilt(eqn, rules):
-        return _REBUILD[eqn.primitive](eqn, rules, operands)
+def _operation(eqn: JaxprEqn, rewriting: Rewriting, operands: list[Any]) -> Sequence[Any]:
+    settled = lambda: [rewriting.settle(operand) for operand in operands]
+    if _is_rebuilt(eqn, rewriting.rules):
+        is_inlined = eqn.primitive is primitives.jit_p
+        return _REBUILD[eqn.primitive](eqn, rewriting, operands if is_inlined else settled())
+    rule = rewriting.rules.get(eqn.primitive) or rewriting.carried.get(eqn.primitive)
     with eqn.ctx.manager:  # what the operation was traced under, such as a precision
-        if eqn.primitive in rules:
-            replaced = rules[eqn.primitive](eqn, *operands)
-            if replaced is not None:
-                return replaced
+        replaced = None if rule is None else rule(eqn, *operands)
+        if replaced is not None:
+            return replaced
+        operands = settled()
         outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return outputs if eqn.primitive.multiple_results else [outputs]
 
 
-def _function(closed: ClosedJaxpr, rules: Rules, *before: Any) -> Callable[..., list[Any]]:
+def _function(closed: ClosedJaxpr, rewriting: Rewriting, *before: Any) -> Callable[..., list[Any]]:
     """A jaxpr with its operations replaced, as a function of the arguments after `before`."""
-    return lambda *args: _evaluate(closed, rules, [*before, *args])
+    return lambda *args: list(map(rewriting.settle, evaluate(closed, rewriting, [*before, *args])))
 
 
-def _jit(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
-    return _evaluate(eqn.params["jaxpr"], rules, operands)
+def _jit(eqn: JaxprEqn, rewriting: Rewriting, operands: list[Any]) -> Sequence[Any]:
+    return evaluate(eqn.params["jaxpr"], rewriting, operands)
 
 
-def _checkpoint(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
+def _checkpoint(eqn: JaxprEqn, rewriting: Rewriting, operands: list[Any]) -> Sequence[Any]:
     params = eqn.params
-    function = _function(ClosedJaxpr(params["jaxpr"], ()), rules)
+    function = _function(ClosedJaxpr(params["jaxpr"], ()), rewriting)
     return jax.checkpoint(
         function, policy=params["policy"], prevent_cse=params["prevent_cse"]
     )(*operands)  # fmt: skip
 
 
-def _cond(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
+def _cond(eqn: JaxprEqn, rewriting: Rewriting, operands: list[Any]) -> Sequence[Any]:
     index, *rest = operands
-    branches = [_function(branch, rules) for branch in eqn.params["branches"]]
+    branches = [_function(branch, rewriting) for branch in eqn.params["branches"]]
     return jax.lax.switch(index, branches, *rest)
 
 
-def _while(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
+def _while(eqn: JaxprEqn, rewriting: Rewriting, operands: list[Any]) -> Sequence[Any]:
     params = eqn.params
     num_cond, num_body = params["cond_nconsts"], params["body_nconsts"]
     for_cond, for_body = operands[:num_cond], operands[num_cond : num_cond + num_body]
-    condition = _function(params["cond_jaxpr"], rules, *for_cond)
-    body = _function(params["body_jaxpr"], rules, *for_body)
+    condition = _function(params["cond_jaxpr"], rewriting, *for_cond)
+    body = _function(params["body_jaxpr"], rewriting, *for_body)
     return jax.lax.while_loop(
         lambda carry: condition(*carry)[0], lambda carry: body(*carry), operands[num_cond + num_body :]
     )  # fmt: skip
@@ -158,12 +199,12 @@ def _num_scanned(outside: Sequence[Any], inside: Sequence[Any]) -> int:
     return sum(outer.aval.ndim > inner.aval.ndim for outer, inner in pairs)
 
 
-def _scan(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
+def _scan(eqn: JaxprEqn, rewriting: Rewriting, operands: list[Any]) -> Sequence[Any]:
     # What is scanned has one axis more outside; JAX names the other numbers differently by version.
     params, inside = eqn.params, eqn.params["jaxpr"].jaxpr
     num_carry = len(eqn.outvars) - _num_scanned(eqn.outvars, inside.outvars)
     num_consts = len(operands) - num_carry - _num_scanned(eqn.invars, inside.invars)
-    body = _function(params["jaxpr"], rules, *operands[:num_consts])
+    body = _function(params["jaxpr"], rewriting, *operands[:num_consts])
 
     def step(carry: list[Any], rows: list[Any]) -> tuple[list[Any], list[Any]]:
         outputs = body(*carry, *rows)
@@ -177,7 +218,7 @@ def _scan(eqn: JaxprEqn, rules: Rules, operands: list[Any]) -> Sequence[Any]:
     return [*last, *outputs]
 
 
-_REBUILD: dict[Primitive, Callable[[JaxprEqn, Rules, list[Any]], Sequence[Any]]] = {
+_REBUILD: dict[Primitive, Callable[[JaxprEqn, Rewriting, list[Any]], Sequence[Any]]] = {
     primitives.jit_p: _jit,
     primitives.remat_p: _checkpoint,
     primitives.cond_p: _cond,

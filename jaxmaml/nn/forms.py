@@ -18,9 +18,10 @@ from jax import lax
 from jax.extend.core import JaxprEqn, primitives
 
 from jaxmaml import rewriting
+from jaxmaml.nn import layouts
 from jaxmaml.nn.general_conv import conv_general
 from jaxmaml.nn.pooling import pool_by
-from jaxmaml.types import Array, ModelFn, StatefulFn, with_state
+from jaxmaml.types import ModelFn, StatefulFn, with_state
 
 PATCHES_ARE_FASTER = {"cpu": True, "gpu": False, "tpu": False}
 """Whether a product of patches is the faster form on a backend, by measurement.
@@ -101,7 +102,10 @@ def fast_convolutions(apply_fn: ModelFn) -> ModelFn:
             return apply_fn(*args, **kwargs)
         called = lambda args, kwargs: apply_fn(*args, **kwargs)
         with _explained("fast_convolutions", apply_fn):
-            return rewriting.rewrite(called, _RULES)(args, kwargs)
+            rewritten = rewriting.rewrite(
+                called, _RULES, carried=layouts.RULES, settle=layouts.settle
+            )
+            return rewritten(args, kwargs)
 
     return fast
 
@@ -209,30 +213,42 @@ def _why_pooling_is_left(eqn: JaxprEqn) -> str:
     return ""
 
 
-def _convolution(eqn: JaxprEqn, inputs: Array, kernel: Array) -> list[Array] | None:
-    return None if _why_left(eqn) else [conv_general(inputs, kernel, **eqn.params)]
+def _convolution(eqn: JaxprEqn, inputs: Any, kernel: Any) -> list[Any] | None:
+    if _why_left(eqn):
+        return None
+    # The inputs as they are stored, and the outputs with channels last.
+    specs, order = eqn.params["dimension_numbers"], layouts.order_of(inputs)
+    batch, channels, *space = specs.out_spec
+    last = (0, len(order) - 1, *range(1, len(order) - 1))
+    numbers = specs._replace(lhs_spec=tuple(map(order.index, specs.lhs_spec)), out_spec=last)
+    outputs = conv_general(
+        layouts.stored_in(inputs, order), layouts.settle(kernel),
+        **{**eqn.params, "dimension_numbers": numbers},
+    )  # fmt: skip
+    return [layouts.moved(outputs, (batch, *space, channels))]
 
 
-def _pooling(eqn: JaxprEqn, inputs: Array) -> list[Array] | None:
+def _pooling(eqn: JaxprEqn, inputs: Any) -> list[Any] | None:
     if _why_left(eqn):
         return None
     # What is added at the borders is never the maximum.
-    windows = eqn.params["window_dimensions"]
-    is_float = jnp.issubdtype(inputs.dtype, jnp.floating)
-    limits = jnp.finfo if is_float else jnp.iinfo
-    lowest = -jnp.inf if is_float else limits(inputs.dtype).min
-    padding = [(low, high, 0) for low, high in eqn.params["padding"]]
-    padded = lax.pad(inputs, jnp.asarray(lowest, inputs.dtype), padding)
+    order = layouts.order_of(inputs)
+    stored = layouts.stored_in(inputs, order)
+    is_float = jnp.issubdtype(stored.dtype, jnp.floating)
+    lowest = -jnp.inf if is_float else jnp.iinfo(stored.dtype).min
+    padding = [(*sides, 0) for sides in layouts.permuted(eqn.params["padding"], order)]
+    padded = lax.pad(stored, jnp.asarray(lowest, stored.dtype), padding)
 
     # The pooled axes stand before the last one.
+    windows = layouts.permuted(eqn.params["window_dimensions"], order)
     pooled = [axis for axis, window in enumerate(windows) if window > 1]
     others = [axis for axis, window in enumerate(windows) if window == 1]
-    order = (*others[:-1], *pooled, *others[-1:])
-    values = padded.transpose(order)
+    places = (*others[:-1], *pooled, *others[-1:])
+    values = padded.transpose(places)
     values = values if others else values[..., None]
     outputs = pool_by(values, tuple(windows[axis] for axis in pooled))(values)
     outputs = outputs if others else outputs[..., 0]
-    return [outputs.transpose(sorted(range(outputs.ndim), key=order.__getitem__))]
+    return [layouts.moved(outputs, layouts.permuted(order, places))]
 
 
 _RULES = {

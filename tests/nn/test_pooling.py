@@ -184,7 +184,8 @@ def test_entries_are_compared_once_not_once_per_use():
     pool = lambda x: nn.normalize_and_pool([(x, norm)])
     compiled = jax.jit(lambda x: derivatives(pool, x, x)[1:]).lower(inputs).compile()
     # Only the search for a maximum asks whether a number is NaN.
-    assert 1 <= compiled.as_text().count("direction=NE") <= 2
+    text = compiled.as_text() or ""
+    assert 1 <= text.count("direction=NE") <= 2
 
 
 @pytest.mark.parametrize(
