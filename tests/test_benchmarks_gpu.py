@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 STAGES = ("speed", "memory", "transformer", "reproduce", "check")
 NEEDED = ("optax", "chex", "orbax-checkpoint", "matplotlib", "rich")
-"""What a machine with an accelerator and without a network is sure to have, beside jax and flax."""
+"""Packages that a machine with an accelerator and without a network has, beside jax and flax."""
 IMAGE = ("3.12", "jax==0.11.*", "flax==0.12.*")
 """The versions of Python, jax and flax there. Where this Python is missing, ours has the newest."""
 ABSENT = ("tensorflow_datasets", "grain", "tyro", "platformdirs", "torch")
