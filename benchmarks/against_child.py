@@ -34,6 +34,7 @@ def main() -> None:
     args = parser.parse_args()
 
     # Build and compile.
+    jax.config.update("jax_disable_most_optimizations", args.quick)  # an older common has no Quick
     common.use_all_cores()
     if args.work not in peer_works.PRESETS:  # an older commit
         print("null", flush=True)

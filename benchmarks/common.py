@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,15 +40,29 @@ class Compiled(NamedTuple):
     temp_bytes: int
 
 
+class Quick(argparse.Action):
+    """The option --quick: small sizes, and programs whose compilation takes less than half the time.
+
+    Nearly all of the time of such a run goes into compiling programs that run for a moment.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str):
+        text = "small sizes, little optimized: a check, not a measurement"
+        super().__init__(option_strings, dest, nargs=0, default=False, help=text)
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, *_: object) -> None:
+        """Sets the option, and how JAX compiles."""
+        setattr(namespace, self.dest, True)
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Returns a parser with the options of every benchmark, described by a script's docstring."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--out", type=Path, help="file to append rows to, one JSON object per line")
-    made.add_argument(
-        "--quick", action="store_true", help="small sizes: a check, not a measurement"
-    )
+    made.add_argument("--quick", action=Quick)
     made.add_argument(
         "--resume", action="store_true",
         help="leave out what --out holds from this commit and device",

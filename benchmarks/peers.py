@@ -49,6 +49,7 @@ WORKS = {
     "sinusoid-exact": ("sinusoid", "exact"),
 }
 """(name in `peer_works.PRESETS`, order) of each work."""
+QUICK_WORKS = ("sinusoid-exact",)
 
 TOLERANCE = 1e-9
 """Largest relative error of a float64 meta-gradient that counts as rounding."""
@@ -87,8 +88,13 @@ class Side(NamedTuple):
 def main() -> None:
     """Times the chosen works and peers."""
     parser = common.parser(__doc__)
-    parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
-    parser.add_argument("--peer", nargs="+", choices=peer_torch.PEERS, default=None)
+    parser.add_argument(
+        "--work", nargs="+", choices=WORKS, help="defaults to all, or one with --quick"
+    )
+    parser.add_argument(
+        "--peer", nargs="+", choices=peer_torch.PEERS,
+        help="defaults to all, or those that compile nothing with --quick",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="defaults to 11, or 3 with --quick")
     parser.add_argument(
         "--seconds-to-compile", type=int, default=600,
@@ -100,11 +106,13 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     rounds = args.rounds or (3 if args.quick else 11)
     rows, table = [], common.Rows(args)
-    for work in args.work:
-        limits = {
-            peer: args.seconds_to_compile if peer in peer_torch.COMPILED else SECONDS_TO_BUILD
-            for peer in args.peer or peer_torch.PEERS
-        }
+    works = args.work or (QUICK_WORKS if args.quick else WORKS)
+    skipped = peer_torch.COMPILED if args.quick else ()
+    limits = {
+        peer: args.seconds_to_compile if peer in peer_torch.COMPILED else SECONDS_TO_BUILD
+        for peer in args.peer or [name for name in peer_torch.PEERS if name not in skipped]
+    }
+    for work in works:
         found = rows_of(work, limits, rounds, table, quick=args.quick)
         common.print_table(found, COLUMNS)
         rows += [row for row in found if "ratio" in row]

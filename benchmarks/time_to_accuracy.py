@@ -54,9 +54,13 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = common.parser(__doc__)
     accuracy_child.add_options(parser)
-    parser.add_argument("--peer", nargs="+", choices=peer_torch.PEERS, default=list(DEFAULT_PEERS))
+    parser.add_argument(
+        "--peer", nargs="+", choices=peer_torch.PEERS,
+        help=f"defaults to {' and '.join(DEFAULT_PEERS)}, or the first of them with --quick",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="defaults to 3, or 1 with --quick")
     options = parser.parse_args()
+    options.peer = options.peer or list(DEFAULT_PEERS[:1] if options.quick else DEFAULT_PEERS)
     defaults = {"target": (0.9, 0.25), "max_steps": (6000, 10), "every": (50, 5), "rounds": (3, 1)}
     for name, (full, quick) in defaults.items():
         if getattr(options, name) is None:

@@ -15,7 +15,7 @@ model's own gradient is already frugal.
 import argparse
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import common
@@ -38,7 +38,7 @@ SIDES: dict[str, Adjoint] = {
     "checkpoint": Exact(mode="checkpoint"),
     "reverse": Exact(mode="reverse"),
 }
-EXACT = [name for name in SIDES if name != "first order"]
+FIRST, OURS = "first order", "forward over reverse"
 NUM_INNER_STEPS = (2, 4, 8)
 HEAD_WIDTH = 64
 
@@ -80,23 +80,28 @@ def main() -> None:
     if options.compile_only:
         large_models.main(options)
         return
+    sides = [FIRST, OURS] if options.quick else list(SIDES)
     memory, rows = [], functools.partial(common.Rows, options, benchmark="transformer")
     for size, number in _cases(options):
         case = {**size._asdict(), "num_inner_steps": number}
-        memory += rows(table="memory").of(case, functools.partial(measure_memory, size, number))
+        memory += rows(table="memory").of(
+            case, functools.partial(measure_memory, size, number, sides)
+        )
     sizes = [[*size, number] for size, number in _cases(options)]  # else --resume takes other ones
     grown = rows(table="growth").of({"cases": sizes}, lambda: growth(memory))
     timed_size, rounds = (QUICK_SIZE, 2) if options.quick else (TIMED_SIZE, 9)
-    timed = rows(table="time").of(timed_size._asdict(), lambda: measure_time(timed_size, 4, rounds))
+    timed = rows(table="time").of(
+        timed_size._asdict(), lambda: measure_time(timed_size, 4, rounds, sides)
+    )
 
     # Print.
     fields = list(Size._fields)
     print("\nTemporary memory in units of the parameters\n")
-    common.print_table(memory, [*fields, "num_inner_steps", *SIDES, "exact / first"])
+    common.print_table(memory, [*fields, "num_inner_steps", *sides, "exact / first"])
     print("\nGrowth per inner step in units of the parameters and Adam's state\n")
-    common.print_table(grown, [*fields, "inner steps", *EXACT])
+    common.print_table(grown, [*fields, "inner steps", *sides[1:]])
     print("\nMilliseconds\n")
-    common.print_table(timed, [*fields, "num_inner_steps", *SIDES])
+    common.print_table(timed, [*fields, "num_inner_steps", *sides])
 
 
 def init_params(size: Size, key: Array) -> Params:
@@ -144,18 +149,18 @@ def shapes(size: Size) -> tuple[Params, Task]:
     return params, Task(tokens(size.support), tokens(size.query))
 
 
-def measure_memory(size: Size, num_inner_steps: int) -> dict[str, Any]:
-    """Returns a row: the temporary bytes of every side, and the same in units of the parameters."""
+def measure_memory(size: Size, num_inner_steps: int, sides: Sequence[str]) -> dict[str, Any]:
+    """Returns a row: the temporary bytes of some sides, and the same in units of the parameters."""
     params, task = shapes(size)
     found = {
-        name: common.compiled(meta_grad(num_inner_steps, adjoint), params, task).temp_bytes
-        for name, adjoint in SIDES.items()
+        name: common.compiled(meta_grad(num_inner_steps, SIDES[name]), params, task).temp_bytes
+        for name in sides
     }
     unit = common.num_bytes(params)
     return {
         "params_bytes": unit,
         "temp_bytes": found, **{name: value / unit for name, value in found.items()},
-        "exact / first": found["forward over reverse"] / found["first order"],
+        "exact / first": found[OURS] / found[FIRST],
     }  # fmt: skip
 
 
@@ -175,12 +180,15 @@ def growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         )
         sizes = {name: after[name] for name in Size._fields}
         steps = f"{before['num_inner_steps']} to {after['num_inner_steps']}"
-        found.append({**sizes, "inner steps": steps, **{name: per_step[name] for name in EXACT}})
+        per_step = {name: each for name, each in per_step.items() if name != FIRST}
+        found.append({**sizes, "inner steps": steps, **per_step})
     return found
 
 
-def measure_time(size: Size, num_inner_steps: int, rounds: int) -> dict[str, Any]:
-    """Returns a row: the milliseconds of every side, timed in turn."""
+def measure_time(
+    size: Size, num_inner_steps: int, rounds: int, sides: Sequence[str]
+) -> dict[str, Any]:
+    """Returns a row: the milliseconds of some sides, timed in turn."""
     # Parameters and a task.
     params = init_params(size, jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -188,11 +196,11 @@ def measure_time(size: Size, num_inner_steps: int, rounds: int) -> dict[str, Any
     task = jax.tree.map(draw, shapes(size)[1])
 
     # The meta-gradient of every side.
-    sides = {
-        name: common.compiled(meta_grad(num_inner_steps, adjoint), params, task).run
-        for name, adjoint in SIDES.items()
+    runs = {
+        name: common.compiled(meta_grad(num_inner_steps, SIDES[name]), params, task).run
+        for name in sides
     }
-    seconds = common.alternate(sides, rounds)
+    seconds = common.alternate(runs, rounds)
     milliseconds = {name: 1e3 * float(np.median(took)) for name, took in seconds.items()}
     return {"num_inner_steps": num_inner_steps, "unit": "ms", **milliseconds}
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 STAGES = ("speed", "memory", "transformer", "reproduce", "check")
-NEEDED = ("jax", "flax", "optax", "chex", "orbax-checkpoint", "matplotlib", "rich")
-"""The packages that a machine with an accelerator and without a network is sure to have."""
-ABSENT = ("tensorflow_datasets", "grain", "tyro", "platformdirs")
+NEEDED = ("optax", "chex", "orbax-checkpoint", "matplotlib", "rich")
+"""Packages that a machine with an accelerator and without a network has, beside jax and flax."""
+IMAGE = ("3.12", "jax==0.11.*", "flax==0.12.*")
+"""The versions of Python, jax and flax there. Where this Python is missing, ours has the newest."""
+ABSENT = ("tensorflow_datasets", "grain", "tyro", "platformdirs", "torch")
+OFFLINE = """
+import socket
+
+def refuse(*_):
+    raise OSError("no network here")
+
+socket.getaddrinfo = refuse
+"""
+"""Runs when Python starts."""
 
 
 def _run(*arguments, python=sys.executable, platform="cpu", **environ):
@@ -43,14 +55,32 @@ def test_a_mistake_is_one_line(arguments, platform, message, tmp_path):
     assert not out.exists()
 
 
+def _starts(python):
+    """Returns whether a Python is there; pyenv has names of some that are not."""
+    return python and subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
+
+
+def _find_python(version):
+    """Returns a Python of a version, or None."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+    named = sorted(pyenv.glob(f"versions/{version}.*/bin/python"))
+    found = [shutil.which(f"python{version}"), *map(str, named)]
+    return next(filter(_starts, found), None)
+
+
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """Returns a Python that has only these packages."""
+    """Returns a Python that has only these packages and reaches no network."""
     directory = tmp_path_factory.mktemp("bare")
-    subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+    version, *packages = IMAGE
+    base = _find_python(version)
+    packages = packages if base else ["jax", "flax"]
+    subprocess.run([base or sys.executable, "-m", "venv", str(directory)], check=True)
     python = directory / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*install, *NEEDED], check=True)
+    subprocess.run([*install, *packages, *NEEDED], check=True)
+    (library,) = directory.glob("lib/*/site-packages")
+    (library / "sitecustomize.py").write_text(OFFLINE)
     for name in ABSENT:
         found = subprocess.run([str(python), "-c", f"import {name}"], capture_output=True)
         assert found.returncode != 0, name

@@ -10,8 +10,11 @@ and the images that it names. The device makes these into tasks.
 
 import dataclasses
 import functools
+import multiprocessing
+import os
 import shutil
 import tempfile
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -183,7 +186,8 @@ class StreamIterator(Iterator[Task]):
         _parse_absl_flags()
         workers = grain.MultiprocessingOptions(self._source.num_workers, per_worker_buffer_size=1)
         one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        return iter(dataset.to_iter_dataset(one_thread).mp_prefetch(workers))
+        started = functools.partial(_end_with_parent, self._directory)
+        return iter(dataset.to_iter_dataset(one_thread).mp_prefetch(workers, started))
 
     def _plan_ahead(self) -> None:
         """Writes the plans of the next step's block, and of the block after it."""
@@ -318,6 +322,22 @@ def _to_tasks(
 ) -> Task:
     keys = jax.random.split(key, episode.num_tasks)[share.start : share.stop]
     return episodes.to_tasks(episode, starts, plans, images, keys)
+
+
+def _end_with_parent(directory: str, worker: int, num_workers: int) -> None:
+    """Makes a worker process end as soon as its parent is gone, with the plans in `directory`.
+
+    A parent that is killed cannot end its workers, and they would wait for it without end.
+    """
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # a worker has one
+        parent.join()
+        shutil.rmtree(directory, ignore_errors=True)
+        os._exit(1)  # the main thread may be blocked
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 def _parse_absl_flags() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -94,10 +95,10 @@ def _wait_for(path, process):
         time.sleep(0.01)
 
 
-def _start(out, command=SINUSOID, *options):
+def _start(out, command=SINUSOID, *options, **popen):
     return subprocess.Popen(
         [sys.executable, "-m", "jaxmaml", *command, *options, "--out", str(out)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **popen,
     )  # fmt: skip
 
 
@@ -123,6 +124,19 @@ def _states(out):
         del record["record"]["seconds"]
         values = {name: np.asarray(value).tolist() for name, value in arrays.items()}
         found[label.name] = last.name[:9], values, record
+    return found
+
+
+def _running(session):
+    """Returns the processes of a session that are not dead."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, number = path.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+        if int(number) == session and state not in "ZX":
+            found.append(int(path.parent.name))
     return found
 
 
@@ -175,3 +189,31 @@ def test_a_run_that_is_killed_ten_times_ends_as_one_that_is_not(kind, tmp_path):
     with _start(out, KILLED[kind]) as process:
         assert process.wait() == 0
     assert _ended(out) == _ended(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("num_workers", ["1", "2"])
+def test_a_streaming_run_that_is_killed_leaves_no_process_and_no_plans_behind(
+    num_workers, tmp_path
+):
+    out, temporary = tmp_path / "run", tmp_path / "temporary"
+    temporary.mkdir()
+    command = [*KILLED["stream with a worker"], "--num-workers", num_workers]
+    environ = os.environ | {"TMPDIR": str(temporary)}
+    with _start(out, command, env=environ, start_new_session=True) as process:
+        while not _num_steps(out):
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert list(temporary.glob("jaxmaml-plans-*"))
+        assert len(_running(process.pid)) > int(num_workers)
+        process.kill()
+        process.wait()
+        end = time.monotonic() + 20  # it takes less than one; the machine may be busy
+        while _running(process.pid) and time.monotonic() < end:
+            time.sleep(0.1)
+        left = _running(process.pid)
+        for number in left:
+            os.kill(number, signal.SIGKILL)
+    assert not left
+    assert not list(temporary.glob("jaxmaml-plans-*"))
