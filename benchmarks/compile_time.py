@@ -87,6 +87,7 @@ def main() -> None:
     for model in options.model:
         for case in cases(model, QUICK if options.quick else Sizes()):
             measured = functools.partial(measure, case, quick=options.quick)
+            jax.clear_caches()  # nothing is left of what an earlier program traced
             rows += table.of(case._asdict(), measured)
     common.print_table(rows, COLUMNS)
 
@@ -103,13 +104,15 @@ def _options() -> argparse.Namespace:
 
 def cases(model: str, sizes: Sizes) -> list[Case]:
     """Returns the programs of a model: one size changes at a time."""
+    make = functools.partial(Case, model, num_tasks=sizes.num_tasks)
     found = []
-    for order in ADJOINTS:
-        make = functools.partial(Case, model, order, num_tasks=sizes.num_tasks)
-        found += [make(inner_steps=number, chunk_size=1) for number in sizes.inner_steps]
-        found += [make(inner_steps=sizes.usual_steps, chunk_size=c) for c in sizes.chunk_sizes]
+    for number in sizes.inner_steps:
+        found += [make(order, number, chunk_size=1) for order in ADJOINTS]
+    for chunk_size in sizes.chunk_sizes:
+        found += [make(order, sizes.usual_steps, chunk_size=chunk_size) for order in ADJOINTS]
+    for unroll in sizes.unrolls:
         most = max(sizes.inner_steps)
-        found += [make(inner_steps=most, chunk_size=1, unroll=u) for u in sizes.unrolls]
+        found += [make(order, most, chunk_size=1, unroll=unroll) for order in ADJOINTS]
     return found
 
 
@@ -129,8 +132,7 @@ def measure(case: Case, *, quick: bool) -> dict[str, Any]:
     def run(params: Params, tasks: Task) -> Any:
         return jaxmaml.meta_grad(learner, params, tasks, chunk_size=case.chunk_size)[:2]
 
-    # Its stages. Nothing is left of what an earlier program traced.
-    jax.clear_caches()
+    # Its stages.
     held: dict[str, Any] = {}
     stages = {
         "trace": lambda: jax.jit(run).trace(params, tasks),

@@ -1,4 +1,4 @@
-"""What a command has compiled, its second start reads; the environment decides where and whether."""
+"""The second start of a command reads what the first compiled; the environment decides where."""
 
 import json
 import os
@@ -7,8 +7,8 @@ import sys
 
 import jax
 import pytest
-from experiments.tiny import OPTIONS as TINY
 
+from experiments.tiny import OPTIONS as TINY
 from jaxmaml import files
 from jaxmaml.experiments import program_cache
 
