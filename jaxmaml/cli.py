@@ -410,15 +410,14 @@ def _session(matmul_precision: str) -> Iterator[None]:
     """Sets the devices, the compilation cache and the precision of matrix products."""
     import jax
 
+    from jaxmaml.experiments import program_cache
+
     # One device per core: the matrix products of one task are too small to be split over cores.
     # A program that calls `main` after it has run JAX keeps the devices that it has.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
-    # What one run compiles, the next one reads.
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(files.cache_dir() / "compilation"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    program_cache.use()
     try:
         jax.devices()
     except Exception as error:  # JAX has an AssertionError without text among them

@@ -350,6 +350,7 @@ def _scan(
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` over one stretch of steps, in segments that the backward pass recomputes."""
     num_steps, segment_size = stretch.num_steps, stretch.checkpoint_every
+    scan = functools.partial(jax.lax.scan, step, unroll=stretch.unroll)
 
     # A single step needs no scan, whose carry XLA could not fuse with what surrounds it.
     if num_steps == 1 and segment_size is None:
@@ -357,11 +358,11 @@ def _scan(
         return carry, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], output)
     steps = jnp.arange(first, first + num_steps)
     if segment_size is None or segment_size >= num_steps:
-        return jax.lax.scan(step, carry, steps)
+        return scan(carry, steps)
 
     # A scan over whole segments, each of them a scan under a checkpoint; then the rest.
     num_whole = num_steps // segment_size * segment_size
-    segment = jax.checkpoint(lambda carry, steps: jax.lax.scan(step, carry, steps))
+    segment = jax.checkpoint(scan)
     carry, outputs = jax.lax.scan(segment, carry, steps[:num_whole].reshape(-1, segment_size))
     outputs = jax.tree.map(lambda leaf: leaf.reshape(num_whole, *leaf.shape[2:]), outputs)
     if num_whole == num_steps:

@@ -23,6 +23,28 @@ EXACT, FIRST = jaxmaml.Exact(), jaxmaml.FirstOrder()
         (lambda: jaxmaml.Exact(last=-1), ValueError, "last must be an integer, 0 or more; got -1"),
         (lambda: jaxmaml.Exact(checkpoint_every=0), ValueError, "checkpoint_every must be"),
         (lambda: jaxmaml.FirstOrder(checkpoint_every=WRONG), TypeError, "checkpoint_every must be"),
+        (
+            lambda: jaxmaml.Exact(unroll=0),
+            ValueError,
+            "unroll must be an integer, 1 or more; got 0",
+        ),
+        (
+            lambda: jaxmaml.Exact(unroll=True),
+            TypeError,
+            "unroll must be an integer, 1 or more; got",
+        ),
+        (
+            lambda: jaxmaml.Exact(checkpoint_every=2, unroll=3),
+            ValueError,
+            "unroll must be at most checkpoint_every=2, the number of steps of a segment; got 3",
+        ),
+        (lambda: jaxmaml.FirstOrder(unroll=-1), ValueError, "unroll must be"),
+        (
+            lambda: jaxmaml.FirstOrder(checkpoint_every=1, unroll=2),
+            ValueError,
+            "at most checkpoint",
+        ),
+        (lambda: jaxmaml.Implicit(unroll=WRONG), TypeError, "unroll must be"),
         (lambda: jaxmaml.Implicit(num_cg_steps=0), ValueError, "num_cg_steps must be"),
         (lambda: jaxmaml.Implicit(damping=-1.0), ValueError, "damping must be a finite number"),
         (lambda: jaxmaml.Implicit(cg_tol=float("nan")), ValueError, "cg_tol must be"),
@@ -65,6 +87,52 @@ def test_the_number_of_exact_steps_ends_at_first_order_and_at_exact(last, expect
         for a in (jaxmaml.Exact(last=last), expected)
     )
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def _quadratic_grads(adjoint, num_inner_steps):
+    """(a jitted function of (params, task): the meta-gradient and the inner losses; its arguments)."""
+    problem = quadratic()
+    task = jax.tree.map(lambda leaf: leaf[0], problem.tasks)
+    learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), num_inner_steps, adjoint=adjoint)
+    grads = lambda params, task: jax.grad(learner.loss, has_aux=True)(params, task)
+    return jax.jit(grads), (problem.params, task)
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "num_exact"),
+    [
+        (jaxmaml.Exact(unroll=2), 5),  # with a rest
+        (jaxmaml.Exact(unroll=9), 5),  # all of them
+        (jaxmaml.Exact(mode="reverse", unroll=2), 5),
+        (jaxmaml.Exact(checkpoint_every=3, unroll=2), 5),
+        (jaxmaml.Exact(last=3, unroll=2), 3),
+        (jaxmaml.FirstOrder(unroll=2), 0),
+        (jaxmaml.Implicit(unroll=2), None),
+    ],
+)
+def test_steps_that_are_unrolled_give_the_same_gradient(adjoint, num_exact):
+    grads, (params, task) = _quadratic_grads(adjoint, 5)
+    found, info = grads(params, task)
+    center, target = task.support.mean(0), task.query.mean(0)
+    path = [center + 0.9**i * (params - center) for i in range(6)]
+    if num_exact is None:  # the minimum does not depend on the parameters
+        np.testing.assert_allclose(found, 0.0, atol=1e-6)
+    else:
+        np.testing.assert_allclose(found, 0.9**num_exact * (path[5] - target), rtol=1e-5)
+    losses = [jnp.mean(jnp.sum((point - task.support) ** 2, axis=-1)) / 2 for point in path[:5]]
+    np.testing.assert_allclose(info.inner_losses, losses, rtol=1e-5)
+
+
+def _num_operations(adjoint, num_inner_steps):
+    grads, args = _quadratic_grads(adjoint, num_inner_steps)
+    return grads.lower(*args).as_text().count(" = ")
+
+
+@pytest.mark.parametrize("kind", [jaxmaml.Exact, jaxmaml.FirstOrder])
+def test_a_program_grows_with_the_steps_of_its_body_and_not_with_the_inner_steps(kind):
+    rolled, unrolled = _num_operations(kind(), 20), _num_operations(kind(unroll=4), 20)
+    assert _num_operations(kind(), 2) == rolled < unrolled
+    assert unrolled == _num_operations(kind(unroll=4), 40)
 
 
 @pytest.mark.parametrize("damping", [0.0, 3.0])

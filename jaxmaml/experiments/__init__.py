@@ -16,6 +16,7 @@ it. What a module is for:
 - `trained`: a run that is loaded, adapts and predicts; `supports`: checks of what it is given;
   `portable`: its export; `serving`: the same from files to files, with `points` for CSV and `gallery`
   for the picture.
+- `program_cache`: the compiled programs that one command keeps for the next.
 - `progress`: what a command shows while it works; `messages`: its lines on standard error;
   `event_files`: the metrics for TensorBoard; `report`: a package that writes a report of run
   directories.

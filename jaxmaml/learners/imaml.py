@@ -21,6 +21,7 @@ def imaml(
     num_cg_steps: int = 5,
     cg_tol: float = 1e-10,
     damping: float = 0.0,
+    unroll: int = 1,
     **options: Any,
 ) -> MetaLearner:
     """Returns MAML on a proximal inner loss, differentiated at its minimum.
@@ -36,8 +37,8 @@ def imaml(
         optimizer: the inner optimizer; the paper's is gradient descent.
         num_inner_steps: enough to come near the minimum; the paper makes 16 to 25.
         proximal: the strength of the pull towards theta, positive (lambda in the paper: 0.5 to 2).
-        num_cg_steps, cg_tol, damping: see `jaxmaml.Implicit`; the paper makes 5 steps. The authors'
-            published script adds a damping of 10, which equation 6 does not have.
+        num_cg_steps, cg_tol, damping, unroll: see `jaxmaml.Implicit`; the paper makes 5 steps. The
+            authors' published script adds a damping of 10, which equation 6 does not have.
         options: keyword arguments of `jaxmaml.maml` other than `adjoint`.
 
     Raises:
@@ -56,7 +57,7 @@ def imaml(
     if not 0 < proximal < math.inf:
         raise ValueError(f"proximal must be a positive, finite number; got {proximal!r}")
     refuse_learned(optimizer, "imaml")
-    adjoint = Implicit(num_cg_steps=num_cg_steps, cg_tol=cg_tol, damping=damping)
+    adjoint = Implicit(num_cg_steps=num_cg_steps, cg_tol=cg_tol, damping=damping, unroll=unroll)
 
     def start(params: Params, learned: Mapping[str, Any], support: Batch, state: State) -> Start:
         del learned, support
