@@ -102,7 +102,9 @@ def source(preset: Preset) -> Callable[[Array], Task]:
         return sinusoid.sampler(num_tasks=preset.num_tasks, shot=preset.shot, query=preset.query)
     num_classes, num_images = 4 * preset.way, 20
     labels = np.repeat(np.arange(num_classes), num_images)
-    images = np.random.default_rng(0).integers(0, 256, (labels.size, *image_shape(preset)), np.uint8)
+    images = np.random.default_rng(0).integers(
+        0, 256, (labels.size, *image_shape(preset)), np.uint8
+    )
     pool = pools.from_arrays(images, labels, [str(number) for number in range(num_classes)])
     return pools.sampler(
         pool, num_tasks=preset.num_tasks, way=preset.way, shot=preset.shot, query=preset.query,
