@@ -30,7 +30,7 @@ def use() -> None:
     for name, value in _EVERY_PROGRAM.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
-    if jax.config.jax_compilation_cache_dir is None:  # an empty one is a choice, too
+    if jax.config.values["jax_compilation_cache_dir"] is None:  # an empty one is a choice, too
         directory = files.cache_dir() / "compilation"
         remove_oldest(directory, MAX_BYTES)
         jax.config.update("jax_compilation_cache_dir", str(directory))
