@@ -26,6 +26,7 @@ import signal
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
@@ -102,6 +103,7 @@ def main() -> None:
     )  # fmt: skip
     args = parser.parse_args()
     common.use_all_cores()
+    limit_memory()
     # float32, not TF32, on a GPU too; our side takes JAX_DEFAULT_MATMUL_PRECISION=highest.
     torch.backends.cudnn.allow_tf32 = False
     rounds = args.rounds or (3 if args.quick else 11)
@@ -212,6 +214,22 @@ def _row(
     except Exception as failure:
         lines = str(failure).strip().splitlines() or [""]
         return {**shared, "reason": f"{type(failure).__name__}: {lines[0][:120]}"}
+
+
+def limit_memory() -> None:
+    """Makes an allocation fail where the kernel would end the process: it becomes a row, too.
+
+    The limit is the memory that is available now; Linux only.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        import resource
+    except (OSError, ImportError):
+        return
+    sizes = dict(line.split(":") for line in lines)
+    num_bytes = int(sizes["MemAvailable"].split()[0]) * 1024
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, most))
 
 
 @contextlib.contextmanager
