@@ -93,9 +93,7 @@ def normalize_and_pool(
         >>> (outputs > 0)[0, ..., 0].tolist()
         [[False, False], [True, True]]
     """
-    # Without the barrier XLA computes what stands between a convolution and its uses, such as adding a
-    # bias, once per use: for the statistics, for the comparisons and for their derivatives.
-    images = [lax.optimization_barrier(jnp.asarray(inputs)) for inputs, _ in branches]
+    images = [jnp.asarray(inputs) for inputs, _ in branches]
     normalizers = [
         norm.normalizer(inputs, weights) for inputs, (_, norm) in zip(images, branches, strict=True)
     ]
