@@ -59,7 +59,7 @@ class Case(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What a table takes.
+    """The sizes of the rows of a table.
 
     Attributes:
         inner_steps: numbers of inner steps, with one task at a time.

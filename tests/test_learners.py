@@ -278,8 +278,6 @@ def test_central_differences_of_a_network_with_kinks():
 @each_row
 @pytest.mark.usefixtures("x64")
 def test_every_mode_gives_the_same(row):
-    if not isinstance(row.adjoint, jaxmaml.Exact):
-        pytest.skip("has no exact adjoint to choose a mode of")
     _assert_modes_agree(row, smooth, "forward_over_reverse")
 
 
@@ -292,12 +290,12 @@ def test_every_mode_gives_the_same_on_a_convolutional_network():
 @each_way
 @pytest.mark.usefixtures("x64")
 def test_recomputing_gives_the_same(row):
-    if not isinstance(row.adjoint, jaxmaml.Exact):
-        pytest.skip("has no exact adjoint to choose a mode of")
     _assert_modes_agree(row, smooth, "checkpoint")
 
 
 def _assert_modes_agree(row, problem, *modes):
+    if not isinstance(row.adjoint, jaxmaml.Exact):
+        pytest.skip("has no exact adjoint to choose a mode of")
     expected = _meta_grad(_in_mode(row, "reverse"), problem, jnp.float64)[1]
     for mode in modes:
         assert_close(_meta_grad(_in_mode(row, mode), problem, jnp.float64)[1], expected, 1e-10)

@@ -99,13 +99,18 @@ def _bind(eqn: JaxprEqn, operands: Sequence[Any], **changed: Any) -> list[Any]:
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
+def _common_order(operands: Sequence[Any]) -> Order | None:
+    """Returns the order of the first operand that is moved; None without one."""
+    return next((x.order for x in operands if isinstance(x, Moved)), None)
+
+
 def _alike(eqn: JaxprEqn, *operands: Any) -> list[Any] | None:
     """An operation on each entry: all operands are stored in the order of the first that is moved."""
-    first = next((x for x in operands if isinstance(x, Moved)), None)
-    if first is None:
+    order = _common_order(operands)
+    if order is None:
         return None
-    stored = [stored_in(x, first.order) if jnp.ndim(_array(x)) else x for x in operands]
-    return [moved(output, first.order) for output in _bind(eqn, stored)]
+    stored = [stored_in(x, order) if jnp.ndim(_array(x)) else x for x in operands]
+    return [moved(output, order) for output in _bind(eqn, stored)]
 
 
 def _array(value: Any) -> Any:
@@ -166,7 +171,7 @@ def _slice(eqn: JaxprEqn, inputs: Any) -> list[Any] | None:
 
 
 def _concatenate(eqn: JaxprEqn, *operands: Any) -> list[Any] | None:
-    order = next((x.order for x in operands if isinstance(x, Moved)), None)
+    order = _common_order(operands)
     if order is None:
         return None
     place = order.index(eqn.params["dimension"])
@@ -177,7 +182,7 @@ def _concatenate(eqn: JaxprEqn, *operands: Any) -> list[Any] | None:
 def _custom_jvp(eqn: JaxprEqn, *operands: Any) -> list[Any] | None:
     """A function with its own derivative, such as ReLU: both are computed on what is stored."""
     avals: list[Any] = [atom.aval for atom in eqn.invars]
-    order = next((x.order for x in operands if isinstance(x, Moved)), None)
+    order = _common_order(operands)
     if order is None or not all(jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals):
         return None
 
@@ -211,7 +216,7 @@ def _with_order(stored: Array, order: Order) -> Moved | Array:
 
 
 def _jit(eqn: JaxprEqn, *operands: Any) -> list[Any] | None:
-    if not any(isinstance(x, Moved) for x in operands):
+    if _common_order(operands) is None:
         return None
     return _evaluate(eqn.params["jaxpr"], operands)
 
