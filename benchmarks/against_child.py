@@ -41,7 +41,7 @@ def main() -> None:
         return
     preset = peer_works.PRESETS[args.work]
     preset = peer_works.shrink(preset) if args.quick else preset
-    mesh = parallel.task_mesh(preset.num_tasks)
+    mesh = _mesh(preset.num_tasks)
     calls: dict[tuple[str, str], Call] = {}
     for order in ("exact", "first"):
         problem = peer_works.build(preset, order)
@@ -54,6 +54,11 @@ def main() -> None:
         order, call, num_steps = json.loads(line)
         calls[order, call](num_steps)
         print("null", flush=True)
+
+
+def _mesh(num_tasks: int) -> Any:
+    # An older commit has the same function under another name.
+    return parallel.make_mesh() if hasattr(parallel, "make_mesh") else parallel.task_mesh(num_tasks)
 
 
 def _meta_grad(problem: peer_works.Problem, mesh: Any) -> Call:
@@ -76,8 +81,7 @@ def _loop(problem: peer_works.Problem, mesh: Any) -> Call:
         module = importlib.import_module("jaxmaml.train.loop")
         compile_program = module.compile_steps
     optimizer = peer_works.optimizer(problem.preset)
-    meta_state = jaxmaml.init_state(problem.learner, optimizer, problem.params)
-    meta_state = parallel.replicate(meta_state, mesh)
+    meta_state = peer_works.init_state(problem, mesh)
     program = compile_program(
         problem.learner, optimizer, meta_state, peer_works.source(problem.preset),
         key=jax.random.key(0), chunk_size=problem.chunk_size, num_steps_per_dispatch=MAX_STEPS,

@@ -56,7 +56,7 @@ def _profile(work: str, order: str, limit: float, *, quick: bool) -> list[dict[s
     # Compile one outer step.
     preset = peer_works.PRESETS[work]
     problem = peer_works.build(peer_works.shrink(preset) if quick else preset, order)
-    mesh = parallel.task_mesh(problem.preset.num_tasks, jax.devices()[:1])
+    mesh = parallel.make_mesh(1)
     placed = peer_works.place(problem, mesh)
     gradient = peer_works.gradient(problem, mesh, problem.chunk_size)
     program = jax.jit(gradient).lower(*placed).compile()

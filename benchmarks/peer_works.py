@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 import torchbench
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 import jaxmaml
 from jaxmaml import diagnostics, fitting, parallel
@@ -117,18 +117,15 @@ def gradient(
 ) -> Callable[[MetaParams, Task], MetaParams]:
     """Returns `(params, tasks) -> meta-gradient`, with the tasks spread over a mesh."""
 
-    def on_a_device(params: MetaParams, tasks: Task) -> MetaParams:
-        return jaxmaml.meta_grad(
-            problem.learner, params, tasks, chunk_size=chunk_size, axis_name=parallel.TASKS
-        )[1]
+    def grads(params: MetaParams, tasks: Task) -> MetaParams:
+        return jaxmaml.meta_grad(problem.learner, params, tasks, chunk_size=chunk_size, mesh=mesh)[1]
 
-    whole, spread = PartitionSpec(), PartitionSpec(parallel.TASKS)
-    return jax.shard_map(on_a_device, mesh=mesh, in_specs=(whole, spread), out_specs=whole)
+    return grads
 
 
 def place(problem: Problem, mesh: Mesh) -> tuple[MetaParams, Task]:
     """Returns (params, tasks) where `gradient` reads them, so that a timed call moves nothing."""
-    return parallel.replicate(problem.params, mesh), parallel.spread(problem.tasks, mesh)
+    return parallel.place(problem.params, mesh), parallel.spread(problem.tasks, mesh)[0]
 
 
 def optimizer(preset: Preset) -> optax.GradientTransformation:
@@ -139,7 +136,7 @@ def optimizer(preset: Preset) -> optax.GradientTransformation:
 def init_state(problem: Problem, mesh: Mesh) -> MetaState:
     """Returns the state before the first outer step, on every device of a mesh."""
     adam = optimizer(problem.preset)
-    return parallel.replicate(jaxmaml.init_state(problem.learner, adam, problem.params), mesh)
+    return parallel.place(jaxmaml.init_state(problem.learner, adam, problem.params), mesh)
 
 
 def training_loop(problem: Problem, mesh: Mesh, num_steps: int) -> Callable[[], Any]:

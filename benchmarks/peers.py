@@ -140,7 +140,7 @@ def rows_of(
     preset = peer_works.PRESETS[name]
     preset = peer_works.shrink(preset) if quick else preset
     problem = peer_works.build(preset, order)
-    mesh = parallel.task_mesh(preset.num_tasks)
+    mesh = parallel.make_mesh()
     placed = peer_works.place(problem, mesh)
     gradient = peer_works.gradient(problem, mesh, problem.chunk_size)
     program = common.compiled(gradient, *placed)

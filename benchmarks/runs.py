@@ -107,6 +107,9 @@ class _Unwritten:
     def cut(self, label: str, num_steps: int, validations: list[int]) -> None:
         """Removes nothing: a run without checkpoints starts from its beginning."""
 
+    def finish(self) -> None:
+        """Has nothing to write."""
+
 
 def train(
     experiment: Experiment,

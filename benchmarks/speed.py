@@ -120,7 +120,7 @@ def _measure(
         return rows  # the loop is checked with a network that compiles at once
 
     # The training loop.
-    every = parallel.task_mesh(preset.num_tasks)
+    every = parallel.make_mesh()
     for order in ORDERS:
         case = {"work": work, "order": order, "devices": every.size}
         measure = functools.partial(_loop_row, preset, order, every, rounds, args.quick)
@@ -133,8 +133,8 @@ def _variants(preset: Preset, quick: bool) -> list[tuple[Mesh, ChunkSize]]:
 
     With `quick` it is all devices with the default chunks only.
     """
-    one = parallel.task_mesh(preset.num_tasks, jax.devices()[:1])
-    every = parallel.task_mesh(preset.num_tasks)
+    one = parallel.make_mesh(1)
+    every = parallel.make_mesh()
     if quick:
         return [(every, "auto")]
     variants: list[tuple[Mesh, ChunkSize]] = [(every, "auto")]
@@ -209,13 +209,11 @@ def _bare(problem: peer_works.Problem, mesh: Mesh, num_steps: int) -> Callable[[
     _, tasks = peer_works.place(problem, mesh)
     meta_state = peer_works.init_state(problem, mesh)
     optimizer = peer_works.optimizer(problem.preset)
-    options: dict[str, Any] = {"chunk_size": problem.chunk_size}
+    used = mesh if mesh.size > 1 else None
 
     def meta_step(meta_state: MetaState, tasks: Task) -> Any:
-        if mesh.size == 1:
-            return jaxmaml.meta_step(problem.learner, optimizer, meta_state, tasks, **options)
-        return parallel.meta_step(
-            problem.learner, optimizer, meta_state, tasks, mesh=mesh, **options
+        return jaxmaml.meta_step(
+            problem.learner, optimizer, meta_state, tasks, mesh=used, chunk_size=problem.chunk_size
         )
 
     program = jax.jit(meta_step).lower(meta_state, tasks).compile()

@@ -18,6 +18,7 @@ from jaxmaml import diagnostics as diagnostics
 from jaxmaml import metrics as metrics
 from jaxmaml import mixed_mode as mixed_mode
 from jaxmaml import parallel as parallel
+from jaxmaml import processes as processes
 from jaxmaml import stages as stages
 from jaxmaml.adjoints import Annealed as Annealed
 from jaxmaml.adjoints import Exact as Exact

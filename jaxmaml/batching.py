@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, primitives
-from jax.sharding import Mesh
 
 from jaxmaml import rewriting, trees
 from jaxmaml.checks import check_count, is_weight
+from jaxmaml.collectives import Axis
 from jaxmaml.types import Array, Info, MetaLearner, MetaParams, Scalar, State, Task
 
 TASKS = "tasks"
@@ -70,15 +70,6 @@ def task_bytes(
     return 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in stored)
 
 
-def check_divides(num_tasks: int, mesh: Mesh) -> None:
-    """Raises ValueError unless a mesh divides a number of tasks evenly."""
-    size = mesh.shape[TASKS]
-    if num_tasks % size:
-        raise ValueError(
-            f"the number of tasks must be a multiple of the mesh's {size} devices; got {num_tasks}"
-        )
-
-
 def chunk_size_of(
     chunk_size: ChunkSize, learner: MetaLearner, meta_params: MetaParams, tasks: Task, state: State
 ) -> int:
@@ -103,8 +94,12 @@ def chunk_size_of(
     return int(min(num_tasks, max(1, fitting)))
 
 
-def _check_weights(weights: Any, num_tasks: int) -> Array:
-    """The weights, in float32 at least."""
+def check_weights(weights: Any, num_tasks: int) -> Array:
+    """Returns the weights of tasks, in float32 at least.
+
+    Raises:
+        ValueError: weights of another length, or known ones that are negative, not finite or all zero.
+    """
     weights = jnp.asarray(weights)
     if weights.shape != (num_tasks,):
         raise ValueError(f"weights must be [num_tasks] = [{num_tasks}]; got {list(weights.shape)}")
@@ -141,9 +136,13 @@ def mean_over_tasks(
     state: State,
     weights: Any,
     chunk_size: ChunkSize,
-    axis_name: str | None,
+    axis: Axis | None = None,
 ) -> tuple[Means, Info]:
-    """Sums over chunks and devices, then one division."""
+    """Sums over chunks and devices, then one division.
+
+    Under an axis, each device has some of the tasks and all parameters; of a gradient it gets the part
+    that it has of the parameter.
+    """
     # A task of weight zero is replaced by one that counts: whatever it holds is never computed on.
     num_tasks = check_tasks(tasks)
     trees.check_params(params)
@@ -151,21 +150,21 @@ def mean_over_tasks(
     if weights is None:
         weights = jnp.ones(num_tasks)
     else:
-        weights = _check_weights(weights, num_tasks)
+        weights = check_weights(weights, num_tasks)
         tasks = _take(tasks, jnp.where(weights > 0, jnp.arange(num_tasks), jnp.argmax(weights > 0)))
 
     # What the devices share is marked as one copy each: otherwise JAX would sum each gradient of it
     # over the devices by itself.
-    if axis_name is not None:
-        params, state, step = _varying((params, state, step), axis_name)
+    if axis is not None:
+        params, state, step = axis.varying((params, state, step))
     chunk_sums = functools.partial(_chunk_sums, learner, params, step, state)
-    sums, info = _sum_over_chunks(chunk_sums, tasks, weights, size, axis_name)
+    sums, info = _sum_over_chunks(chunk_sums, tasks, weights, size, axis)
     # Traced weights that are wrong make every mean NaN, whatever the chunks.
     total = jnp.where(jnp.all(is_weight(weights)), sums.weight, jnp.nan)
     sums = sums._replace(weight=total)
-    if axis_name is not None:
-        others = _of_first_device(info.state, jnp.any(weights > 0), axis_name)
-        sums, info = jax.lax.psum(sums, axis_name), info._replace(state=others)
+    if axis is not None:
+        info = info._replace(state=axis.of_first_device(info.state, jnp.any(weights > 0)))
+        sums = _over_devices(sums, axis)
 
     # Means in the types that the caller knows.
     means = jax.tree.map(lambda total: total / sums.weight, sums)
@@ -215,7 +214,7 @@ def _sum_over_chunks(
     tasks: Task,
     weights: Array,
     size: int,
-    axis_name: str | None,
+    axis: Axis | None,
 ) -> tuple[Sums, Info]:
     """The sums over all tasks, `size` of them at a time."""
     num_tasks, watched = weights.size, watch_convolutions(chunk_sums, size)
@@ -238,14 +237,22 @@ def _sum_over_chunks(
 
     shapes, _ = jax.eval_shape(watched, *jax.tree.map(lambda leaf: leaf[0], chunks))
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    if axis_name is not None:
-        zeros = _varying(zeros, axis_name)
+    if axis is not None:
+        zeros = axis.varying(zeros)
     sums, infos = jax.lax.scan(add, zeros, chunks)
 
     # What is reported per task, in the order of the tasks.
     state = jax.tree.map(lambda leaf: leaf[0], infos.state)
     join = lambda leaf: leaf.reshape(num_chunks * size, *leaf.shape[2:])[:num_tasks]
     return sums, jax.tree.map(join, infos._replace(state=()))._replace(state=state)
+
+
+def _over_devices(sums: Sums, axis: Axis) -> Sums:
+    """The sums over all devices: of whole gradients in one exchange with the rest."""
+    if axis.dims is None:
+        return axis.total(sums)
+    rest = axis.total(sums._replace(grads=()))
+    return rest._replace(grads=axis.total_grads(sums.grads))
 
 
 def _vmap(function: Callable[[Task], Any], size: int) -> Callable[[Task], Any]:
@@ -326,28 +333,3 @@ def _in_float32(tree: Any) -> Any:
 
 def _take(tasks: Task, index: Array) -> Task:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tasks)
-
-
-def _of_first_device(tree: Any, counts: Array, axis_name: str) -> Any:
-    """Counters and keys as the first device has them whose tasks count, on all devices.
-
-    Without such leaves nothing is sent.
-    """
-    if not jax.tree.leaves(tree):
-        return tree
-    index, num_devices = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
-    first = jax.lax.pmin(jnp.where(counts, index, num_devices), axis_name)
-
-    def pick(leaf: Array) -> Array:
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        data = jax.random.key_data(leaf) if is_key else leaf
-        sent = jax.lax.psum(jnp.where(index == first, data, jnp.zeros_like(data)), axis_name)
-        sent = sent.astype(data.dtype)
-        return jax.random.wrap_key_data(sent, impl=jax.random.key_impl(leaf)) if is_key else sent
-
-    return jax.tree.map(pick, tree)
-
-
-def _varying(tree: Any, axis_name: str) -> Any:
-    """Marks what all devices of the mesh axis share as one copy each."""
-    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), tree)

@@ -1,8 +1,9 @@
 """The command line: `jaxmaml compare`, `train`, `evaluate`, `adapt`, `report`, `presets` and `data`.
 
 Exit codes: 0 success; 1 training stopped at a loss or a gradient that is not finite; 2 a wrong
-argument, or something that the user can mend, such as a full disk; 70 a bug, with its traceback; 130
-interrupted by SIGINT, 143 by SIGTERM. An interrupted training is saved first.
+argument, or something that the user can mend, such as a full disk; 70 a bug, with its traceback; 75 or
+134 another process of a training is gone; 130 interrupted by SIGINT, 143 by SIGTERM. An interrupted
+training is saved first.
 """
 
 import contextlib
@@ -25,8 +26,8 @@ from jaxmaml.experiments import messages, options, presets
 from jaxmaml.experiments.options import List, Prepare, RunOptions, Settings, Show, Split
 from jaxmaml.experiments.presets import Preset
 
-SUCCESS, STOPPED, MISTAKE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
-"""The exit codes; 70 is EX_SOFTWARE of sysexits.h."""
+SUCCESS, STOPPED, MISTAKE, BUG, LOST, INTERRUPTED = 0, 1, 2, 70, 75, 130
+"""The exit codes; 70 and 75 are EX_SOFTWARE and EX_TEMPFAIL of sysexits.h."""
 MAX_ARGUMENT = 1000
 """The most characters of an argument."""
 
@@ -274,6 +275,9 @@ def _run(arguments: list[str], commands: dict[str, Callable[..., int]]) -> int:
 
 def _report(error: Exception) -> int:
     """Prints an error, and returns the exit code: a line for what the user can mend, or a bug."""
+    if (lost := _lost(error)) is not None:
+        print(f"error: {messages.one_line(lost)}", file=sys.stderr, flush=True)
+        os._exit(LOST)  # at the end of the process, JAX would wait for the one that is gone
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         message = f"out of memory; smaller sizes or a smaller chunk_size need less ({error})"
     elif isinstance(error, _UserError | files.WriteError | files.ReadError | OSError):
@@ -291,6 +295,14 @@ def _report(error: Exception) -> int:
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return MISTAKE
+
+
+def _lost(error: Exception) -> str | None:
+    if "jax" not in sys.modules:
+        return None
+    from jaxmaml.experiments import joining
+
+    return joining.lost(error)
 
 
 def _check_lengths(arguments: Sequence[str]) -> None:
@@ -322,23 +334,26 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
     _check_matplotlib()
     if run.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise _UserError("--tensorboard needs tensorboardX: pip install 'jaxmaml[tensorboard]'")
+    from jaxmaml.experiments import joining
     from jaxmaml.experiments.compare import execute, prepare, write_event_files
     from jaxmaml.experiments.interruption import interruptible
     from jaxmaml.experiments.progress import Display
 
-    out = run.out or pathlib.Path(
-        "runs", f"{presets.file_name(preset)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
     with _user_errors():
         options.check_data_dir(preset.dataset, run.data_dir)
-    with _session(run.matmul_precision), contextlib.ExitStack() as stack:
-        with _user_errors(), Display():
+        joining.join(run)
+    name = f"{presets.file_name(preset)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with _session(run.matmul_precision, run.devices), contextlib.ExitStack() as stack:
+        stack.enter_context(joining.silent_but_first())
+        out = joining.agreed(run.out or pathlib.Path("runs", name))
+        with _user_errors(), Display.of_process():
+            used = joining.chosen_devices(run, preset.num_tasks)
             comparison = stack.enter_context(prepare(
                 preset, specs, out,
                 seed=run.seed, num_seeds=run.num_seeds,
                 num_test_tasks=run.num_test_tasks, data_dir=run.data_dir,
                 streaming=_streaming(run), matmul_precision=run.matmul_precision,
-                checkpoint_every=run.checkpoint_every, tensorboard=run.tensorboard,
+                checkpoint_every=run.checkpoint_every, tensorboard=run.tensorboard, used=used,
             ))  # fmt: skip
         if comparison.is_complete:
             if run.tensorboard:
@@ -353,14 +368,19 @@ def _execute(preset: Preset, specs: Any, run: RunOptions) -> int:
             if comparison.run_dir.config.exists():
                 print(f"the same command with --out {out} continues this run", file=sys.stderr)
             raise
-    print(f"written to {out}")
+        return _summarize(comparison, runs)
+
+
+def _summarize(comparison: Any, runs: Sequence[Any]) -> int:
+    """Says where the runs are and how they ended, and returns the exit code."""
+    print(f"written to {comparison.run_dir.path}")
     for done in runs:
         if done.num_skipped:
             print(f"{done.label} left out {done.num_skipped:,} of its outer steps: not finite")
         if done.stopped_early:
             print(
                 f"{done.label} stopped early at outer step {done.num_outer_steps:,}: "
-                f"{preset.patience} validations without a better score"
+                f"{comparison.experiment.preset.patience} validations without a better score"
             )
     stopped = [done for done in runs if done.stopped]
     for done in stopped:
@@ -406,16 +426,17 @@ def _check_matplotlib() -> None:
 
 
 @contextlib.contextmanager
-def _session(matmul_precision: str) -> Iterator[None]:
+def _session(matmul_precision: str, devices: str = "all") -> Iterator[None]:
     """Sets the devices, the compilation cache and the precision of matrix products."""
     import jax
 
     from jaxmaml.experiments import program_cache
 
+    num_cpus = len(os.sched_getaffinity(0)) if devices == "all" else int(devices)
     # One device per core: the matrix products of one task are too small to be split over cores.
     # A program that calls `main` after it has run JAX keeps the devices that it has.
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", num_cpus)
 
     program_cache.use()
     try:

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxmaml import batching, outer, parallel, trees
-from jaxmaml.batching import ChunkSize
+from jaxmaml import batching, outer, parallel, sources, trees
+from jaxmaml.batching import TASKS, ChunkSize
 from jaxmaml.checks import check_choice
-from jaxmaml.types import Array, MetaLearner, MetaState, Scalar, Task
+from jaxmaml.types import Array, MetaLearner, MetaState, Sampler, Scalar, Task
 
 Metrics: TypeAlias = dict[str, Any]
 """The metrics of `meta_step`, by name."""
@@ -25,7 +25,8 @@ MAX_SKIPS = 100
 """The steps in a row that are not finite, of which the last one raises where the others are skipped."""
 SKIPPED = "skipped"
 """The metric that says which steps were skipped, where steps are."""
-MetaStep: TypeAlias = Callable[[MetaState, Task], tuple[MetaState, Metrics]]
+MetaStep: TypeAlias = Callable[[MetaState, Task, Any], tuple[MetaState, Metrics]]
+"""An outer step: `(meta_state, tasks, weights)`."""
 
 
 class States(NamedTuple):
@@ -75,7 +76,7 @@ def compile_steps(
     The number of steps is an argument of the program: a shorter last dispatch compiles nothing. For
     `max_skips`, see `_guarded`.
     """
-    is_pytree = isinstance(source, jax.tree_util.Partial)
+    is_pytree = sources.is_pytree(source)
 
     def dispatch(states: States, num_steps: Scalar, key: Array, arrays: Any) -> Any:
         draw = arrays if is_pytree else source
@@ -85,16 +86,39 @@ def compile_steps(
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(steps)
 
         def step(states: States, number: Scalar) -> Any:
-            return _guarded(meta_step, max_skips, states, draw(keys[number]))
+            tasks, weights = _drawn(draw, keys[number], mesh)
+            return _guarded(meta_step, max_skips, states, tasks, weights)
 
         return _many_steps(step, states, num_steps, num_steps_per_dispatch)
 
     arrays = source if is_pytree else ()
-    meta_state, key, arrays = _place((meta_state, key, arrays), mesh)
-    states = _place(States(meta_state, meta_state), mesh)
-    compiled, seconds, temp_bytes = _compile(dispatch, states, np.int32(1), key, arrays)
-    run = lambda states, number: compiled(_place(states, mesh), np.int32(number), key, arrays)
+    meta_state, key, arrays = placed((meta_state, key, arrays), mesh)
+    states = placed(States(meta_state, meta_state), mesh)
+    compiled, seconds, temp_bytes = _compile(dispatch, mesh, states, np.int32(1), key, arrays)
+    run = lambda states, number: compiled(placed(states, mesh), np.int32(number), key, arrays)
     return Compiled(run, seconds, temp_bytes)
+
+
+def _drawn(draw: Any, key: Array, mesh: Mesh | None) -> tuple[Task, Any]:
+    """The tasks of a step, and their weights if devices were filled up with tasks without weight.
+
+    Over a mesh, each device draws its own tasks, if the source can draw some of them.
+    """
+    if mesh is None or not isinstance(draw, Sampler):
+        return draw(key), None
+    per_device = -(-draw.num_tasks // mesh.shape[TASKS])
+
+    def on_a_device(draw: Sampler, key: Array) -> tuple[Task, Array]:
+        index = jax.lax.axis_index(TASKS) * per_device + jnp.arange(per_device)
+        tasks = draw.some(key, jnp.minimum(index, draw.num_tasks - 1))
+        return tasks, (index < draw.num_tasks).astype(jnp.float32)
+
+    shared, whole = PartitionSpec(TASKS), PartitionSpec()
+    tasks, weights = jax.shard_map(
+        on_a_device, mesh=mesh, axis_names={TASKS}, check_vma=False,
+        in_specs=(whole, whole), out_specs=shared,
+    )(draw, key)  # fmt: skip
+    return tasks, None if per_device * mesh.shape[TASKS] == draw.num_tasks else weights
 
 
 def compile_batches(
@@ -112,31 +136,43 @@ def compile_batches(
     all-reduce while it holds threads that the others need, and XLA ends the process after 40 seconds.
     For `max_skips`, see `_guarded`.
     """
-    meta_state, first = _place(meta_state, mesh), _spread(_next_batch(batches, 0), mesh)
-    states = _place(States(meta_state, meta_state), mesh)
+    meta_state, first = placed(meta_state, mesh), _next_batch(batches, 0)
+    shares = None if mesh is None else parallel.agree_on_shares(_num_tasks(first), mesh)
+    spread = lambda tasks: (tasks, None) if mesh is None else parallel.spread(tasks, mesh, shares)
+    states, alive = placed((States(meta_state, meta_state), jnp.array(True)), mesh)
     step = functools.partial(_guarded, meta_step, max_skips)
-    compiled, seconds, temp_bytes = _compile(step, states, first, jnp.array(True))
+    compiled, seconds, temp_bytes = _compile(step, mesh, states, *spread(first), alive)
     later = _later_batches(batches, first, int(meta_state.step))
-    drawn = itertools.chain([first], (_spread(tasks, mesh) for tasks in later))
+    drawn = map(spread, itertools.chain([first], later))
     one_at_a_time = mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 
     def run(states: States, num_steps: int) -> tuple[States, Metrics, Array]:
-        rows, alive = [], jnp.array(True)
-        for tasks in itertools.islice(drawn, num_steps):
+        rows, is_alive = [], alive
+        for tasks, weights in itertools.islice(drawn, num_steps):
             if one_at_a_time:
-                jax.block_until_ready(alive)
-            states, metrics, alive = compiled(_place(states, mesh), tasks, alive)
-            rows.append((metrics, alive))
+                jax.block_until_ready(is_alive)
+            states, metrics, is_alive = compiled(placed(states, mesh), tasks, weights, is_alive)
+            rows.append((metrics, is_alive))
         metrics, oks = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
         return states, metrics, oks.sum()
 
     return Compiled(run, seconds, temp_bytes)
 
 
-def _compile(function: Callable[..., Any], *args: Any) -> tuple[Any, float, int | None]:
-    """(compiled program, seconds, bytes of temporary memory)."""
+def _compile(
+    function: Callable[..., Any], mesh: Mesh | None, states: States, *args: Any
+) -> tuple[Any, float, int | None]:
+    """(compiled program, seconds, bytes of temporary memory); its states stay where they are."""
+    places = None if mesh is None else jax.tree.map(lambda leaf: leaf.sharding, states)
+
+    def stays(states: States, *args: Any) -> Any:
+        states, *rest = function(states, *args)
+        if places is not None:
+            states = jax.lax.with_sharding_constraint(states, places)
+        return states, *rest
+
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
+    compiled = jax.jit(stays).lower(states, *args).compile()
     seconds = time.perf_counter() - start
     analysis = compiled.memory_analysis()
     return compiled, seconds, None if analysis is None else int(analysis.temp_size_in_bytes)
@@ -147,26 +183,34 @@ def make_meta_step(
     optimizer: optax.GradientTransformation,
     chunk_size: ChunkSize,
     mesh: Mesh | None,
+    specs: Any = None,
 ) -> MetaStep:
-    """An outer step on one device, or over a mesh of several."""
-    if mesh is None or mesh.size == 1:
-        return functools.partial(outer.meta_step, learner, optimizer, chunk_size=chunk_size)
-    return functools.partial(
-        parallel.meta_step, learner, optimizer, mesh=mesh, chunk_size=chunk_size
-    )
+    """An outer step on one device, or over a mesh of several, on which parameters may be split."""
+    mesh, specs = (None, None) if mesh is None or mesh.size == 1 else (mesh, specs)
+    return lambda meta_state, tasks, weights: outer.meta_step(
+        learner, optimizer, meta_state, tasks,
+        weights=weights, chunk_size=chunk_size, mesh=mesh, specs=specs,
+    )  # fmt: skip
 
 
-def _place(tree: Any, mesh: Mesh | None) -> Any:
+def placed(tree: Any, mesh: Mesh | None) -> Any:
+    """Returns a pytree on a mesh, where what is split over it already stays so.
+
+    Example:
+        >>> len(placed(jnp.zeros(2), parallel.make_mesh(2)).devices())
+        2
+    """
     tree = jax.tree.map(jnp.asarray, tree)
-    return tree if mesh is None else parallel.replicate(tree, mesh)
-
-
-def _spread(tasks: Task, mesh: Mesh | None) -> Task:
-    return tasks if mesh is None else parallel.spread(tasks, mesh)
+    return tree if mesh is None else parallel.place(tree, mesh, parallel.specs_of(tree, mesh))
 
 
 def _guarded(
-    meta_step: MetaStep, max_skips: int, states: States, tasks: Task, alive: Any = True
+    meta_step: MetaStep,
+    max_skips: int,
+    states: States,
+    tasks: Task,
+    weights: Any,
+    alive: Any = True,
 ) -> tuple[States, Metrics, Array]:
     """An outer step that changes nothing from the first step that is not finite.
 
@@ -174,7 +218,7 @@ def _guarded(
     the last one ends the training: only the step counter moves on, so that the next tasks are others.
     """
     # A state is good once its loss is finite; it is left once all that follows from it is, too.
-    stepped, metrics = meta_step(states.current, tasks)
+    stepped, metrics = meta_step(states.current, tasks, weights)
     is_good = alive & jnp.isfinite(metrics["loss"])
     kept = jax.tree.map(_stays_finite, _carried(states.current), _carried(stepped))
     is_made = is_good & jnp.isfinite(metrics["grad_norm"]) & jax.tree.reduce(jnp.logical_and, kept)
@@ -224,13 +268,19 @@ def _many_steps(
     return jax.lax.while_loop(unfinished, body, start)[:3]
 
 
+def _num_tasks(tasks: Task) -> int:
+    return jax.tree.leaves(tasks)[0].shape[0]
+
+
 def _next_batch(batches: Iterator[Any], num_drawn: int) -> Task:
     tasks = next(batches, None)
     if tasks is None:
         raise ValueError(
             f"source ended after {num_drawn} batches of tasks; every outer step needs one"
         )
-    batching.check_tasks(tasks)
+    # A process may have no tasks of its own, if others have some.
+    if jax.process_count() == 1 or _num_tasks(tasks):
+        batching.check_tasks(tasks)
     return jax.tree.map(jnp.asarray, tasks)
 
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxmaml import batching, diagnostics, dispatch, outer, sources
+from jaxmaml import batching, diagnostics, dispatch, outer, parallel, processes, sources
 from jaxmaml.batching import ChunkSize
 from jaxmaml.checks import check_count
 from jaxmaml.dispatch import SKIPPED, Metrics, OnNonFinite, States, skips_allowed
@@ -135,8 +135,10 @@ def fit(
         chunk_size: how many tasks are computed at once, see `jaxmaml.meta_grad`.
         num_steps_per_dispatch: steps between two items, and for a function between two visits of
             the host.
-        mesh: the devices over which the tasks are spread, see `jaxmaml.parallel.task_mesh`. None
-            uses one.
+        mesh: the devices over which the tasks are spread, see `jaxmaml.parallel.make_mesh`. None uses
+            one. Put `meta_state` on it split, and it stays split, see `jaxmaml.parallel.split_specs`.
+            With several processes, all of them call `fit` with the same arguments; an iterable gives
+            each of them the tasks of its share, see `jaxmaml.parallel.share_of`.
         checkpoints: a `jaxmaml.checkpoint.Manager`. Training goes on with its newest checkpoint, as if
             it had never been interrupted: `meta_state`, an iterable and `num_outer_steps` are those of
             the start, and the steps that are done are left out. States are saved along the training
@@ -177,8 +179,10 @@ def fit(
     """
     check_count("num_outer_steps", num_outer_steps)
     check_count("num_steps_per_dispatch", num_steps_per_dispatch)
+    if mesh is not None:
+        parallel.check_mesh(mesh)
     max_skips = skips_allowed(on_nonfinite, num_outer_steps)
-    first, start, num_skips = int(meta_state.step), meta_state, 0
+    first, start, num_skips = int(meta_state.step), dispatch.placed(meta_state, mesh), 0
     found = None if checkpoints is None else checkpoints.restore(start)
     if found is not None:
         start, num_skips = found.state, (found.record or {}).get(_NUM_SKIPS, 0)
@@ -218,13 +222,15 @@ def compile_program(
     """
     check_count("num_steps_per_dispatch", num_steps_per_dispatch)
     sources.check_key(source, key)
-    meta_step = dispatch.make_meta_step(learner, optimizer, chunk_size, mesh)
+    specs = None if mesh is None else parallel.specs_of(meta_state.params, mesh)
+    meta_step = dispatch.make_meta_step(learner, optimizer, chunk_size, mesh, _if_split(specs))
     if sources.is_traceable(source):
         compiled = dispatch.compile_steps(
             meta_step, meta_state, source, key, num_steps_per_dispatch, mesh, max_skips
         )
     else:
-        batches = sources.batches(source, key, int(meta_state.step))
+        share = (0, 1) if mesh is None else parallel.share_of(mesh)
+        batches = sources.batches(source, key, int(meta_state.step), share=share)
         compiled = dispatch.compile_batches(meta_step, meta_state, batches, mesh, max_skips)
     return Program(
         run=compiled.run,
@@ -233,6 +239,12 @@ def compile_program(
         temp_bytes=compiled.temp_bytes,
         diagnose=functools.partial(_diagnose, learner, source, key),
     )
+
+
+def _if_split(specs: Any) -> Any:
+    """Returns how parameters are split; None if none of them is."""
+    is_spec = lambda value: isinstance(value, PartitionSpec)
+    return specs if any(jax.tree.leaves(specs, is_leaf=is_spec)) else None
 
 
 def run_program(
@@ -298,14 +310,15 @@ def run_slices(
             ends.append(every - step % every)
         num_steps = min(size, *ends)
 
-        # Make the steps. The size of the next slice follows from their time.
+        # Make the steps. The size of the next slice follows from their time, that of process 0 where
+        # there are several.
         start = time.perf_counter()
         states, metrics, num_done = program.run(states, num_steps)
         metrics, num_done = jax.device_get(metrics), int(num_done)
         if num_done < num_steps:
             raise _error(program, states, metrics, num_done)
         seconds = (time.perf_counter() - start) / num_steps
-        size = max(1, min(10 * size, int(SLICE_SECONDS / seconds)))
+        size = processes.first(max(1, min(10 * size, int(SLICE_SECONDS / seconds))))
         step += num_steps
         yield states, {name: rows[:num_steps] for name, rows in metrics.items()}
 
@@ -393,7 +406,7 @@ def _diagnose(
     """The first value that is not finite in the step after a state, with the task; in words."""
     if key is None:
         return None  # an iterable does not give the tasks of a step again
-    params, state = jax.device_get((meta_state.params, meta_state.state))
+    params, state = parallel.to_host((meta_state.params, meta_state.state))
     step = int(meta_state.step)
     tasks = next(sources.batches(source, key, step))
     for i in range(batching.check_tasks(tasks)):

@@ -7,19 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxmaml import sources, stages, trees
+from jaxmaml import parallel, sources, stages, trees
 from jaxmaml.batching import (
     TASKS,
     ChunkSize,
-    check_divides,
+    Means,
     check_tasks,
+    check_weights,
     chunk_size_of,
     mean_over_tasks,
     watch_convolutions,
 )
 from jaxmaml.checks import check_count
+from jaxmaml.collectives import Axis, dims_of
 from jaxmaml.sources import Source
 from jaxmaml.types import (
     Array,
@@ -79,6 +81,8 @@ def meta_grad(
     state: State = (),
     weights: Any = None,
     chunk_size: ChunkSize = "auto",
+    mesh: Mesh | None = None,
+    specs: Any = None,
     axis_name: str | None = None,
 ) -> tuple[Array, MetaParams, Info]:
     """Returns the meta-loss and its gradient: the (weighted) mean over tasks.
@@ -95,9 +99,15 @@ def meta_grad(
             NaN.
         chunk_size: how many tasks are computed at once; the memory grows with it. None is all,
             "auto" is decided by the device. The result does not depend on it beyond rounding.
-        axis_name: under `shard_map`, the mesh axis over which the tasks are spread. Pass
-            `check_vma=False` to `shard_map`: its check refuses loops that start from a constant, such
-            as the counters of an optimizer or the first state of a recurrent network.
+        mesh: the devices over which the tasks are spread, see `jaxmaml.parallel.make_mesh`. None uses
+            one. The result does not depend on it beyond rounding; it need not divide the tasks. On a
+            CPU, wait for one call (`jax.block_until_ready`) before the next: concurrent programs can
+            deadlock, since each waits for all devices while it holds threads that the others need.
+        specs: how `meta_params` are split over the mesh, and the gradient with them, see
+            `jaxmaml.parallel.split_specs`. None is a copy of all on every device.
+        axis_name: in place of a mesh inside your own `shard_map`, the mesh axis over which the tasks
+            are spread. Pass `check_vma=False` to `shard_map`: its check refuses loops that start from
+            a constant, such as the counters of an optimizer or the first state of a recurrent network.
 
     Returns:
         (loss, gradient like `meta_params`, Info with query_loss `[num_tasks]`, inner_losses
@@ -117,9 +127,10 @@ def meta_grad(
         >>> float(loss), float(grad), info.query_loss.shape
         (0.125, -0.25, (3,))
     """
-    means, info = mean_over_tasks(
-        learner, meta_params, tasks, step, state, weights, chunk_size, axis_name
-    )
+    means, info, _ = _means(
+        learner, meta_params, tasks, step=step, state=state, weights=weights,
+        chunk_size=chunk_size, mesh=mesh, specs=specs, axis_name=axis_name,
+    )  # fmt: skip
     return means.loss, means.grads, info
 
 
@@ -131,6 +142,8 @@ def meta_step(
     *,
     weights: Any = None,
     chunk_size: ChunkSize = "auto",
+    mesh: Mesh | None = None,
+    specs: Any = None,
     axis_name: str | None = None,
 ) -> tuple[MetaState, dict[str, Array]]:
     """Makes one outer step: the meta-gradient over `tasks`, then the outer optimizer.
@@ -139,7 +152,9 @@ def meta_step(
         learner: the meta-learner.
         optimizer: the outer optimizer that `meta_state` was made with.
         meta_state: see `init_state`.
-        tasks, weights, chunk_size, axis_name: see `meta_grad`.
+        tasks, weights, chunk_size, mesh, specs, axis_name: see `meta_grad`. Where parameters are split,
+            the optimizer computes on the parts, in one program that XLA divides: a norm over all
+            parameters, for example, is that of all parts.
 
     Returns:
         The next state, and the scalars "loss" (what was differentiated), "query_loss" (mean over
@@ -160,15 +175,66 @@ def meta_step(
         (0.25, 1, 0.25)
     """
     params, opt_state, step, state = meta_state
-    means, info = mean_over_tasks(
-        learner, params, tasks, step, state, weights, chunk_size, axis_name
-    )
+    means, info, grad_norm = _means(
+        learner, params, tasks, step=step, state=state, weights=weights,
+        chunk_size=chunk_size, mesh=mesh, specs=specs, axis_name=axis_name,
+    )  # fmt: skip
     optimizer = optax.with_extra_args_support(optimizer)
     updates, opt_state = optimizer.update(means.grads, opt_state, params, value=means.loss)
-    values = means.loss, means.query_loss, optax.tree.norm(means.grads)
+    values = means.loss, means.query_loss, grad_norm
     metrics = dict(zip(METRICS, values, strict=True))
     params = optax.apply_updates(params, updates)
     return MetaState(params, opt_state, step + 1, info.state), metrics
+
+
+def _means(
+    learner: MetaLearner,
+    params: MetaParams,
+    tasks: Task,
+    *,
+    step: Scalar,
+    state: State,
+    weights: Any,
+    chunk_size: ChunkSize,
+    mesh: Mesh | None,
+    specs: Any,
+    axis_name: str | None,
+) -> tuple[Means, Info, Array]:
+    """The means over tasks, on one device or several, and the norm of the gradient."""
+    axis = None if axis_name is None else Axis(axis_name)
+    if mesh is None:
+        means, info = mean_over_tasks(
+            learner, params, tasks, step, state, weights, chunk_size, axis
+        )
+        return means, info, optax.tree.norm(means.grads)
+
+    # Fill up the devices with tasks of weight zero.
+    num_tasks = check_tasks(tasks)
+    weights = None if weights is None else check_weights(weights, num_tasks)
+    tasks, weights = parallel.evened(tasks, weights, mesh)
+
+    # Each device has its share of the tasks, and its part of the parameters or all of them.
+    shared, whole = PartitionSpec(TASKS), PartitionSpec()
+    parts = whole if specs is None else parallel.along_tasks(specs)
+    axis = Axis(TASKS, None if specs is None else dims_of(specs, TASKS))
+
+    def on_a_device(
+        params: MetaParams, step: Scalar, state: State, tasks: Task, weights: Any
+    ) -> tuple[Means, Info, Array]:
+        means, info = mean_over_tasks(
+            learner, axis.whole(params), tasks, step, state, weights, chunk_size, axis
+        )
+        return means, info, axis.norm(means.grads)
+
+    # JAX's check of what varies between devices refuses every loop or branch that starts from a fresh
+    # constant. What is returned as a whole is the same on all devices, since it was summed over them.
+    means, info, norm = jax.shard_map(
+        on_a_device, mesh=mesh, axis_names={TASKS}, check_vma=False,
+        in_specs=(parts, whole, whole, shared, shared),
+        out_specs=(Means(whole, whole, parts), Info(shared, shared, whole), whole),
+    )(params, step, state, tasks, weights)  # fmt: skip
+    per_task = jax.tree.map(lambda leaf: leaf[:num_tasks], info._replace(state=()))
+    return means, per_task._replace(state=info.state), norm
 
 
 def evaluate(
@@ -196,8 +262,9 @@ def evaluate(
         key: typed PRNG key of a source that is a function or a stream.
         num_inner_steps: inner steps n. Defaults to those of training.
         chunk_size: how many tasks are computed at once, as in `meta_grad`.
-        mesh: the devices over which the tasks are spread, see `jaxmaml.parallel.task_mesh`. None
-            uses one.
+        mesh: the devices over which the tasks are spread, see `jaxmaml.parallel.make_mesh`. None
+            uses one. With several processes, an iterable gives each of them the tasks of its share,
+            see `jaxmaml.parallel.share_of`; the other sources do so by themselves.
 
     Returns:
         `[num_tasks, num_inner_steps + 1]`, or such leaves; NumPy arrays for a source. Nothing is
@@ -207,7 +274,7 @@ def evaluate(
         TypeError: `meta_state` is not a `MetaState`; for a source, `learner` or `metric_fn` cannot be
             hashed, as the program is kept for the next call.
         ValueError: tasks whose leading axes differ; a source without `num_tasks` or `key`, or one
-            that ends too early; tasks that the mesh does not divide evenly.
+            that ends too early.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -239,22 +306,22 @@ def evaluate(
     # A source: one compiled program serves all sources.
     if num_tasks is None and not _is_finite(tasks):
         raise ValueError("num_tasks must be given: this source has no end")
-    params, state = _place((params, state), mesh, PartitionSpec())
+    if mesh is not None:
+        params, state = parallel.place((params, state), mesh)
 
     def compiled_score(tasks: Task) -> Any:
+        weights = None
         if mesh is not None:
-            check_divides(check_tasks(tasks), mesh)
-            tasks = _place(tasks, mesh, PartitionSpec(TASKS))
-        return _compiled_scores(
+            tasks, weights = parallel.spread(tasks, mesh)
+        scores = _compiled_scores(
             learner, metric_fn, params, state, tasks,
             num_inner_steps=num_inner_steps, chunk_size=chunk_size, mesh=mesh,
         )  # fmt: skip
+        scores, weights = parallel.to_host((scores, weights))
+        return scores if weights is None else jax.tree.map(lambda leaf: leaf[weights > 0], scores)
 
-    return _scores_of_source(compiled_score, tasks, key, num_tasks)
-
-
-def _place(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, spec))
+    share = (0, 1) if mesh is None else parallel.share_of(mesh)
+    return _scores_of_source(compiled_score, tasks, key, num_tasks, share)
 
 
 def _is_finite(source: Source) -> bool:
@@ -262,16 +329,21 @@ def _is_finite(source: Source) -> bool:
 
 
 def _scores_of_source(
-    score: Callable[[Task], Any], source: Source, key: Array | None, num_tasks: int | None
+    score: Callable[[Task], Any],
+    source: Source,
+    key: Array | None,
+    num_tasks: int | None,
+    share: tuple[int, int],
 ) -> Any:
     """The scores of the first tasks of a source, some at a time, as NumPy arrays."""
     wanted = np.inf if num_tasks is None else check_count("num_tasks", num_tasks)
     found, scored = [], 0
     with stages.stage("scoring tasks", num_tasks) as advance:
-        for tasks in sources.batches(source, key):
-            found.append(jax.device_get(score(tasks)))
-            advance(check_tasks(tasks))
-            scored += check_tasks(tasks)
+        for tasks in sources.batches(source, key, share=share):
+            found.append(score(tasks))
+            number = jax.tree.leaves(found[-1])[0].shape[0]
+            advance(number)
+            scored += number
             if scored >= wanted:
                 break
     if scored < (num_tasks or 1):
@@ -308,15 +380,17 @@ def _scores(
             scores = lambda tasks: jax.lax.map(score, tasks, batch_size=size if size > 1 else None)
         return watch_convolutions(scores, size)(tasks)
 
-    num_tasks = check_tasks(tasks)
     if mesh is None:
         return on_a_device(params, state, tasks)
-    check_divides(num_tasks, mesh)
+    num_tasks = check_tasks(tasks)
+    tasks, _ = parallel.evened(tasks, None, mesh)
     shared, whole = PartitionSpec(TASKS), PartitionSpec()
     # Nothing is summed over devices, so the check of what varies between them has no meaning.
-    return jax.shard_map(
-        on_a_device, mesh=mesh, in_specs=(whole, whole, shared), out_specs=shared, check_vma=False
-    )(params, state, tasks)
+    scores = jax.shard_map(
+        on_a_device, mesh=mesh, axis_names={TASKS}, check_vma=False,
+        in_specs=(whole, whole, shared), out_specs=shared,
+    )(params, state, tasks)  # fmt: skip
+    return jax.tree.map(lambda leaf: leaf[:num_tasks], scores)
 
 
 # The learner and the metric are static: the same objects share a program, whatever the source.

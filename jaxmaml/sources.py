@@ -1,13 +1,13 @@
 """Sources of tasks, of three kinds, as one iterator."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
-from jaxmaml.types import Array, Scalar, Stream, Task
+from jaxmaml.types import Array, Sampler, Scalar, Stream, Task
 
 Source: TypeAlias = Callable[[Array], Task] | Iterable[Task] | Stream
 """A producer of tasks: a traceable function `key -> tasks`, an iterable of tasks, or a `Stream`.
@@ -44,13 +44,17 @@ def check_key(source: Source, key: Array | None) -> None:
         )
 
 
-def batches(source: Source, key: Array | None, first_step: int = 0) -> Iterator[Task]:
+def batches(
+    source: Source, key: Array | None, first_step: int = 0, *, share: tuple[int, int] = (0, 1)
+) -> Iterator[Task]:
     """Returns an iterator over the tasks of `first_step`, `first_step + 1`, ...
 
     Args:
         source: a source of any kind. An iterator goes on from where it is.
         key: a typed PRNG key; None for an iterable.
         first_step: the first outer step.
+        share: (index, count): which of `count` shares of the tasks of each step is returned, see
+            `jaxmaml.parallel.share_of`. An iterable is taken as it is.
 
     Raises:
         ValueError: a key is missing, or given for an iterable.
@@ -64,13 +68,33 @@ def batches(source: Source, key: Array | None, first_step: int = 0) -> Iterator[
     """
     check_key(source, key)
     if isinstance(source, Stream):
-        return _started(source, key, first_step)
+        return _started(_of_share(source, share), key, first_step)
     if callable(source):
-        # A Partial is a pytree: its arrays are arguments of one program for all such sources.
-        is_pytree = isinstance(source, jax.tree_util.Partial)
-        draw: Any = functools.partial(_draw, source) if is_pytree else jax.jit(_at_step(source))
-        return (draw(key, step) for step in itertools.count(first_step))
+        # A source that is a pytree: its arrays are arguments of one program for all such sources.
+        draw: Any = _draw if is_pytree(source) else jax.jit(_drawn, static_argnums=(0, 3))
+        return (draw(source, key, step, share) for step in itertools.count(first_step))
     return iter(source)
+
+
+def is_pytree(source: Source) -> bool:
+    """Returns whether a source is a pytree of arrays, as a `jax.tree_util.Partial` is.
+
+    Example:
+        >>> is_pytree(lambda key: key), is_pytree(jax.tree_util.Partial(max, 1))
+        (False, True)
+    """
+    return not jax.tree_util.all_leaves([source])
+
+
+def rows(num_tasks: int, share: tuple[int, int]) -> slice:
+    """Returns which tasks of a step are those of a share: sizes differ by one at most.
+
+    Example:
+        >>> rows(7, (0, 2)), rows(7, (1, 2))
+        (slice(0, 3, None), slice(3, 7, None))
+    """
+    index, count = share
+    return slice(index * num_tasks // count, (index + 1) * num_tasks // count)
 
 
 def after(source: Source, num_steps: int) -> Source:
@@ -87,15 +111,28 @@ def after(source: Source, num_steps: int) -> Source:
     return itertools.islice(source, num_steps, None)
 
 
+def _of_share(stream: Any, share: tuple[int, int]) -> Stream:
+    if share == (0, 1):
+        return stream
+    if not hasattr(stream, "of_share"):
+        raise ValueError(
+            f"{type(stream).__name__} cannot be divided between processes: it has no method of_share"
+        )
+    return stream.of_share(*share)
+
+
 def _started(stream: Stream, key: Any, first_step: int) -> Iterator[Task]:
     with stream.start(key, first_step) as tasks:
         yield from tasks
 
 
-def _at_step(source: Callable[[Array], Task]) -> Callable[[Array, Scalar], Task]:
-    return lambda key, step: source(jax.random.fold_in(key, step))
+def _drawn(source: Any, key: Array, step: Scalar, share: tuple[int, int]) -> Task:
+    key = jax.random.fold_in(key, step)
+    if isinstance(source, Sampler):
+        return source.some(key, jnp.arange(source.num_tasks)[rows(source.num_tasks, share)])
+    tasks = source(key)
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    return jax.tree.map(lambda leaf: leaf[rows(num_tasks, share)], tasks)
 
 
-@jax.jit
-def _draw(source: Any, key: Array, step: Scalar) -> Task:
-    return source(jax.random.fold_in(key, step))
+_draw = jax.jit(_drawn, static_argnums=3)

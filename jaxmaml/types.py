@@ -302,7 +302,11 @@ def in_form_of(like: ModelFn, fn: Callable[[Params, Batch, State], tuple[Any, St
 
 @runtime_checkable
 class Stream(Protocol):
-    """A source of tasks that are read by the host, from any step on."""
+    """A source of tasks that are read by the host, from any step on.
+
+    With several processes, each of them reads the stream `of_share(index, count)`: one of `count` shares
+    of the tasks of each step. A stream without this method serves one process.
+    """
 
     def start(self, key: Array, step: int = 0) -> Any:
         """Returns an iterator over the tasks of `step`, `step + 1`, ... for a typed PRNG key.
@@ -310,4 +314,22 @@ class Stream(Protocol):
         The tasks of a step depend on the key and the step only. The iterator is also a context
         manager that frees its workers.
         """
+        ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A traceable source that can draw some tasks of a step without the others."""
+
+    @property
+    def num_tasks(self) -> int:
+        """The tasks of a step."""
+        ...
+
+    def __call__(self, key: Array) -> Task:
+        """Returns the tasks of a step."""
+        ...
+
+    def some(self, key: Array, index: Array) -> Task:
+        """Returns those tasks of a step that have the given numbers, `[n]`, which may be traced."""
         ...

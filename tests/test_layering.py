@@ -19,7 +19,7 @@ HEAVY = ("flax", "tensorflow_datasets", "tensorflow", "grain", "orbax", "matplot
 # Each group of the core imports the groups before it.
 CORE = (
     ("types",),
-    ("checks", "files", "stages"),
+    ("checks", "files", "stages", "collectives"),
     ("scores",),
     ("trees",),
     ("mixed_mode",),
@@ -31,6 +31,8 @@ CORE = (
     ("learners",),
     ("sources",),
     ("batching",),
+    ("processes",),
+    ("parallel",),
     ("outer",),
     ("metrics",),
     ("diagnostics",),
@@ -51,8 +53,7 @@ _ALL_OF_CORE = set(BELOW)
 _LOWEST = {"types", "trees", "checks", "files", "stages", "scores"}
 # `rewriting` knows nothing of meta-learning: nn replaces the operations of models with it.
 BELOW |= {"nn": _LOWEST | {"rewriting"}, "data": _LOWEST}
-BELOW["parallel"] = BELOW["outer"] | {"outer"}
-_ABOVE_CORE = _ALL_OF_CORE | {"parallel"}
+_ABOVE_CORE = _ALL_OF_CORE
 BELOW |= dict.fromkeys(("dispatch", "checkpoint", "averaging"), _ABOVE_CORE)
 BELOW["fitting"] = _ABOVE_CORE | {"dispatch"}
 _LIBRARY = _ABOVE_CORE | {"dispatch", "fitting", "checkpoint", "averaging", "nn", "data"}

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 from problems import smooth
 
 import jaxmaml
+from jaxmaml import parallel
 
 LOSS = lambda params, batch: jnp.mean((params - batch) ** 2) / 2
 LEARNER = jaxmaml.maml(LOSS, optax.sgd(0.5), 1)
@@ -185,7 +187,7 @@ def test_evaluate_reads_as_many_tasks_of_a_source_as_it_is_asked_for(kind, num_d
     metric = lambda adapted, query: jnp.abs(adapted - query[0])
     mesh = None
     if num_devices:
-        mesh = jax.make_mesh((num_devices,), ("tasks",), devices=jax.devices()[:num_devices])
+        mesh = parallel.make_mesh(num_devices)
     source, key = (_source, jax.random.key(0)) if kind == "function" else (_streamed(), None)
     found = jaxmaml.evaluate(LEARNER, metric, START, source, num_tasks=10, key=key, mesh=mesh)
     centers = np.concatenate([tasks.query[:, 0] for tasks in _streamed()])[:10]
@@ -229,10 +231,28 @@ def test_wrong_options_of_a_source_are_refused(source, options, message):
         jaxmaml.evaluate(LEARNER, LOSS, START, source, **options)
 
 
-def test_tasks_that_the_mesh_does_not_divide_are_refused():
-    mesh = jax.make_mesh((4,), ("tasks",))
-    with pytest.raises(ValueError, match="multiple of the mesh's 4 devices; got 3"):
-        jaxmaml.evaluate(LEARNER, LOSS, START, _tasks(1.0, 2.0, 3.0), mesh=mesh)
+def test_tasks_that_the_mesh_does_not_divide_are_scored_too():
+    tasks = _tasks(1.0, 2.0, 3.0)
+    expected = jaxmaml.evaluate(LEARNER, LOSS, START, tasks)
+    found = jaxmaml.evaluate(LEARNER, LOSS, START, tasks, mesh=parallel.make_mesh(2))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,)), "no axis 'tasks'.*data"),
+        (jax.make_mesh((2,), ("tasks",), axis_types=(AxisType.Explicit,)), "axis types Auto"),
+    ],
+)
+def test_a_mesh_of_another_kind_is_refused(mesh, message):
+    with pytest.raises(ValueError, match=message):
+        jaxmaml.evaluate(LEARNER, LOSS, START, _tasks(1.0, 2.0), mesh=mesh)
+    with pytest.raises(ValueError, match=message):
+        jaxmaml.meta_grad(LEARNER, jnp.array(0.0), _tasks(1.0, 2.0), mesh=mesh)
+    with pytest.raises(ValueError, match=message):
+        source = [_tasks(1.0, 2.0)]
+        jaxmaml.fit(LEARNER, optax.sgd(0.1), START, source, 1, mesh=mesh)
 
 
 @pytest.mark.parametrize("num_inner_steps", [0, 1, 2])

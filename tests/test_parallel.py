@@ -19,21 +19,16 @@ OPTIMIZER = optax.sgd(0.1)
 TASKS = PROBLEM.tasks
 
 
-@pytest.mark.parametrize(("num_tasks", "size"), [(4, 4), (6, 3), (7, 1), (32, 4), (2, 2)])
-def test_mesh_shares_the_tasks_evenly(num_tasks, size):
-    assert parallel.task_mesh(num_tasks).shape == {parallel.TASKS: size}
-
-
 @pytest.mark.parametrize("weights", [None, np.array([1.0, 0.0, 2.0, 3.0])])
 def test_meta_step_is_that_of_one_device(weights):
     meta_state = jaxmaml.init_state(LEARNER, OPTIMIZER, PROBLEM.params)
     expected, metrics = jaxmaml.meta_step(LEARNER, OPTIMIZER, meta_state, TASKS, weights=weights)
-    mesh = parallel.task_mesh(4)
+    mesh = parallel.make_mesh(4)
     found, spread = jax.jit(
-        lambda state, tasks: parallel.meta_step(
+        lambda state, tasks: jaxmaml.meta_step(
             LEARNER, OPTIMIZER, state, tasks, mesh=mesh, weights=weights
         )
-    )(parallel.replicate(meta_state, mesh), TASKS)
+    )(parallel.place(meta_state, mesh), TASKS)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
     )
@@ -44,7 +39,7 @@ def test_meta_step_is_that_of_one_device(weights):
 def test_evaluate_is_that_of_one_device():
     meta_state = jaxmaml.init_state(LEARNER, OPTIMIZER, PROBLEM.params)
     expected = jaxmaml.evaluate(LEARNER, PROBLEM.loss_fn, meta_state, TASKS)
-    mesh = parallel.task_mesh(4)
+    mesh = parallel.make_mesh(4)
     run = jax.jit(
         lambda meta_state, tasks: jaxmaml.evaluate(
             LEARNER, PROBLEM.loss_fn, meta_state, tasks, mesh=mesh, chunk_size=1
@@ -66,16 +61,9 @@ def test_fit_over_a_mesh_is_fit_on_one_device(source):
     given = key if source == "function" else None
     finals = [
         list(jaxmaml.fit(learner, OPTIMIZER, meta_state, tasks, 6, key=given, mesh=mesh))[-1][0]
-        for mesh in (None, parallel.task_mesh(4))
+        for mesh in (None, parallel.make_mesh(4))
     ]
     np.testing.assert_allclose(finals[1].params, finals[0].params, rtol=1e-6)
-
-
-def test_tasks_that_the_mesh_does_not_divide_are_refused():
-    meta_state = jaxmaml.init_state(LEARNER, OPTIMIZER, PROBLEM.params)
-    tasks = jax.tree.map(lambda leaf: leaf[jnp.array([0, 1, 2, 3, 0])], TASKS)
-    with pytest.raises(ValueError, match="multiple of the mesh's 4 devices; got 5"):
-        parallel.meta_step(LEARNER, OPTIMIZER, meta_state, tasks, mesh=parallel.task_mesh(4))
 
 
 def test_the_tasks_are_spread_over_their_own_axis_of_a_mesh():
@@ -85,17 +73,16 @@ def test_the_tasks_are_spread_over_their_own_axis_of_a_mesh():
     tasks = jax.tree.map(lambda leaf: leaf[:2], TASKS)
     expected, _ = jaxmaml.meta_step(LEARNER, OPTIMIZER, meta_state, tasks)
     found, _ = jax.jit(
-        lambda state, tasks: parallel.meta_step(LEARNER, OPTIMIZER, state, tasks, mesh=mesh)
+        lambda state, tasks: jaxmaml.meta_step(LEARNER, OPTIMIZER, state, tasks, mesh=mesh)
     )(meta_state, tasks)
     assert_close(found.params, expected.params, 1e-5)
 
 
 def _matching(learner, optimizer, meta_state, tasks, num_devices):
     """Checks that one step over a mesh is that of one device; returns the state after it."""
-    mesh = parallel.task_mesh(tasks.support["targets"].shape[0], jax.devices()[:num_devices])
-    assert mesh.size == num_devices
-    step = lambda state, tasks: parallel.meta_step(learner, optimizer, state, tasks, mesh=mesh)
-    found, _ = jax.jit(step)(parallel.replicate(meta_state, mesh), tasks)
+    mesh = parallel.make_mesh(num_devices)
+    step = lambda state, tasks: jaxmaml.meta_step(learner, optimizer, state, tasks, mesh=mesh)
+    found, _ = jax.jit(step)(parallel.place(meta_state, mesh), tasks)
     alone = lambda state, tasks: jaxmaml.meta_step(learner, optimizer, state, tasks)
     expected, _ = jax.jit(alone)(meta_state, tasks)
     assert_close(found.params, expected.params, 1e-5)
@@ -153,13 +140,13 @@ def test_counters_and_keys_of_a_state_are_those_of_a_device_whose_tasks_count():
     tasks = jax.tree.map(lambda batch: batch, TASKS)
     tasks.support["targets"], tasks.query["targets"] = targets, targets
     learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2)
-    mesh = parallel.task_mesh(4, jax.devices()[:2])
+    mesh = parallel.make_mesh(2)
     weights = jnp.array([0.0, 0.0, 1.0, 1.0])
-    step = lambda meta_state, tasks: parallel.meta_step(
+    step = lambda meta_state, tasks: jaxmaml.meta_step(
         learner, OPTIMIZER, meta_state, tasks, mesh=mesh, weights=weights
     )
     meta_state = jaxmaml.init_state(learner, OPTIMIZER, PROBLEM.params, state)
-    after, _ = jax.jit(step)(parallel.replicate(meta_state, mesh), tasks)
+    after, _ = jax.jit(step)(parallel.place(meta_state, mesh), tasks)
     # Three passes over the third task, whose six targets are 2.
     assert int(after.state["count"]) == 3
     assert int(after.state["total"]) == 3 * 6 * 2

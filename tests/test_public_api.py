@@ -18,7 +18,7 @@ PUBLIC = {
         NonFiniteError Task TrainingClasses accuracy adapt anil averaging boil cavia checkpoint data
         diagnostics evaluate fine_tuning fit fold_keys fomaml imaml init_state learned_optimizer
         learned_rates learned_sgd load maml maml_plus_plus mean_and_ci95 meta_curvature meta_grad
-        meta_sgd meta_step metrics mixed_mode multi_step_weights nn parallel proto_maml protonet r2d2
+        meta_sgd meta_step metrics mixed_mode multi_step_weights nn parallel processes proto_maml protonet r2d2
         reptile stages trace unicorn with_state
     """,
     "jaxmaml.nn": """
@@ -35,22 +35,28 @@ PUBLIC = {
     "jaxmaml.data.class_splits": "draw omniglot published read write",
     "jaxmaml.data.datasets": "Dataset class_names data_directory format_of images load scaling",
     "jaxmaml.data.episodes": (
-        "Episode ImagesByClass Plan TaskKeys checked distinct plan plan_step task_keys to_tasks"
+        "Episode ImagesByClass Plan TaskKeys checked distinct plan plan_step plan_tasks task_keys "
+        "to_tasks"
     ),
-    "jaxmaml.data.pools": "Pool from_arrays from_images sampler",
-    "jaxmaml.data.sinusoid": "curve sampler",
+    "jaxmaml.data.pools": "Pool PoolSampler from_arrays from_images sampler",
+    "jaxmaml.data.sinusoid": "SinusoidSampler curve sampler",
     "jaxmaml.data.stored_images": "Images InMemory from_arrays open_images",
     "jaxmaml.data.stream": "ImageStream StreamIterator sampler",
     "jaxmaml.data.variable": "Composition VariableEpisode composition sampler",
     "jaxmaml.averaging": "AveragingState averaged with_average",
     "jaxmaml.checkpoint": "Checkpoint Manager read_record restore save verify",
     "jaxmaml.diagnostics": """
-        agreement agreement_by_layer agreement_by_step cg_residual cka count_flops feature_reuse
-        first_nonfinite inner_losses label_permutations metric_by_permutation update_norms
+        agreement agreement_by_layer agreement_by_step cg_residual cka collectives count_flops
+        feature_reuse first_nonfinite inner_losses label_permutations metric_by_permutation
+        update_norms
     """,
     "jaxmaml.metrics": "accuracy mean_and_ci95 nearest_neighbor",
     "jaxmaml.mixed_mode": "check_scalar explain_forward_mode value_and_grad",
-    "jaxmaml.parallel": "meta_step replicate spread task_mesh",
+    "jaxmaml.parallel": """
+        Shares agree_on_shares along_tasks check_mesh evened local_places make_mesh place share_of
+        specs_of split_specs spread to_host
+    """,
+    "jaxmaml.processes": "agreeing first from_first gathered initialize is_first",
     "jaxmaml.stages": "Stage listening stage",
 }
 """The functions, classes and modules that each public module exports."""

@@ -20,6 +20,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from jaxmaml import processes
 from jaxmaml.checkpoint import states
 from jaxmaml.checks import check_count
 from jaxmaml.files import ReadError
@@ -78,7 +79,8 @@ class Manager:
 
     A checkpoint is written in the background from a copy of the state, so that the state may be
     donated or changed at once. If it cannot be written, training goes on, `say` is told, and the next
-    checkpoint is tried; only `wait` raises.
+    checkpoint is tried; only `wait` raises. Several processes have a manager each, of one directory that
+    all of them see, and call its methods at the same steps.
 
     Args:
         directory: the directory of the checkpoints; it need not exist.
@@ -183,7 +185,7 @@ class Manager:
         if self.every is None:
             is_writing = self._thread is not None and self._thread.is_alive()
             is_crossed &= not is_writing and now - self._end >= self._seconds / MAX_SHARE
-        return is_crossed or now - self._last_start >= MAX_SECONDS
+        return processes.first(is_crossed or now - self._last_start >= MAX_SECONDS)
 
     def save(
         self,
@@ -217,8 +219,9 @@ class Manager:
             WriteError: its checkpoint could not be written. It is a ValueError.
         """
         self._join()
-        if self._error is not None:
-            raise self._error
+        with processes.agreeing():
+            if self._error is not None:
+                raise self._error
 
     def _join(self) -> None:
         if self._thread is not None:

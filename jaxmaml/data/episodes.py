@@ -224,16 +224,27 @@ def plan_step(episode: Episode, starts: Any, sizes: Any, key: Array) -> Plan:
         >>> draw(episode, jnp.array([0, 5]), jnp.array([5, 9]), jax.random.key(0)).examples.shape
         (4, 2, 4)
     """
-    plan_task = partial(
-        plan,
-        starts=starts,
-        sizes=sizes,
-        way=episode.way,
-        shot=episode.shot,
-        query=episode.query,
-        rotate=episode.rotate,
-    )
-    return jax.vmap(plan_task)(jax.random.split(key, episode.num_tasks))
+    return plan_tasks(episode, starts, sizes, jax.random.split(key, episode.num_tasks))
+
+
+def plan_tasks(episode: Episode, starts: Any, sizes: Any, keys: Array) -> Plan:
+    """Draws the plans of tasks from their keys.
+
+    Args:
+        episode: the settings.
+        starts, sizes: int32 `[num_classes]`, as in `plan`.
+        keys: the PRNG keys of the tasks, `[num_tasks]`.
+
+    Returns:
+        A `Plan` with leaves `[num_tasks, ...]`.
+
+    Example:
+        >>> episode, keys = Episode(num_tasks=4, way=2, shot=1, query=3), jax.random.split(jax.random.key(0))
+        >>> plan_tasks(episode, jnp.array([0, 5]), jnp.array([5, 9]), keys).examples.shape
+        (2, 2, 4)
+    """
+    counts = {name: getattr(episode, name) for name in ("way", "shot", "query", "rotate")}
+    return jax.vmap(lambda key: plan(key, starts, sizes, **counts))(keys)
 
 
 def to_tasks(episode: Episode, starts: Array, plans: Plan, images: Array, keys: Array) -> Task:

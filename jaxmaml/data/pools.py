@@ -49,6 +49,44 @@ class Pool:
         return self.images.shape[1:]
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["pool"], meta_fields=["episode"])
+@dataclasses.dataclass(frozen=True, eq=False)
+class PoolSampler:
+    """A source of tasks from a pool. `sampler` returns one.
+
+    Attributes:
+        pool: the images of one split.
+        episode: the settings of the episodes.
+
+    Example:
+        >>> pool = from_arrays(np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 4, list("abcd"))
+        >>> sample = sampler(pool, num_tasks=3, way=2, shot=1, query=5)
+        >>> sample.some(jax.random.key(0), jnp.array([2])).query["inputs"].shape
+        (1, 10, 8, 8, 1)
+    """
+
+    pool: Pool
+    episode: Episode
+
+    @property
+    def num_tasks(self) -> int:
+        """The tasks of a step."""
+        return self.episode.num_tasks
+
+    def __call__(self, key: Array) -> Task:
+        """Returns the tasks of a step, which depend on its key only."""
+        return self._of_keys(jax.random.split(key, self.num_tasks))
+
+    def some(self, key: Array, index: Array) -> Task:
+        """Returns those tasks of a step that have the given numbers, and draws no others."""
+        return self._of_keys(jax.random.split(key, self.num_tasks)[index])
+
+    def _of_keys(self, keys: Array) -> Task:
+        episode, pool = self.episode, self.pool
+        plans = episodes.plan_tasks(episode, pool.starts, pool.sizes, keys)
+        return episodes.to_tasks(episode, pool.starts, plans, pool.images[plans.examples], keys)
+
+
 def from_arrays(images: Any, labels: Any, names: Sequence[str]) -> Pool:
     """Returns a pool of images, sorted by class; within a class they keep their order.
 
@@ -104,7 +142,7 @@ def sampler(
     rotate: bool = False,
     augment: Augment = NONE,
     classes: bool = False,
-) -> jax.tree_util.Partial:
+) -> PoolSampler:
     """Returns a source of tasks that are sampled on the device: a traceable `key -> tasks`.
 
     The source is a pytree that holds the pool. Pass it to a jitted function as an argument: then
@@ -143,10 +181,4 @@ def sampler(
         num_tasks=num_tasks, way=way, shot=shot, query=query, rotate=rotate, augment=augment,
         classes=classes,
     )  # fmt: skip
-    return jax.tree_util.Partial(_sample, pool, episodes.checked(episode, pool))
-
-
-def _sample(pool: Pool, episode: Episode, key: Array) -> Task:
-    plans = episodes.plan_step(episode, pool.starts, pool.sizes, key)
-    keys = jax.random.split(key, episode.num_tasks)
-    return episodes.to_tasks(episode, pool.starts, plans, pool.images[plans.examples], keys)
+    return PoolSampler(pool, episodes.checked(episode, pool))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +16,46 @@ X = (-5.0, 5.0)
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class _Episode:
-    """The static half of a source: equal settings compare equal, so `jit` compiles once."""
+class SinusoidSampler:
+    """A source of sinusoid tasks. `sampler` returns one.
+
+    Equal settings compare equal, so `jit` compiles once.
+
+    Attributes:
+        num_tasks: tasks per step.
+        shot: support examples per task.
+        query: query examples per task.
+
+    Example:
+        >>> sample = sampler(num_tasks=4, shot=5, query=10)
+        >>> sample.some(jax.random.key(0), jnp.array([3])).support["inputs"].shape
+        (1, 5, 1)
+    """
 
     num_tasks: int
     shot: int
     query: int
+
+    def __call__(self, key: Array) -> Task:
+        """Returns the tasks of a step, which depend on its key only."""
+        return jax.vmap(self._to_task)(self._numbers(key))
+
+    def some(self, key: Array, index: Array) -> Task:
+        """Returns those tasks of a step that have the given numbers."""
+        return jax.vmap(self._to_task)(self._numbers(key)[index])
+
+    def _numbers(self, key: Array) -> Array:
+        # One draw for all tasks: on a CPU a call of the generator costs as much as a layer.
+        return jax.random.uniform(key, (self.num_tasks, 2 + self.shot + self.query))
+
+    def _to_task(self, numbers: Array) -> Task:
+        """Returns the task of `[2 + shot + query]` numbers that are uniform in [0, 1)."""
+        amplitude, phase = _spread(numbers[0], AMPLITUDE), _spread(numbers[1], PHASE)
+        x = _spread(numbers[2:, None], X)
+        batch = {"inputs": x, "targets": curve(amplitude, phase, x)}
+        support = {name: leaf[: self.shot] for name, leaf in batch.items()}
+        query = {name: leaf[self.shot :] for name, leaf in batch.items()}
+        return Task(support, query)
 
 
 def curve(amplitude: Array, phase: Array, x: Array) -> Array:
@@ -42,7 +75,7 @@ def curve(amplitude: Array, phase: Array, x: Array) -> Array:
     return amplitude * jnp.sin(x - phase)
 
 
-def sampler(*, num_tasks: int, shot: int, query: int) -> jax.tree_util.Partial:
+def sampler(*, num_tasks: int, shot: int, query: int) -> SinusoidSampler:
     """Returns a source of sinusoid tasks: a traceable `key -> tasks`.
 
     Each task has its own amplitude, uniform in [0.1, 5], and phase, uniform in [0, pi], which its
@@ -67,26 +100,9 @@ def sampler(*, num_tasks: int, shot: int, query: int) -> jax.tree_util.Partial:
         >>> tasks.support["inputs"].shape, tasks.query["targets"].shape
         ((4, 5, 1), (4, 10, 1))
     """
-    episode = _Episode(
+    return SinusoidSampler(
         check_count("num_tasks", num_tasks), check_count("shot", shot), check_count("query", query)
     )
-    return jax.tree_util.Partial(_sample, episode)
-
-
-def _sample(episode: _Episode, key: Array) -> Task:
-    # One draw for all tasks: on a CPU a call of the generator costs as much as a layer.
-    numbers = jax.random.uniform(key, (episode.num_tasks, 2 + episode.shot + episode.query))
-    return jax.vmap(partial(_to_task, episode))(numbers)
-
-
-def _to_task(episode: _Episode, numbers: Array) -> Task:
-    """Returns the task of `[2 + shot + query]` numbers that are uniform in [0, 1)."""
-    amplitude, phase = _spread(numbers[0], AMPLITUDE), _spread(numbers[1], PHASE)
-    x = _spread(numbers[2:, None], X)
-    batch = {"inputs": x, "targets": curve(amplitude, phase, x)}
-    support = {name: leaf[: episode.shot] for name, leaf in batch.items()}
-    query = {name: leaf[episode.shot :] for name, leaf in batch.items()}
-    return Task(support, query)
 
 
 def _spread(numbers: Array, interval: tuple[float, float]) -> Array:

@@ -74,6 +74,15 @@ class ImageStream:
         """The shape of one example: (height, width, channels)."""
         return self.images.shape
 
+    def of_share(self, index: int, count: int) -> "ImageStream":
+        """Returns the stream of one of `count` shares of the tasks of each step.
+
+        Args:
+            index: the number of the share.
+            count: the number of shares, whose sizes differ by one task at most.
+        """
+        return dataclasses.replace(self, share=_share(self.episode.num_tasks, (index, count)))
+
     def start(self, key: Array, step: int = 0) -> "StreamIterator":
         """Returns an iterator over the tasks of `step`, `step + 1`, and so on, without end.
 
@@ -247,7 +256,7 @@ def sampler(
     augment: Augment = NONE,
     classes: bool = False,
     num_workers: int = 0,
-    process: tuple[int, int] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> ImageStream:
     """Returns a source of tasks whose images are read from disk.
 
@@ -257,12 +266,12 @@ def sampler(
 
     Args:
         images: the images of one split, for example of `datasets.images`.
-        num_tasks: tasks per step, summed over all processes.
+        num_tasks: tasks per step, summed over all shares.
         way, shot, query, rotate, augment, classes: see `pools.sampler`.
         num_workers: processes that read and decode images. Defaults to 0, which reads in threads of
             this process: that is enough for decoded images in the cache.
-        process: (index, count) of this process among those that train together. It reads only its
-            own tasks. Defaults to `(jax.process_index(), jax.process_count())`.
+        share: (index, count): which of `count` shares of the tasks of a step are read, for a loop of
+            your own over several processes. `fit` and `evaluate` choose it themselves.
 
     Returns:
         An `ImageStream`, which `jaxmaml.fit` and `jaxmaml.evaluate` take as a source. Its `start`
@@ -270,8 +279,8 @@ def sampler(
 
     Raises:
         TypeError: a count is not an integer.
-        ValueError: the images do not allow such episodes, or `num_tasks` is not a multiple of the
-            number of processes. A damaged record raises when it is read, with its file and number.
+        ValueError: the images do not allow such episodes, or a share that does not exist. A damaged
+            record raises when it is read, with its file and number.
 
     Example:
         >>> from jaxmaml.data import stored_images
@@ -288,17 +297,14 @@ def sampler(
     )  # fmt: skip
     episode = episodes.checked(episode, images)
     num_workers = check_count("num_workers", num_workers, minimum=0)
-    return ImageStream(images, episode, num_workers, _share(episode.num_tasks, process))
+    return ImageStream(images, episode, num_workers, _share(episode.num_tasks, share))
 
 
-def _share(num_tasks: int, process: tuple[int, int] | None) -> range:
-    index, count = process or (jax.process_index(), jax.process_count())
+def _share(num_tasks: int, share: tuple[int, int]) -> range:
+    index, count = share
     if not 0 <= index < count:
-        raise ValueError(f"process must be (index, count) with 0 <= index < count; got {process}")
-    if num_tasks % count:
-        raise ValueError(f"num_tasks={num_tasks} must be a multiple of the {count} processes")
-    size = num_tasks // count
-    return range(index * size, (index + 1) * size)
+        raise ValueError(f"share must be (index, count) with 0 <= index < count; got {share}")
+    return range(index * num_tasks // count, (index + 1) * num_tasks // count)
 
 
 def _check_step(step: Any) -> int:

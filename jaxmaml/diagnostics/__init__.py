@@ -5,6 +5,7 @@
 
 from jaxmaml.diagnostics.adaptation import inner_losses as inner_losses
 from jaxmaml.diagnostics.adaptation import update_norms as update_norms
+from jaxmaml.diagnostics.communication import collectives as collectives
 from jaxmaml.diagnostics.features import cka as cka
 from jaxmaml.diagnostics.features import feature_reuse as feature_reuse
 from jaxmaml.diagnostics.flops import count_flops as count_flops

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
-from jaxmaml import stages
+from jaxmaml import processes, stages
 from jaxmaml.checkpoint import Manager
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.experiments import candidates, figures, learners, probes, ranges, resuming, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
+from jaxmaml.experiments.devices import Devices
 from jaxmaml.experiments.experiment import (
     MAX_SEED,
     Experiment,
@@ -25,7 +26,7 @@ from jaxmaml.experiments.experiment import (
 )
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.progress import Display
-from jaxmaml.experiments.recorder import Recorder, Sink
+from jaxmaml.experiments.recorder import NoRecord, Recorder, Sink
 from jaxmaml.experiments.results import make_results
 from jaxmaml.experiments.run import Run, train_and_test
 from jaxmaml.experiments.run_dir import (
@@ -37,6 +38,7 @@ from jaxmaml.experiments.run_dir import (
 )
 from jaxmaml.experiments.seeds import over_seeds
 from jaxmaml.experiments.tasks import Streaming, class_split_of, input_shape, located
+from jaxmaml.experiments.training import Record
 from jaxmaml.types import MetaState
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ def prepare(
     matmul_precision: str = "highest",
     checkpoint_every: int | None = None,
     tensorboard: bool = False,
+    used: Devices | None = None,
 ) -> Iterator[Comparison]:
     """Builds the experiment and the candidates; keeps other processes out of the run directory.
 
@@ -96,6 +99,7 @@ def prepare(
         matmul_precision: the precision of matrix products, for config.json.
         checkpoint_every: outer steps between two checkpoints.
         tensorboard: whether event files are written, too.
+        used: what computes; defaults to as many devices as can share the tasks of a step.
 
     Raises:
         ValueError: the settings, the dataset or the directory do not allow the runs.
@@ -114,13 +118,16 @@ def prepare(
     with run_dir.claimed() as held:
         # Build the experiment and the learners. The paths are absolute, so that the runs can be
         # evaluated from any directory, and classes that were drawn stay as they were drawn.
-        where, directory = located(preset, data_dir)
-        experiment = build_experiment(
-            preset, seed=seed, data_dir=data_dir, num_test_tasks=num_test_tasks,
-            streaming=streaming, class_split=_drawn_before(held, where),
-            with_classes=any(learners.needs_class_numbers(preset, spec.learner) for spec in specs),
-        )  # fmt: skip
-        built = _build(experiment, specs)
+        with processes.agreeing():
+            where, directory = located(preset, data_dir)
+            experiment = build_experiment(
+                preset, seed=seed, data_dir=data_dir, num_test_tasks=num_test_tasks,
+                streaming=streaming, class_split=_drawn_before(held, where), used=used,
+                with_classes=any(
+                    learners.needs_class_numbers(preset, spec.learner) for spec in specs
+                ),
+            )  # fmt: skip
+            built = _build(experiment, specs)
 
         # Continue what the directory holds, or nothing.
         config = make_config(
@@ -129,13 +136,14 @@ def prepare(
             input_shape=input_shape(experiment.sources["train"]),
             class_split=class_split_of(experiment.sources),
         )  # fmt: skip
+        resuming.check_same_processes(config)
         if held is not None:
             resuming.check_same(out, held, config)
         is_longer = held is not None and held["preset"] != config["preset"]
         yield Comparison(
             experiment, built, config, run_dir,
             is_resumed=held is not None,
-            is_complete=run_dir.results.is_file() and not is_longer,
+            is_complete=processes.first(run_dir.results.is_file()) and not is_longer,
             checkpoint_every=checkpoint_every, tensorboard=tensorboard,
         )  # fmt: skip
 
@@ -167,10 +175,13 @@ def execute(comparison: Comparison) -> list[Run]:
     experiment, config, run_dir = comparison.experiment, comparison.config, comparison.run_dir
     num_test_tasks = config["num_test_tasks"]
     watch = _watch(comparison)
-    with Display() as display:
+    with Display.of_process() as display:
         runs = _train_all(comparison, watch, display)
         gradient = None if watch is None else _gradient(watch, runs)
         floor = _floor(experiment, num_test_tasks)
+        residuals = _residuals(experiment, runs)
+        if not processes.is_first():
+            return runs
         with stages.stage("drawing the plots"):
             figures.draw_all(run_dir, experiment, runs, floor=floor, gradient=gradient)
 
@@ -180,7 +191,7 @@ def execute(comparison: Comparison) -> list[Run]:
 
     # Print.
     console = tables.console()
-    _print(console, experiment, runs, num_test_tasks, floor)
+    _print(console, experiment, runs, num_test_tasks, floor, residuals)
     if watch is not None and gradient is not None:
         console.print(tables.gradient_table(gradient, watch.exact.label))
     return runs
@@ -192,6 +203,8 @@ def write_event_files(comparison: Comparison) -> None:
     Raises:
         WriteError: a file cannot be written.
     """
+    if not processes.is_first():
+        return
     files = _event_files(comparison, warnings.warn)
     for candidate in comparison.candidates:
         rows = comparison.run_dir.read_metrics(candidate.label)
@@ -242,7 +255,9 @@ def _train_all(comparison: Comparison, watch: _Watch | None, display: Display) -
     """Makes each run and saves its state."""
     runs, run_dir, config = [], comparison.run_dir, comparison.config
     say = functools.partial(_say, display)
-    record = Recorder(run_dir, config, comparison.is_resumed, say, _sinks(comparison, say))
+    record: Record = NoRecord()
+    if processes.is_first():
+        record = Recorder(run_dir, config, comparison.is_resumed, say, _sinks(comparison, say))
     for candidate in comparison.candidates:
         checkpoints = Manager(
             run_dir.training(candidate.label), every=comparison.checkpoint_every,
@@ -288,12 +303,23 @@ def _floor(experiment: Experiment, num_test_tasks: int) -> float | None:
     return probes.nearest_neighbor_on_pixels(tasks, num_test_tasks)
 
 
+def _residuals(experiment: Experiment, runs: list[Run]) -> dict[str, tuple[float, float]]:
+    """Returns the residuals of the runs whose meta-gradient solves a linear system."""
+    solving = [run for run in runs if run.candidate.entry.solves_linear_system]
+    tasks = next(scored_tasks(experiment, "test", 1)) if solving else None
+    return {
+        run.label: probes.cg_residuals(run.candidate.learner, run.meta_state, tasks)
+        for run in solving
+    }
+
+
 def _print(
     console: Console,
     experiment: Experiment,
     runs: list[Run],
     num_test_tasks: int,
     floor: float | None,
+    residuals: dict[str, tuple[float, float]],
 ) -> None:
     """Prints the scores and costs of the runs."""
     # Many scores have one row each, few have one column each.
@@ -313,9 +339,7 @@ def _print(
         console.print(tables.seeds_table(preset, over, num_test_tasks))
 
     # Lines below the tables.
-    for run in (run for run in runs if run.candidate.entry.solves_linear_system):
-        tasks = next(scored_tasks(experiment, "test", 1))
-        residuals = probes.cg_residuals(run.candidate.learner, run.meta_state, tasks)
-        console.print(tables.residual_line(run.label, residuals))
+    for label, found in residuals.items():
+        console.print(tables.residual_line(label, found))
     if len({run.candidate.spec.inner_lr for run in runs}) > 1:
         console.print(tables.best_line(preset, runs))

@@ -14,11 +14,12 @@ import optax
 from jax.sharding import Mesh
 
 import jaxmaml
-from jaxmaml import averaging, parallel
+from jaxmaml import averaging
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.pools import Pool
-from jaxmaml.experiments import candidates, networks, ranges
+from jaxmaml.experiments import candidates, devices, interruption, networks, ranges
 from jaxmaml.experiments.candidates import Candidate, Spec
+from jaxmaml.experiments.devices import Devices
 from jaxmaml.experiments.networks import Network
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.tasks import (
@@ -49,7 +50,7 @@ class Experiment(NamedTuple):
         num_classes: classes of the training split; 0 for regression.
         train_key: the key of the training episodes.
         learner_key: the key of initial parameters that only one learner has.
-        mesh: the devices over which the tasks of an outer step are spread.
+        devices: what computes the outer steps.
     """
 
     preset: Preset
@@ -59,7 +60,12 @@ class Experiment(NamedTuple):
     num_classes: int
     train_key: Array
     learner_key: Array
-    mesh: Mesh
+    devices: Devices
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices over which the tasks of an outer step are spread."""
+        return self.devices.mesh
 
 
 def build_experiment(
@@ -73,6 +79,7 @@ def build_experiment(
     with_classes: bool = False,
     trained_as: Preset | None = None,
     class_split: ClassSplit | None = None,
+    used: Devices | None = None,
 ) -> Experiment:
     """Returns the experiment of a preset.
 
@@ -86,6 +93,7 @@ def build_experiment(
         with_classes: whether training batches hold the number of each example's class among all.
         trained_as: the settings of the network, if `preset` has other tasks than those of training.
         class_split: the class names of each split; defaults to the preset's.
+        used: what computes; defaults to as many devices as can share the tasks of a step.
 
     Raises:
         ValueError: the dataset is missing or cannot give such tasks.
@@ -104,7 +112,7 @@ def build_experiment(
         num_classes=num_classes(sources["train"]),
         train_key=train_key,
         learner_key=key_of(seed, "parameters of a learner"),
-        mesh=parallel.task_mesh(preset.num_tasks),
+        devices=used or devices.choose(preset.num_tasks),
     )
 
 
@@ -137,9 +145,10 @@ def build_candidate(experiment: Experiment, spec: Spec) -> Candidate:
 def init_state(experiment: Experiment, candidate: Candidate) -> MetaState:
     """Returns the state at which a run starts: every learner starts from the same parameters."""
     network = experiment.network
-    return jaxmaml.init_state(
+    meta_state = jaxmaml.init_state(
         candidate.learner, experiment.optimizer, network.params, network.state
     )
+    return experiment.devices.place(meta_state)
 
 
 def step_tasks(experiment: Experiment, step: int) -> Task:
@@ -147,10 +156,18 @@ def step_tasks(experiment: Experiment, step: int) -> Task:
     return next(batches(experiment.sources["train"], experiment.train_key, step))
 
 
-def scored_tasks(experiment: Experiment, split: str, num_tasks: int) -> Iterator[Task]:
-    """Yields at least `num_tasks` tasks of "val" or "test", some at a time, always the same ones."""
+def scored_tasks(
+    experiment: Experiment, split: str, num_tasks: int, share: tuple[int, int] = (0, 1)
+) -> Iterator[Task]:
+    """Yields at least `num_tasks` tasks of "val" or "test", some at a time, always the same ones.
+
+    With a share, it yields those of this process only, see `sources.batches`. An interruption of any
+    process is raised between them.
+    """
     key = key_of(SCORING_SEED, f"{split} tasks")
-    return fixed_tasks(experiment.sources[split], key, num_tasks)
+    for tasks in fixed_tasks(experiment.sources[split], key, num_tasks, share):
+        interruption.check()
+        yield tasks
 
 
 def key_of(seed: int, name: str) -> Array:

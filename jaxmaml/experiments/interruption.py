@@ -1,4 +1,8 @@
-"""Lets the signals of a terminal and of a scheduler end a run at a point from which it continues."""
+"""Lets the signals of a terminal and of a scheduler end a run at a point from which it continues.
+
+One process alone is interrupted at once. Of several, each notes a signal, and `check` raises it in all
+of them at the same point: a process that left the others would leave them waiting.
+"""
 
 import contextlib
 import os
@@ -8,7 +12,14 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
+from jaxmaml import processes
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_noted: list[int] = []
+"""The signals that were received and not raised yet."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -51,8 +62,21 @@ def interruptible() -> Iterator[None]:
         written.close()  # which ends the thread
 
 
+def check() -> None:
+    """Raises `Interrupted` if one of several processes has received a signal; all must call it."""
+    if jax.process_count() == 1:
+        return
+    found = [number for noted in processes.gathered(list(_noted)) for number in noted]
+    if found:
+        _noted.clear()
+        raise Interrupted(found[0])
+
+
 def _raise(number: int, frame: Any) -> None:
-    raise Interrupted(number)
+    if jax.process_count() > 1:
+        _noted.append(number)
+    else:
+        raise Interrupted(number)
 
 
 def _watch(watched: socket.socket, caught: list[int]) -> None:

@@ -174,6 +174,31 @@ class RunOptions:
     """with --stream: keep decoded images in the user's cache directory"""
     matmul_precision: Precision = "highest"
     """precision of float32 matrix products; less is faster on GPU and TPU, but not exact"""
+    devices: Annotated[str, tyro.conf.arg(metavar="{all,INT}")] = "all"
+    """devices of each process that compute; on a CPU its cores"""
+    mesh: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="tasks=INT,model=INT", help_behavior_hint="(default: all devices for tasks)"
+        ),
+    ] = None
+    """devices over which tasks are spread, and over which single arrays are split"""
+    fully_sharded: bool = False
+    """split parameters and optimizer state over the devices for tasks: each holds a part"""
+    distributed: bool = False
+    """join other processes that run the same command; SLURM, Open MPI and TPU pods are detected"""
+    coordinator: Annotated[
+        str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="(default: detected)")
+    ] = None
+    """with --distributed: where process 0 listens"""
+    num_processes: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: detected)")
+    ] = None
+    """with --distributed: the number of processes"""
+    process_id: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: detected)")
+    ] = None
+    """with --distributed: the number of this process, from 0 on"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import jaxmaml
-from jaxmaml import diagnostics, metrics, stages
+from jaxmaml import diagnostics, metrics, parallel, stages
 from jaxmaml.averaging import averaged
 from jaxmaml.batching import ChunkSize
 from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, PlainFn, State, Task
@@ -44,7 +44,7 @@ def nearest_neighbor_on_features(
         tasks: batches of tasks.
         num_tasks: the number of tasks that count.
     """
-    params = jax.device_get(averaged(meta_state).params)
+    params = parallel.to_host(averaged(meta_state).params)
     values = (
         _on_features(params, batch, learner=learner, features_fn=features_fn) for batch in tasks
     )
@@ -83,7 +83,7 @@ def gradient_agreement(
         (the cosine of the angle between them, the norm of the first-order gradient over that of the
         exact one).
     """
-    params, state = jax.device_get((meta_state.params, meta_state.state))
+    params, state = parallel.to_host((meta_state.params, meta_state.state))
     cosine, ratio = _agreement(
         params, state, tasks, exact=exact, first=first, chunk_size=chunk_size
     )
@@ -104,7 +104,7 @@ def cg_residuals(learner: MetaLearner, meta_state: MetaState, tasks: Task) -> tu
         residual = lambda task: diagnostics.cg_residual(learner, params, task, state=state)
         return jax.tree.map(jnp.mean, jax.lax.map(residual, tasks))
 
-    params, state = jax.device_get((averaged(meta_state).params, meta_state.state))
+    params, state = parallel.to_host((averaged(meta_state).params, meta_state.state))
     solved, minimum = run(params, state, tasks)
     return float(solved), float(minimum)
 

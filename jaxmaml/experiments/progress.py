@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from jaxmaml import stages
+from jaxmaml import processes, stages
 from jaxmaml.stages import Stage
 
 BAR_SECONDS, LINE_SECONDS = 0.5, 5.0
@@ -107,6 +107,11 @@ class Display:
         self._begins: dict[Stage, float] = {}
         self._lock = threading.RLock()
         self._open = contextlib.ExitStack()
+
+    @classmethod
+    def of_process(cls) -> "Display":
+        """Returns the display of a process: of several, only process 0 shows anything."""
+        return cls() if processes.is_first() else cls(io.StringIO())
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal and not self.console.is_dumb_terminal:

@@ -23,6 +23,16 @@ class Sink(Protocol):
         ...
 
 
+class NoRecord:
+    """Takes the place of a `Recorder` in the processes that write no files."""
+
+    is_written = True
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> None: ...
+    def cut(self, label: str, num_steps: int, validations: Sequence[int]) -> None: ...
+    def finish(self) -> None: ...
+
+
 @dataclasses.dataclass
 class Recorder:
     """Writes rows of metrics, and config.json before them, from the first outer step on.

@@ -147,12 +147,14 @@ def scores(restored: Restored, num_test_tasks: int) -> dict[tuple[Spec, str], Sc
         for suffix, candidate, state in _variants(restored, spec):
             used = meta_state._replace(state=state) if suffix else meta_state
             tasks = scored_tasks(experiment, "test", num_test_tasks)
-            found[spec, suffix] = score(candidate, used, tasks, num_test_tasks)
+            found[spec, suffix] = score(candidate, used, tasks, num_test_tasks, experiment.mesh)
             if not suffix and spec in restored.averaged:
                 best = restored.averaged[spec]
                 tasks = scored_tasks(experiment, "test", num_test_tasks)
                 key = spec, averaged_suffix(len(best))
-                found[key] = score_of_mean(candidate, best, tasks, num_test_tasks)
+                found[key] = score_of_mean(
+                    candidate, best, tasks, num_test_tasks, experiment.mesh
+                )
     return found
 
 

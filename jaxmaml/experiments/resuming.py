@@ -4,6 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from jaxmaml import processes
 from jaxmaml.experiments.run_dir import preset_of, specs_of
 
 _NOT_COMPARED = ("commit", "digest")
@@ -32,6 +35,25 @@ def check_same(out: Path, held: Mapping[str, Any], config: Mapping[str, Any]) ->
             f"--out {out} holds another run, and is continued by the same settings only: {listed}; "
             "name a new directory"
         )
+
+
+def check_same_processes(config: Mapping[str, Any]) -> None:
+    """Raises ValueError, with the differences, unless all processes have the same configuration.
+
+    Where data lie may differ between machines.
+
+    Args:
+        config: what this process would write to config.json.
+    """
+    flat = {name: value for name, value in _flat(config) if name != "data_dir"}
+    for process, found in enumerate(processes.gathered(flat)):
+        names = [name for name in {**flat, **found} if flat.get(name) != found.get(name)]
+        if names:
+            other, own = f"process {process}", f"process {jax.process_index()}"
+            raise ValueError(
+                f"{other} and {own} have other settings, and must have the same: "
+                + ", ".join(_difference(name, found, flat) for name in names)
+            )
 
 
 def _check_extensible(config: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from jaxmaml import checkpoint
+from jaxmaml import checkpoint, processes
 from jaxmaml.experiments import provenance
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.presets import Preset
@@ -117,7 +117,7 @@ class RunDir:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[dict[str, Any] | None]:
-        """Keeps every other process out of the directory, and gives the config.json that it holds.
+        """Keeps every other command out of the directory, and gives the config.json that it holds.
 
         It is None if the directory is vacant. At the end, the directories that were made for it are
         removed if they are still empty.
@@ -126,6 +126,11 @@ class RunDir:
             ValueError: the directory is in use, holds files of a run without a config.json of this
                 version, or cannot be written.
         """
+        with contextlib.ExitStack() as stack:
+            yield processes.from_first(lambda: stack.enter_context(self._claimed()))
+
+    @contextlib.contextmanager
+    def _claimed(self) -> Iterator[dict[str, Any] | None]:
         self._held()
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:

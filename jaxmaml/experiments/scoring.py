@@ -1,15 +1,15 @@
 """Scores of a candidate on fixed tasks, which are never all held at once."""
 
 import functools
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import jaxmaml
-from jaxmaml import metrics, parallel
+from jaxmaml import metrics, parallel, sources
 from jaxmaml.averaging import averaged
 from jaxmaml.batching import check_tasks
 from jaxmaml.experiments.candidates import Candidate
@@ -34,17 +34,25 @@ class Score(NamedTuple):
 
 
 def score(
-    candidate: Candidate, meta_state: MetaState, tasks: Iterable[Task], num_tasks: int
+    candidate: Candidate,
+    meta_state: MetaState,
+    tasks: Iterable[Task],
+    num_tasks: int,
+    mesh: Mesh | None = None,
 ) -> Score:
     """Returns the score of a candidate.
 
     Args:
         candidate: the learner and its metric.
         meta_state: the state of the run; its averaged parameters are scored if it has them.
-        tasks: batches of tasks, see `experiment.scored_tasks`.
+        tasks: batches of tasks, see `experiment.scored_tasks`: those of the share of this process.
         num_tasks: the number of tasks that count.
+        mesh: the devices over which the tasks are spread; defaults to all.
     """
-    values = _evaluate(candidate, candidate.model.metric_fn, averaged(meta_state), tasks, num_tasks)
+    mesh = mesh or parallel.make_mesh()
+    values = _evaluate(
+        candidate, candidate.model.metric_fn, averaged(meta_state), tasks, num_tasks, mesh
+    )
     return Score(*metrics.mean_and_ci95(values), candidate.headline_step)
 
 
@@ -54,7 +62,11 @@ def scored_part(meta_state: MetaState) -> MetaState:
 
 
 def score_of_mean(
-    candidate: Candidate, meta_states: Sequence[MetaState], tasks: Iterable[Task], num_tasks: int
+    candidate: Candidate,
+    meta_states: Sequence[MetaState],
+    tasks: Iterable[Task],
+    num_tasks: int,
+    mesh: Mesh | None = None,
 ) -> Score:
     """Returns the score of the mean of the outputs of several states, each adapted to each task.
 
@@ -64,13 +76,17 @@ def score_of_mean(
     Args:
         candidate: the learner and its metric.
         meta_states: results of `scored_part`.
-        tasks: batches of tasks, see `experiment.scored_tasks`.
+        tasks: batches of tasks, see `experiment.scored_tasks`: all of them, in every process.
         num_tasks: the number of tasks that count.
+        mesh: the devices over which the tasks are spread; defaults to all.
     """
-    values = []
+    mesh, values = mesh or parallel.make_mesh(), []
     for batch in tasks:
+        number = check_tasks(batch)
+        rows = sources.rows(number, parallel.share_of(mesh))
+        own = jax.tree.map(lambda leaf: leaf[rows], batch)  # noqa: B023
         outputs: Any = sum(
-            _evaluate(candidate, candidate.model.apply_fn, state, [batch], check_tasks(batch))
+            _evaluate(candidate, candidate.model.apply_fn, state, [own], number, mesh)
             for state in meta_states
         )
         mean = outputs / len(meta_states)
@@ -103,16 +119,17 @@ def value_text(preset: Preset, mean: float, half_width: float) -> str:
 
 
 def _evaluate(
-    candidate: Candidate, fn: Any, meta_state: MetaState, tasks: Iterable[Task], num_tasks: int
+    candidate: Candidate,
+    fn: Any,
+    meta_state: MetaState,
+    tasks: Iterable[Task],
+    num_tasks: int,
+    mesh: Mesh,
 ) -> Any:
     """Returns `fn` of the adapted parameters and the query, `[num_tasks, n + 1, ...]`."""
-    # The number of tasks in a batch decides over how many devices they are spread.
-    tasks = iter(tasks)
-    first = next(tasks)
     return jaxmaml.evaluate(
-        candidate.learner, fn, meta_state, itertools.chain([first], tasks),
-        num_tasks=num_tasks, num_inner_steps=candidate.num_test_inner_steps,
-        chunk_size=candidate.chunk_size, mesh=parallel.task_mesh(check_tasks(first)),
+        candidate.learner, fn, meta_state, tasks, num_tasks=num_tasks,
+        num_inner_steps=candidate.num_test_inner_steps, chunk_size=candidate.chunk_size, mesh=mesh,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -15,10 +16,10 @@ from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.pools import Pool
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.sources import batches
-from jaxmaml.types import Array, Task
+from jaxmaml.types import Array, Sampler, Task
 
 Source: TypeAlias = Any
-"""The result of a `sampler` of `jaxmaml.data`: a `jax.tree_util.Partial` or an `ImageStream`."""
+"""The result of a `sampler` of `jaxmaml.data`: a `Sampler` or an `ImageStream`."""
 Sources: TypeAlias = Mapping[str, Source]
 """The source of each split: "train", "val" and "test"."""
 
@@ -105,19 +106,25 @@ def _check_ways(preset: Preset, images: Mapping[str, Any]) -> None:
             )
 
 
-def fixed_tasks(source: Source, key: Array, num_tasks: int) -> Iterator[Task]:
-    """Yields at least `num_tasks` tasks, some at a time, always the same ones for the same key."""
-    num_drawn = 0
-    for tasks in batches(source, key):
-        num_drawn += len(jax.tree.leaves(tasks)[0])
-        yield tasks
-        if num_drawn >= num_tasks:
-            return
+def fixed_tasks(
+    source: Source, key: Array, num_tasks: int, share: tuple[int, int] = (0, 1)
+) -> Iterator[Task]:
+    """Yields at least `num_tasks` tasks, some at a time, always the same ones for the same key.
+
+    Args:
+        source: the source.
+        key: its PRNG key.
+        num_tasks: the tasks of all shares.
+        share: which of them are yielded, see `sources.batches`.
+    """
+    per_step = source.num_tasks if isinstance(source, Sampler) else source.episode.num_tasks
+    num_steps = -(-num_tasks // per_step)
+    return itertools.islice(batches(source, key, share=share), num_steps)
 
 
 def input_shape(source: Source) -> tuple[int, ...]:
     """Returns the shape of one example of a source."""
-    if isinstance(source, jax.tree_util.Partial):
+    if isinstance(source, Sampler):
         return jax.eval_shape(source, jax.random.key(0)).support["inputs"].shape[2:]
     return source.input_shape
 
@@ -174,7 +181,7 @@ def drawn_class_split(preset: Preset) -> ClassSplit | None:
 
 
 def _class_names(source: Source) -> tuple[str, ...]:
-    images = source.args[0] if isinstance(source, jax.tree_util.Partial) else source.images
+    images = getattr(source, "pool", None) or getattr(source, "images", None)
     return getattr(images, "names", ())
 
 

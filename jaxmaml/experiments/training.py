@@ -8,8 +8,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from rich.console import Console
 
-from jaxmaml import dispatch, fitting, outer
+from jaxmaml import dispatch, fitting, outer, parallel
 from jaxmaml.checkpoint import Manager
+from jaxmaml.experiments import interruption
 from jaxmaml.experiments.candidates import Candidate
 from jaxmaml.experiments.experiment import Experiment, scored_tasks
 from jaxmaml.experiments.scoring import Score, score, scored_part
@@ -40,6 +41,10 @@ class Record(Protocol):
 
     def cut(self, label: str, num_steps: int, validations: list[int]) -> None:
         """Removes the rows of a run, except those of its first steps and of some validations."""
+        ...
+
+    def finish(self) -> None:
+        """Writes what was kept, before the results are written."""
         ...
 
 
@@ -166,6 +171,7 @@ class Training:
                 loss = _mean_loss(metrics)
                 show(completed=self.done, rate=rate, loss=loss, skipped=self.num_skipped)
                 self._reach()
+                interruption.check()
                 if self.stopped_early:
                     return
                 if self.checkpoints is not None and self.checkpoints.is_due(self.done):
@@ -254,8 +260,9 @@ class Training:
         """Scores the state on the validation tasks, and keeps it if it is one of the best so far."""
         preset, num_tasks = self.experiment.preset, self.experiment.preset.num_val_tasks
         self._show(phase="validating")
-        tasks = scored_tasks(self.experiment, "val", num_tasks)
-        found = score(self.candidate, self.state, tasks, num_tasks)
+        mesh = self.experiment.mesh
+        tasks = scored_tasks(self.experiment, "val", num_tasks, parallel.share_of(mesh))
+        found = score(self.candidate, self.state, tasks, num_tasks, mesh)
         criterion = _criterion(found, preset.selection_steps)
         self.curve.append((self.done, found))
         self._show(phase="", score=self._last_score())

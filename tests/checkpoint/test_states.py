@@ -68,9 +68,9 @@ def test_every_kind_of_leaf_comes_back(leaf, tmp_path):
 
 
 def test_a_leaf_is_restored_with_the_sharding_of_its_like(tmp_path):
-    state, mesh = _state(), parallel.task_mesh(2)
-    checkpoint.save(tmp_path / "two", parallel.replicate(state, mesh))
-    for like in (state, parallel.replicate(state, mesh)):
+    state, mesh = _state(), parallel.make_mesh(2)
+    checkpoint.save(tmp_path / "two", parallel.place(state, mesh))
+    for like in (state, parallel.place(state, mesh)):
         found = checkpoint.restore(tmp_path / "two", like)
         assert jax.tree.leaves(jax.tree.map(lambda x, y: x.sharding == y.sharding, found, like))
         assert found.params["conv"]["0"]["kernel"].sharding == like.step.sharding
@@ -88,7 +88,7 @@ assert found.params.tolist() == [1, 2, 3]
 @pytest.mark.slow
 def test_a_state_of_two_devices_is_restored_where_there_is_one(tmp_path):
     state = MetaState(jnp.array([1.0, 2, 3]), (), jnp.array(0))
-    checkpoint.save(tmp_path / "a", parallel.replicate(state, parallel.task_mesh(2)))
+    checkpoint.save(tmp_path / "a", parallel.place(state, parallel.make_mesh(2)))
     subprocess.run([sys.executable, "-c", ON_ONE_DEVICE, str(tmp_path / "a")], check=True)
 
 

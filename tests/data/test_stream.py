@@ -138,10 +138,10 @@ def test_a_closed_stream_gives_no_more_tasks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("augment", [Augment(), Augment(crop=2, flip=True)], ids=["plain", "crop"])
-def test_two_processes_read_what_one_reads(augment):
+def test_two_shares_read_what_one_reads(augment):
     shares = []
     for index in range(2):
-        source = stream.sampler(noise(), **EPISODE, augment=augment, process=(index, 2))
+        source = stream.sampler(noise(), **EPISODE, augment=augment, share=(index, 2))
         with source.start(KEY, 9) as tasks:
             assert tasks.num_tasks == 2
             shares.append(take(tasks, 3))
@@ -159,8 +159,7 @@ def test_two_processes_read_what_one_reads(augment):
         ({"query": 4}, ValueError, "the smallest class has: 'class 2' has 4 images"),
         ({"shot": 1.5}, TypeError, "shot must be an integer, 1 or more; got 1.5"),
         ({"num_workers": -1}, ValueError, "num_workers must be an integer, 0 or more; got -1"),
-        ({"process": (2, 2)}, ValueError, "process must be .* 0 <= index < count; got .2, 2"),
-        ({"process": (0, 3)}, ValueError, "num_tasks=4 must be a multiple of the 3 processes"),
+        ({"share": (2, 2)}, ValueError, "share must be .* 0 <= index < count; got .2, 2"),
         ({"augment": Augment(crop=6)}, ValueError, "crop must be from 0 to 5"),
     ],
 )
