@@ -146,10 +146,18 @@ def _blank_images(preset: presets.Preset) -> dict[str, pools.Pool]:
     """Returns as many blank images as a task needs, in place of the dataset."""
     per_class = preset.shot + max(preset.query, preset.test_query)
     labels = np.repeat(np.arange(preset.way), per_class)
-    shape = (28, 28, 1) if preset.is_regression else datasets.DATASETS[preset.dataset].format.shape
+    shape = _image_shape(preset)
     images = np.zeros((len(labels), *shape), np.uint8)
     pool = pools.from_arrays(images, labels, [str(i) for i in range(preset.way)])
     return dict.fromkeys(("train", "val", "test"), pool)
+
+
+def _image_shape(preset: presets.Preset) -> tuple[int, int, int]:
+    if preset.is_regression:
+        return 28, 28, 1
+    if preset.dataset in datasets.DATASETS:
+        return datasets.DATASETS[preset.dataset].format.shape
+    return preset.image_size, preset.image_size, 3  # pictures in a folder
 
 
 def _reason(row: dict[str, Any], params: Params) -> str:

@@ -195,7 +195,11 @@ def _chunk_sums(
     # Counters and keys of the state are those of the first task; the rest is summed.
     floats, others = trees.partition(info.state, trees.is_float(info.state))
     first_of_others = jax.tree.map(lambda leaf: leaf[0], others)
-    total = lambda leaf: jnp.tensordot(weights, leaf.astype(weights.dtype), axes=1)
+
+    def total(leaf: Array) -> Array:
+        leaf = leaf.astype(jnp.result_type(leaf, weights))  # never to fewer digits than the leaf has
+        return jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1)
+
     sums = Sums(
         weight=jnp.sum(weights),
         loss=loss,
@@ -248,11 +252,9 @@ def _sum_over_chunks(
 
 
 def _over_devices(sums: Sums, axis: Axis) -> Sums:
-    """The sums over all devices: of whole gradients in one exchange with the rest."""
-    if axis.dims is None:
-        return axis.total(sums)
-    rest = axis.total(sums._replace(grads=()))
-    return rest._replace(grads=axis.total_grads(sums.grads))
+    """The sums over all devices."""
+    rest, grads = axis.total_with_grads(sums._replace(grads=()), sums.grads)
+    return rest._replace(grads=grads)
 
 
 def _vmap(function: Callable[[Task], Any], size: int) -> Callable[[Task], Any]:

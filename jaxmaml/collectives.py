@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
 from jaxmaml.types import Array
@@ -60,23 +61,33 @@ class Axis(NamedTuple):
         return jax.tree.map(gather, params, self.dims)
 
     def total(self, tree: Any) -> Any:
-        """Returns the sums over the devices, on every device."""
+        """Returns the sums over the devices, on every device, in one exchange."""
         if self.dims is None:
             return jax.lax.psum(tree, self.name)
         # Where parameters are split, what is not is small: gathering it saves an all-reduce.
-        return jax.tree.map(lambda leaf: jnp.sum(jax.lax.all_gather(leaf, self.name), 0), tree)
+        flat, unravel = ravel_pytree(tree)
+        return unravel(jnp.sum(jax.lax.all_gather(flat, self.name), axis=0))
 
-    def total_grads(self, grads: Any) -> Any:
-        """Returns the sums over the devices of whole gradients, split as the parameters are."""
+    def total_with_grads(self, rest: Any, grads: Any) -> tuple[Any, Any]:
+        """Returns the sums over the devices of some arrays, and of whole gradients.
+
+        Of a gradient, each device gets the part that it has of the parameter.
+        """
         if self.dims is None:
-            return self.total(grads)
-
-        def scatter(leaf: Array, dim: int) -> Array:
-            if dim == WHOLE:
-                return self.total(leaf)
-            return jax.lax.psum_scatter(leaf, self.name, scatter_dimension=dim, tiled=True)
-
-        return jax.tree.map(scatter, grads, self.dims)
+            return self.total((rest, grads))
+        leaves, structure = jax.tree.flatten(grads)
+        dims = jax.tree.leaves(self.dims)
+        whole = [leaf for leaf, dim in zip(leaves, dims, strict=True) if dim == WHOLE]
+        rest, whole = self.total((rest, whole))
+        remaining = iter(whole)
+        scatter = lambda leaf, dim: jax.lax.psum_scatter(
+            leaf, self.name, scatter_dimension=dim, tiled=True
+        )
+        parts = [
+            next(remaining) if dim == WHOLE else scatter(leaf, dim)
+            for leaf, dim in zip(leaves, dims, strict=True)
+        ]
+        return rest, jax.tree.unflatten(structure, parts)
 
     def norm(self, grads: Any) -> Array:
         """Returns the norm over gradients that are split as the parameters are."""

@@ -31,6 +31,10 @@ class Shares(NamedTuple):
         num_tasks: the tasks of all processes.
         per_device: the number of tasks that each device computes.
         is_even: whether no device has less.
+
+    Example:
+        >>> Shares(num_tasks=3, per_device=2, is_even=False).per_device
+        2
     """
 
     num_tasks: int
@@ -136,8 +140,9 @@ def split_specs(tree: Any, mesh: Mesh, axes: Sequence[str] = (TASKS,)) -> Any:
         >>> import jax.numpy as jnp
         >>> from jaxmaml import parallel
         >>> mesh = parallel.make_mesh(2)
-        >>> parallel.split_specs({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(3)}, mesh)
-        {'bias': PartitionSpec(), 'kernel': PartitionSpec(None, 'tasks')}
+        >>> specs = parallel.split_specs({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(3)}, mesh)
+        >>> specs == {"kernel": PartitionSpec(None, "tasks"), "bias": PartitionSpec()}
+        True
     """
     unknown = sorted(set(axes) - set(mesh.axis_names))
     if unknown:
@@ -156,8 +161,9 @@ def specs_of(tree: Any, mesh: Mesh) -> Any:
         >>> import jax.numpy as jnp
         >>> from jaxmaml import parallel
         >>> mesh = parallel.make_mesh(2)
-        >>> parallel.specs_of(parallel.place(jnp.zeros(4), mesh, PartitionSpec("tasks")), mesh)
-        PartitionSpec('tasks',)
+        >>> placed = parallel.place(jnp.zeros(4), mesh, PartitionSpec("tasks"))
+        >>> parallel.specs_of(placed, mesh) == PartitionSpec("tasks")
+        True
     """
 
     def spec(leaf: Any) -> PartitionSpec:
@@ -285,8 +291,8 @@ def along_tasks(specs: Any) -> Any:
     """Returns `PartitionSpec`s without the axes other than "tasks", for `shard_map` over it.
 
     Example:
-        >>> along_tasks(PartitionSpec("model", "tasks"))
-        PartitionSpec(None, 'tasks')
+        >>> along_tasks(PartitionSpec("model", "tasks")) == PartitionSpec(None, "tasks")
+        True
     """
     kept = lambda spec: PartitionSpec(*(name if name == TASKS else None for name in spec))
     return jax.tree.map(kept, specs, is_leaf=_is_spec)

@@ -1,5 +1,8 @@
 """Tasks over devices: the same results as on one, and the errors a user meets."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from comparing import assert_close
 from flax import nnx
 from jax.sharding import AxisType
 from problems import smooth
+from test_processes import start
 
 import jaxmaml
 from jaxmaml import nn, parallel
@@ -76,6 +80,60 @@ def test_the_tasks_are_spread_over_their_own_axis_of_a_mesh():
         lambda state, tasks: jaxmaml.meta_step(LEARNER, OPTIMIZER, state, tasks, mesh=mesh)
     )(meta_state, tasks)
     assert_close(found.params, expected.params, 1e-5)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 4])
+@pytest.mark.parametrize("axes", [(), ("tasks",), ("model",), ("tasks", "model")])
+def test_split_parameters_are_trained_as_whole_ones(axes, num_tasks, x64):
+    # Clipping needs the norm over all parts.
+    problem = smooth(jnp.float64)
+    optimizer = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2))
+    learner = jaxmaml.maml(problem.loss_fn, optax.sgd(0.1), 2)
+    tasks = jax.tree.map(lambda leaf: leaf[:num_tasks], problem.tasks)
+    start = jaxmaml.init_state(learner, optimizer, problem.params)
+    mesh = parallel.make_mesh(2, 2)
+    placed = parallel.place(start, mesh, parallel.split_specs(start, mesh, axes))
+    alone, spread = (
+        list(jaxmaml.fit(learner, optimizer, state, [tasks] * 5, 5, mesh=used))[-1]
+        for state, used in ((start, None), (placed, mesh))
+    )
+    assert_close(parallel.to_host(spread[0].params), alone[0].params, 1e-12)
+    for name, rows in alone[1].items():
+        np.testing.assert_allclose(spread[1][name], rows, rtol=1e-12)
+    # What was split stays so, optimizer state included.
+    assert parallel.specs_of(spread[0], mesh) == parallel.specs_of(placed, mesh)
+
+
+def test_split_parameters_are_evaluated_as_whole_ones():
+    start = jaxmaml.init_state(LEARNER, OPTIMIZER, PROBLEM.params)
+    mesh = parallel.make_mesh(4)
+    placed = parallel.place(start, mesh, parallel.split_specs(start, mesh))
+    source = lambda key: TASKS
+    options = {"num_tasks": 4, "key": jax.random.key(0)}
+    found, expected = (
+        jaxmaml.evaluate(LEARNER, PROBLEM.loss_fn, state, source, mesh=used, **options)
+        for state, used in ((placed, mesh), (start, None))
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"tasks": 5}, "a mesh of tasks=5 and model=1 needs 5 devices; there are 4"),
+        ({"tasks": 2, "model": 3}, "a mesh of tasks=2 and model=3 needs 6 devices; there are 4"),
+        ({"tasks": 0}, "tasks must be an integer, 1 or more"),
+        ({"model": 8}, "needs 8 devices; there are 4"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        parallel.make_mesh(**sizes)
+
+
+def test_an_axis_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="the mesh has the axes tasks; got 'data'"):
+        parallel.split_specs(PROBLEM.params, parallel.make_mesh(2), ("data",))
 
 
 def _matching(learner, optimizer, meta_state, tasks, num_devices):
@@ -168,3 +226,35 @@ def test_normalization_per_step_runs_over_a_mesh():
     meta_state = jaxmaml.init_state(learner, OPTIMIZER, model.params, model.state)
     after = _matching(learner, OPTIMIZER, meta_state, TASKS, 2)
     assert {leaf.dtype.kind for leaf in jax.tree.leaves(after.state)} >= {"f", "i"}
+
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def _compiled(layout, num_devices):
+    """Returns the row of `scaling.py` about a small Conv4."""
+    case = {"work": "conv4", "layout": layout, "num_devices": num_devices}
+    process = start([BENCHMARKS / "scaling.py"], "--quick", "--child", json.dumps(case))
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("num_devices", [8, 256])
+def test_an_outer_step_is_one_all_reduce_on_any_number_of_devices(num_devices):
+    row = _compiled("replicated", num_devices)
+    assert row["collectives"] == {"all-reduce": 1}
+    # The gradient, and three more numbers: the weight, the loss and the query loss.
+    assert row["sent_mib"] * 2**20 == row["params_mib"] * 2**20 + 3 * 4
+    assert row["num_host_transfers"] == 0
+
+
+def test_split_state_is_divided_by_the_number_of_devices():
+    one, eight = _compiled("sharded", 1), _compiled("sharded", 8)
+    assert set(eight["collectives"]) == {"all-gather", "reduce-scatter"}
+    assert eight["num_host_transfers"] == 0
+    # Only the last bias, of five numbers, and counters are held by all devices.
+    whole = 3 * 5 * 4 + 8
+    assert eight["state_bytes"] <= (one["state_bytes"] - whole) / 8 + whole
+    tasks = one["argument_bytes"] - one["state_bytes"]
+    assert abs(eight["argument_bytes"] - eight["state_bytes"] - tasks) <= 64

@@ -24,14 +24,29 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(script, *arguments, **options):
+_STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    """Ends the processes that a test has started, if it fails."""
+    yield
+    while _STARTED:
+        process = _STARTED.pop()
+        process.kill()
+        process.communicate()
+
+
+def start(script, *arguments):
     """Starts a Python process that sees the modules of this directory, without this one's devices."""
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", str(TESTS.parent))])
     environ = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *script, *map(str, arguments)],
-        env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+        env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    _STARTED.append(process)
+    return process
 
 
 def _made(tmp_path, num_processes, num_devices, names):
@@ -58,17 +73,14 @@ def _assert_same(found, expected):
         assert np.linalg.norm(first - second) <= 1e-11 * np.linalg.norm(second), case
 
 
-LEARNERS = ("maml-3-steps", "maml-adam", "imaml")
-
-
 def test_two_processes_train_as_one_does(tmp_path):
-    names = ["sinusoid", "pool", "stream", "split", *LEARNERS]
+    names = ["sinusoid", "stream", "split", "maml-3-steps"]
     _assert_same(_made(tmp_path, 2, 2, names), _made(tmp_path, 1, 1, names))
 
 
 @pytest.mark.slow
 def test_two_processes_train_every_learner_as_one_does(tmp_path):
-    names = list(ROWS)
+    names = ["pool", *ROWS]
     _assert_same(_made(tmp_path, 2, 1, names), _made(tmp_path, 1, 1, names))
 
 

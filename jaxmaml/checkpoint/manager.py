@@ -80,7 +80,8 @@ class Manager:
     A checkpoint is written in the background from a copy of the state, so that the state may be
     donated or changed at once. If it cannot be written, training goes on, `say` is told, and the next
     checkpoint is tried; only `wait` raises. Several processes have a manager each, of one directory that
-    all of them see, and call its methods at the same steps.
+    all of them see, and call its methods at the same steps;
+    then nothing is written in the background.
 
     Args:
         directory: the directory of the checkpoints; it need not exist.
@@ -209,6 +210,11 @@ class Manager:
         self._last_step, self._last_start = step, time.monotonic()
         copy = jax.tree.map(jnp.copy, state)  # the caller may donate or change its own
         about = {"record": record, "score": score}
+        if jax.process_count() > 1:
+            # orbax waits for the other processes with collective operations, which must come in the
+            # same order everywhere: not beside those of the training.
+            self._write(step, copy, about)
+            return
         self._thread = threading.Thread(target=self._write, args=(step, copy, about))
         self._thread.start()
 
