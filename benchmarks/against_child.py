@@ -58,7 +58,8 @@ def main() -> None:
 
 def _mesh(num_tasks: int) -> Any:
     # An older commit has the same function under another name.
-    return parallel.make_mesh() if hasattr(parallel, "make_mesh") else parallel.task_mesh(num_tasks)
+    make: Any = getattr(parallel, "task_mesh", lambda _: parallel.make_mesh())
+    return make(num_tasks)
 
 
 def _meta_grad(problem: peer_works.Problem, mesh: Any) -> Call:

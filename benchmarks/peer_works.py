@@ -118,7 +118,9 @@ def gradient(
     """Returns `(params, tasks) -> meta-gradient`, with the tasks spread over a mesh."""
 
     def grads(params: MetaParams, tasks: Task) -> MetaParams:
-        return jaxmaml.meta_grad(problem.learner, params, tasks, chunk_size=chunk_size, mesh=mesh)[1]
+        return jaxmaml.meta_grad(problem.learner, params, tasks, chunk_size=chunk_size, mesh=mesh)[
+            1
+        ]
 
     return grads
 

@@ -21,8 +21,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import common
@@ -115,9 +114,13 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = common.parser(__doc__)
-    parser.add_argument("--work", nargs="+", choices=WORKS, help="defaults to all, or conv4 if quick")
+    parser.add_argument(
+        "--work", nargs="+", choices=WORKS, help="defaults to all, or conv4 if quick"
+    )
     parser.add_argument("--num-devices", nargs="+", type=int, help="simulated devices")
-    parser.add_argument("--times", action="store_true", help="measure times, on the devices there are")
+    parser.add_argument(
+        "--times", action="store_true", help="measure times, on the devices there are"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     quick = options.quick or options.times
@@ -200,8 +203,12 @@ def compiled_row(work: Work, num_devices: int, layout: str) -> dict[str, Any]:
     )  # fmt: skip
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     kept = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
-    compiled = kept.lower(state, tasks).compile(compiler_options=large_models.find_target("cpu").options)
+    compiled = kept.lower(state, tasks).compile(
+        compiler_options=large_models.find_target("cpu").options
+    )
     memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None
+    assert text is not None
     found = diagnostics.collectives(text)
     kinds = sorted({collective.kind for collective in found})
     counts = {kind: sum(c.kind == kind for c in found) for kind in kinds}
@@ -257,7 +264,10 @@ def _times(case: dict[str, Any], quick: bool) -> dict[str, Any]:
 
     run()
     seconds = min(common.seconds_of(run) for _ in range(1 if quick else 3))
-    return {"num_tasks": work.per_device * mesh.shape["tasks"], "ms": 1e3 * seconds / (2 if quick else NUM_TIMED)}
+    return {
+        "num_tasks": work.per_device * mesh.shape["tasks"],
+        "ms": 1e3 * seconds / (2 if quick else NUM_TIMED),
+    }
 
 
 if __name__ == "__main__":

@@ -197,7 +197,9 @@ def _chunk_sums(
     first_of_others = jax.tree.map(lambda leaf: leaf[0], others)
 
     def total(leaf: Array) -> Array:
-        leaf = leaf.astype(jnp.result_type(leaf, weights))  # never to fewer digits than the leaf has
+        leaf = leaf.astype(
+            jnp.result_type(leaf, weights)
+        )  # never to fewer digits than the leaf has
         return jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1)
 
     sums = Sums(

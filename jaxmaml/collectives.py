@@ -64,9 +64,11 @@ class Axis(NamedTuple):
         """Returns the sums over the devices, on every device, in one exchange."""
         if self.dims is None:
             return jax.lax.psum(tree, self.name)
-        # Where parameters are split, what is not is small: gathering it saves an all-reduce.
+        # In the two halves of an all-reduce, as the gradients that are split and gathered.
         flat, unravel = ravel_pytree(tree)
-        return unravel(jnp.sum(jax.lax.all_gather(flat, self.name), axis=0))
+        padded = jnp.pad(flat, (0, -flat.size % jax.lax.axis_size(self.name)))
+        part = jax.lax.psum_scatter(padded, self.name, tiled=True)
+        return unravel(jax.lax.all_gather(part, self.name, tiled=True)[: flat.size])
 
     def total_with_grads(self, rest: Any, grads: Any) -> tuple[Any, Any]:
         """Returns the sums over the devices of some arrays, and of whole gradients.
@@ -97,7 +99,9 @@ class Axis(NamedTuple):
         parts: dict[bool, list[Array]] = {False: [], True: []}
         for leaf, dim in pairs:
             parts[dim == WHOLE].append(leaf)
-        squares = {is_whole: optax.tree.norm(leaves, squared=True) for is_whole, leaves in parts.items()}
+        squares = {
+            is_whole: optax.tree.norm(leaves, squared=True) for is_whole, leaves in parts.items()
+        }
         return jnp.sqrt(self.total(squares[False]) + squares[True])
 
     def of_first_device(self, tree: Any, counts: Array) -> Any:

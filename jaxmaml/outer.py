@@ -216,6 +216,7 @@ def _means(
     # Each device has its share of the tasks, and its part of the parameters or all of them.
     shared, whole = PartitionSpec(TASKS), PartitionSpec()
     parts = whole if specs is None else parallel.along_tasks(specs)
+    means_specs: Any = Means(loss=whole, query_loss=whole, grads=parts)  # pyright: ignore[reportArgumentType]
     axis = Axis(TASKS, None if specs is None else dims_of(specs, TASKS))
 
     def on_a_device(
@@ -231,7 +232,7 @@ def _means(
     means, info, norm = jax.shard_map(
         on_a_device, mesh=mesh, axis_names={TASKS}, check_vma=False,
         in_specs=(parts, whole, whole, shared, shared),
-        out_specs=(Means(whole, whole, parts), Info(shared, shared, whole), whole),
+        out_specs=(means_specs, Info(shared, shared, whole), whole),
     )(params, step, state, tasks, weights)  # fmt: skip
     per_task = jax.tree.map(lambda leaf: leaf[:num_tasks], info._replace(state=()))
     return means, per_task._replace(state=info.state), norm

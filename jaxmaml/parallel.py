@@ -24,6 +24,10 @@ MODEL = "model"
 """The name of the mesh axis over which single arrays may be split."""
 
 
+WHOLE = PartitionSpec()
+"""The spec of an array that every device has as a whole."""
+
+
 class Shares(NamedTuple):
     """How the tasks of a step are shared between devices.
 
@@ -96,7 +100,7 @@ def check_mesh(mesh: Mesh) -> None:
         raise ValueError(f"the mesh must have the axis types Auto; got {mesh.axis_types}: {how}")
 
 
-def place(tree: Any, mesh: Mesh, specs: Any = PartitionSpec()) -> Any:
+def place(tree: Any, mesh: Mesh, specs: Any = WHOLE) -> Any:
     """Puts a pytree on the devices of a mesh.
 
     Args:
@@ -168,8 +172,9 @@ def specs_of(tree: Any, mesh: Mesh) -> Any:
 
     def spec(leaf: Any) -> PartitionSpec:
         sharding = getattr(leaf, "sharding", None)
-        is_on_it = isinstance(sharding, NamedSharding) and sharding.mesh == mesh
-        return sharding.spec if is_on_it else PartitionSpec()
+        if isinstance(sharding, NamedSharding) and sharding.mesh == mesh:
+            return sharding.spec
+        return WHOLE
 
     return jax.tree.map(spec, tree)
 

@@ -56,9 +56,9 @@ def initialize(
     missing = [name for name, value in given.items() if value is None]
     if missing and len(missing) < len(given):
         raise ValueError(f"{' and '.join(missing)} must be given, too, or none of the three")
-    if not missing:
+    if coordinator is not None and num_processes is not None and process_id is not None:
         _check_numbers(check_count("num_processes", num_processes), process_id)
-        _check_reachable(str(coordinator), int(process_id), timeout)
+        _check_reachable(coordinator, process_id, timeout)
     # Whoever calls `gathered` regularly learns of signals by it; JAX's own service would only report.
     jax.config.update("jax_enable_preemption_service", False)
     try:

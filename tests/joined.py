@@ -8,8 +8,11 @@ It makes what the functions of `CASES` return, and process 0 writes their leaves
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +40,9 @@ def _fitted(learner, params, source, *, num_steps=NUM_STEPS, state=(), axes=(), 
         learner, optimizer, meta_state, source, num_steps, mesh=mesh, num_steps_per_dispatch=25,
         **options,
     )  # fmt: skip
-    found, losses = meta_state, []
-    for found, metrics in items:
-        losses.append(metrics["loss"])
-    return parallel.to_host((found.params, found.state, np.concatenate(losses)))
+    states, metrics = zip(*items, strict=True)
+    losses = np.concatenate([row["loss"] for row in metrics])
+    return parallel.to_host((states[-1].params, states[-1].state, losses))
 
 
 def _own(tasks, mesh):
@@ -71,9 +73,11 @@ def _sinusoid(**options):
 def _images(kind):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 4, 4, 1), np.uint8)
     images = stored_images.from_arrays(pixels, np.arange(40) % 4, "abcd")
-    make = pools.sampler if kind == "pool" else stream.sampler
-    source = make(pools.from_images(images) if kind == "pool" else images,
-                  num_tasks=3, way=2, shot=1, query=2)  # fmt: skip
+    episode: dict[str, Any] = {"num_tasks": 3, "way": 2, "shot": 1, "query": 2}
+    if kind == "pool":
+        source: Any = pools.sampler(pools.from_images(images), **episode)
+    else:
+        source = stream.sampler(images, **episode)
 
     def loss_fn(params, batch):
         logits = batch["inputs"].reshape(-1, 16) @ params

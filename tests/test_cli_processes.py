@@ -43,7 +43,9 @@ def _wait_for_checkpoint(out, processes):
     end = time.monotonic() + SECONDS
     while not any((out / "training").glob("*/0*")):
         assert time.monotonic() < end, "no checkpoint"
-        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
+        assert all(process.poll() is None for process in processes), [
+            p.communicate() for p in processes
+        ]
         time.sleep(0.1)
 
 
@@ -80,6 +82,7 @@ def test_a_signal_to_one_process_ends_both_at_one_checkpoint(tmp_path, asked):
     alone = start(
         ["-m", "jaxmaml"], *COMMAND, "--num-outer-steps", 100_000, "--out", out, "--devices", 2
     )
+    assert alone.stderr is not None
     while f"continues from outer step {step:,} of" not in (line := alone.stderr.readline()):
         assert line, "it did not continue"
 
@@ -110,9 +113,7 @@ def test_a_process_that_is_killed_ends_the_other_with_a_sentence(tmp_path, kille
 )
 def test_what_one_process_refuses_all_refuse(tmp_path, options, message):
     coordinator = f"localhost:{free_port()}"
-    started = [
-        _start(tmp_path / "run", i, coordinator, *more) for i, more in enumerate(options)
-    ]
+    started = [_start(tmp_path / "run", i, coordinator, *more) for i, more in enumerate(options)]
     ended = [_ended(process) for process in started]
     assert [code for code, _, _ in ended] == [2, 2]
     assert all(err.count("error:") == 1 for _, _, err in ended)

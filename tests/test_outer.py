@@ -250,8 +250,8 @@ def test_a_mesh_of_another_kind_is_refused(mesh, message):
         jaxmaml.evaluate(LEARNER, LOSS, START, _tasks(1.0, 2.0), mesh=mesh)
     with pytest.raises(ValueError, match=message):
         jaxmaml.meta_grad(LEARNER, jnp.array(0.0), _tasks(1.0, 2.0), mesh=mesh)
+    source = [_tasks(1.0, 2.0)]
     with pytest.raises(ValueError, match=message):
-        source = [_tasks(1.0, 2.0)]
         jaxmaml.fit(LEARNER, optax.sgd(0.1), START, source, 1, mesh=mesh)
 
 

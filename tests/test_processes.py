@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_learners import ROWS
 
 from jaxmaml import processes
-from test_learners import ROWS
 
 TESTS = Path(__file__).resolve().parent
 SECONDS = 300
@@ -65,12 +65,15 @@ def _made(tmp_path, num_processes, num_devices, names):
 def _assert_same(found, expected):
     """Float64 results are equal to 1e-11, by the norm over all leaves of a case."""
     assert found.keys() == expected.keys()
-    cases = {name.partition("/")[0] for name in found}
-    for case in cases:
-        leaves = [name for name in found if name.partition("/")[0] == case]
-        flat = lambda arrays: np.concatenate([np.ravel(arrays[name]) for name in leaves])
-        first, second = flat(found), flat(expected)
+    for case in {name.partition("/")[0] for name in found}:
+        first, second = _flat(found, case), _flat(expected, case)
         assert np.linalg.norm(first - second) <= 1e-11 * np.linalg.norm(second), case
+
+
+def _flat(arrays, case):
+    """Returns all numbers of a case."""
+    leaves = [name for name in arrays if name.partition("/")[0] == case]
+    return np.concatenate([np.ravel(arrays[name]) for name in leaves])
 
 
 def test_two_processes_train_as_one_does(tmp_path):

@@ -18,8 +18,8 @@ PUBLIC = {
         NonFiniteError Task TrainingClasses accuracy adapt anil averaging boil cavia checkpoint data
         diagnostics evaluate fine_tuning fit fold_keys fomaml imaml init_state learned_optimizer
         learned_rates learned_sgd load maml maml_plus_plus mean_and_ci95 meta_curvature meta_grad
-        meta_sgd meta_step metrics mixed_mode multi_step_weights nn parallel processes proto_maml protonet r2d2
-        reptile stages trace unicorn with_state
+        meta_sgd meta_step metrics mixed_mode multi_step_weights nn parallel processes proto_maml
+        protonet r2d2 reptile stages trace unicorn with_state
     """,
     "jaxmaml.nn": """
         Conv4 Convolution MLP ResNet12 StatefulModel accuracy binary_cross_entropy conv

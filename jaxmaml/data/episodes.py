@@ -239,7 +239,8 @@ def plan_tasks(episode: Episode, starts: Any, sizes: Any, keys: Array) -> Plan:
         A `Plan` with leaves `[num_tasks, ...]`.
 
     Example:
-        >>> episode, keys = Episode(num_tasks=4, way=2, shot=1, query=3), jax.random.split(jax.random.key(0))
+        >>> episode = Episode(num_tasks=4, way=2, shot=1, query=3)
+        >>> keys = jax.random.split(jax.random.key(0), 2)
         >>> plan_tasks(episode, jnp.array([0, 5]), jnp.array([5, 9]), keys).examples.shape
         (2, 2, 4)
     """

@@ -4,7 +4,6 @@ import math
 import re
 from typing import NamedTuple
 
-
 _KINDS = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
     "collective-broadcast",

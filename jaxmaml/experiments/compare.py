@@ -306,7 +306,9 @@ def _floor(experiment: Experiment, num_test_tasks: int) -> float | None:
 def _residuals(experiment: Experiment, runs: list[Run]) -> dict[str, tuple[float, float]]:
     """Returns the residuals of the runs whose meta-gradient solves a linear system."""
     solving = [run for run in runs if run.candidate.entry.solves_linear_system]
-    tasks = next(scored_tasks(experiment, "test", 1)) if solving else None
+    if not solving:
+        return {}
+    tasks = next(scored_tasks(experiment, "test", 1))
     return {
         run.label: probes.cg_residuals(run.candidate.learner, run.meta_state, tasks)
         for run in solving

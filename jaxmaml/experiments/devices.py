@@ -101,8 +101,12 @@ def _sizes(mesh: str) -> dict[str, int]:
     for part in mesh.split(","):
         name, _, size = part.strip().partition("=")
         if name not in (TASKS, MODEL):
-            raise ValueError(f"mesh has the axes {TASKS} and {MODEL}, as in tasks=4,model=2; got {mesh!r}")
+            raise ValueError(
+                f"mesh has the axes {TASKS} and {MODEL}, as in tasks=4,model=2; got {mesh!r}"
+            )
         if name in sizes or not size.isdecimal() or not int(size):
-            raise ValueError(f"mesh must give each axis one size, as in tasks=4,model=2; got {mesh!r}")
+            raise ValueError(
+                f"mesh must give each axis one size, as in tasks=4,model=2; got {mesh!r}"
+            )
         sizes[name] = check_count(name, int(size))
     return sizes

@@ -13,7 +13,6 @@ from jaxmaml.experiments import devices, native_output
 from jaxmaml.experiments.devices import Devices
 from jaxmaml.experiments.options import RunOptions
 
-
 _CONNECTION = re.compile("Gloo|NCCL|CoordinationService|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat")
 """What an error has in its text if a collective operation failed because of another process."""
 

@@ -22,7 +22,8 @@ LATE = "not all processes joined in time: start as many as --num-processes says"
 _FATAL = "JAX distributed service detected fatal errors"
 _REPORTS = re.compile(
     r"^\[Gloo\]|coordination_service|CoordinationService|preemption_sync_manager|distributed_runtime|"
-    r"^Additional GRPC error|^This suggests that the workers|^:UNKNOWN|^\s*$|^RPC: /xla|^Barrier result|^WARNING: All log messages before"
+    r"^Additional GRPC error|^This suggests that the workers|^:UNKNOWN|^\s*$|^RPC: /xla|"
+    r"^Barrier result|^WARNING: All log messages before"
 )
 """Lines about other processes."""
 

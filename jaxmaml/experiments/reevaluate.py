@@ -152,9 +152,7 @@ def scores(restored: Restored, num_test_tasks: int) -> dict[tuple[Spec, str], Sc
                 best = restored.averaged[spec]
                 tasks = scored_tasks(experiment, "test", num_test_tasks)
                 key = spec, averaged_suffix(len(best))
-                found[key] = score_of_mean(
-                    candidate, best, tasks, num_test_tasks, experiment.mesh
-                )
+                found[key] = score_of_mean(candidate, best, tasks, num_test_tasks, experiment.mesh)
     return found
 
 

@@ -118,7 +118,10 @@ def train_and_test(
     # Test.
     show(phase="testing")
     final, best = training.final_state(), training.averaged_states()
-    mesh, tasks = experiment.mesh, functools.partial(scored_tasks, experiment, "test", num_test_tasks)
+    mesh, tasks = (
+        experiment.mesh,
+        functools.partial(scored_tasks, experiment, "test", num_test_tasks),
+    )
     test = score(candidate, final, tasks(parallel.share_of(mesh)), num_test_tasks, mesh)
     averaged = score_of_mean(candidate, best, tasks(), num_test_tasks, mesh) if best else None
     on_features = _on_features(experiment, candidate, final, num_test_tasks)

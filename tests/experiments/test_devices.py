@@ -15,7 +15,11 @@ from jaxmaml.experiments import devices
         ({"mesh": "tasks=2"}, {"tasks": 2}, ()),
         ({"mesh": "model=2, tasks=2"}, {"tasks": 2, "model": 2}, ("model",)),
         ({"fully_sharded": True}, {"tasks": 4}, ("tasks",)),
-        ({"mesh": "tasks=2,model=2", "fully_sharded": True}, {"tasks": 2, "model": 2}, ("tasks", "model")),
+        (
+            {"mesh": "tasks=2,model=2", "fully_sharded": True},
+            {"tasks": 2, "model": 2},
+            ("tasks", "model"),
+        ),
     ],
 )
 def test_options_choose_a_mesh_and_what_is_split(options, shape, axes):
@@ -34,7 +38,10 @@ def test_one_process_uses_no_more_devices_than_tasks():
         ({"devices": "some"}, "devices must be all or a number, 1 or more; got 'some'"),
         ({"devices": "9"}, "devices must be all or at most 4; got 9"),
         ({"mesh": "tasks=8"}, "a mesh of tasks=8 and model=1 needs 8 devices; there are 4"),
-        ({"mesh": "data=2"}, "mesh has the axes tasks and model, as in tasks=4,model=2; got 'data=2'"),
+        (
+            {"mesh": "data=2"},
+            "mesh has the axes tasks and model, as in tasks=4,model=2; got 'data=2'",
+        ),
         ({"mesh": "tasks"}, "mesh must give each axis one size"),
         ({"mesh": "tasks=0"}, "mesh must give each axis one size"),
         ({"mesh": "tasks=1,tasks=2"}, "mesh must give each axis one size"),

@@ -30,6 +30,9 @@ class Rows(list):
     def cut(self, label, num_steps, validations):
         pass
 
+    def finish(self):
+        pass
+
 
 def _run(preset=REGRESSION, *, inner_lr=0.01, images=None, probe=None, bad=()):
     """(experiment, candidate, run, rows); the tasks of the steps `bad` are not finite."""
