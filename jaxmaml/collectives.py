@@ -1,4 +1,4 @@
-"""What devices exchange within an outer step: sums, and the parts of arrays that are split over them."""
+"""Sums over devices, and arrays that are split over them: the exchanges of an outer step."""
 
 from typing import Any, NamedTuple
 

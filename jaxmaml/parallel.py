@@ -29,7 +29,7 @@ WHOLE = PartitionSpec()
 
 
 class Shares(NamedTuple):
-    """How the tasks of a step are shared between devices.
+    """The division of the tasks of a step between devices.
 
     Attributes:
         num_tasks: the tasks of all processes.

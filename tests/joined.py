@@ -109,7 +109,7 @@ CASES = {
     "stream": lambda: _images("stream"),
     "split": _split,
 }
-"""What other names than these mean are learners of the shared table."""
+"""Other names are those of learners of the shared table."""
 
 
 def made(names):

@@ -215,9 +215,7 @@ def _check_effect(line: Line, comparison: Any) -> None:
         elif option == "inner_lrs":
             assert {run["inner_lr"] for run in runs} == {float(word) for word in words[1:]}
         elif option in ("stream", "image_cache", "num_workers"):
-            is_stream = not isinstance(
-                comparison.experiment.sources["train"], jax.tree_util.Partial
-            )
+            is_stream = not callable(comparison.experiment.sources["train"])
             default = words[0] in ("--no-stream", "--image-cache") or words[1:] == ["0"]
             assert is_stream or default
 

@@ -1,4 +1,4 @@
-"""What the devices of a compiled program send to each other."""
+"""The collective operations of compiled programs."""
 
 import math
 import re

@@ -13,7 +13,7 @@ from jaxmaml.parallel import MODEL
 
 
 class Devices(NamedTuple):
-    """What computes the outer steps.
+    """The devices that compute the outer steps.
 
     Attributes:
         mesh: the devices over which the tasks of an outer step are spread.

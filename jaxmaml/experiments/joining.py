@@ -14,7 +14,7 @@ from jaxmaml.experiments.devices import Devices
 from jaxmaml.experiments.options import RunOptions
 
 _CONNECTION = re.compile("Gloo|NCCL|CoordinationService|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat")
-"""What an error has in its text if a collective operation failed because of another process."""
+"""Text of the errors of collective operations that fail because of another process."""
 
 
 def join(run: RunOptions) -> None:

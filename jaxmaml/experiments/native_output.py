@@ -1,4 +1,4 @@
-"""What native code writes, without the reports of JAX's processes about each other.
+"""Filters what native code writes: the reports of JAX's processes about each other.
 
 If a process of several ends, JAX ends the others with `abort`, after a page of reports and addresses in
 its library. Python cannot catch that. So native output goes through another process, this file run as a

@@ -15,7 +15,7 @@ from jaxmaml.data.augmentation import Augment
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.pools import Pool
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.sources import batches
+from jaxmaml.sources import batches, is_traceable
 from jaxmaml.types import Array, Sampler, Task
 
 Source: TypeAlias = Any
@@ -124,7 +124,7 @@ def fixed_tasks(
 
 def input_shape(source: Source) -> tuple[int, ...]:
     """Returns the shape of one example of a source."""
-    if isinstance(source, Sampler):
+    if is_traceable(source):
         return jax.eval_shape(source, jax.random.key(0)).support["inputs"].shape[2:]
     return source.input_shape
 

@@ -96,7 +96,7 @@ def test_the_programs_of_the_first_seed_serve_the_others(monkeypatch):
     # The outer steps of both seeds are the same program, which the compilation cache knows.
     texts = []
 
-    def lower(function, *args):
+    def lower(function, mesh, *args):
         texts.append(jax.jit(function).lower(*args).as_text())
         return None, 0.0, None
 
