@@ -3,6 +3,7 @@
     python benchmarks/scaling.py --out scaling.jsonl
     python benchmarks/scaling.py --work conv4 --num-devices 8 256
     python benchmarks/scaling.py --times --out scaling.jsonl
+    python benchmarks/scaling.py --expect scaling.jsonl
 
 The first two compile the outer step for simulated CPU devices, and run nothing: the number, kind and
 bytes of its collective operations, and per device its FLOPs, its share of parameters and optimizer
@@ -11,17 +12,21 @@ are. "replicated" keeps parameters and Adam's moments on every device, "sharded"
 
 `--times` runs it: over the devices of this process, and on a CPU over one and two processes of one
 device each. Simulated devices share the cores, so their times would say nothing.
+
+`--expect` derives the efficiency on nodes of eight H100 from rows of the first kind, see `expected_row`.
 """
 
 import argparse
 import functools
 import json
+import math
 import os
 import re
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
@@ -42,6 +47,7 @@ LAYOUTS = {"replicated": (), "sharded": ("tasks",)}
 """The axes over which parameters and optimizer state are split."""
 NUM_DEVICES = (1, 2, 4, 8, 256)
 HOST_TRANSFER = re.compile(r" (infeed|outfeed|send|recv|custom-call.*callback.*)\(")
+EXPECTED_DEVICES = (8, 256, 4096)
 NUM_TIMED = 20
 """Outer steps whose time is measured."""
 COLUMNS = [
@@ -105,6 +111,14 @@ def main() -> None:
     if options.child is not None:
         print(json.dumps(_child(options)), flush=True)
         return
+    if options.expect is not None:
+        found = [json.loads(line) for line in options.expect.read_text().splitlines()]
+        replicated = [r for r in found if (r.get("layout"), r["num_devices"]) == ("replicated", 8)]
+        rows = [expected_row(row, n) for row in replicated for n in EXPECTED_DEVICES]
+        common.print_table(
+            rows, ["work", "num_devices", "compute_ms", "all_reduce_ms", "efficiency"]
+        )
+        return
     table, rows = common.Rows(options, benchmark="scaling"), []
     for work in options.work:
         for case in _cases(work, options):
@@ -121,6 +135,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--times", action="store_true", help="measure times, on the devices there are"
     )
+    parser.add_argument("--expect", type=Path, metavar="FILE", help="rows of an earlier call")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     quick = options.quick or options.times
@@ -226,6 +241,31 @@ def compiled_row(work: Work, num_devices: int, layout: str) -> dict[str, Any]:
         "argument_bytes": memory.argument_size_in_bytes,
         "num_host_transfers": len(HOST_TRANSFER.findall(text)),
     }
+
+
+def expected_row(row: dict[str, Any], num_devices: int) -> dict[str, Any]:
+    """Returns the expected efficiency on nodes of eight H100 GPUs: an estimate, not a measurement.
+
+    The gradient is summed within a node (NVLink 4, 450 GB/s per GPU and direction), and between nodes
+    each GPU sums its eighth of it (one port of 400 Gb/s per GPU). The latency is 3 us per step of the
+    ring in a node, and 10 us per level of a tree between nodes. Computing runs at 40 % of 989 TFLOP/s
+    (bfloat16) in the Transformer, and at 10 % of 67 TFLOP/s (float32) in networks whose products are
+    small.
+
+    Args:
+        row: what `compiled_row` counted, with parameters on every device.
+        num_devices: 8, or a multiple of it.
+    """
+    flops_per_second = 0.4 * 989e12 if row["work"] == "transformer" else 0.1 * 67e12
+    compute = row["gflop"] * 1e9 / flops_per_second
+    num_bytes, num_nodes = row["sent_mib"] * common.MIB, num_devices / 8
+    within = 2 * 7 / 8 * num_bytes / 450e9 + 14 * 3e-6
+    between = 2 * (1 - 1 / num_nodes) * num_bytes / 8 / 50e9 + 2 * math.log2(num_nodes) * 10e-6
+    return {
+        "work": row["work"], "num_devices": num_devices, "compute_ms": 1e3 * compute,
+        "all_reduce_ms": 1e3 * (within + between),
+        "efficiency": compute / (compute + within + between),
+    }  # fmt: skip
 
 
 def _placed(tree: Any, specs: Any, mesh: Any) -> Any:
