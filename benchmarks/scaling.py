@@ -1,4 +1,4 @@
-"""What the devices of a large machine would exchange, compute and hold in one outer step.
+"""Counts what the devices of a large machine would exchange, compute and hold in an outer step.
 
     python benchmarks/scaling.py --out scaling.jsonl
     python benchmarks/scaling.py --work conv4 --num-devices 8 256

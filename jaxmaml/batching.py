@@ -197,9 +197,8 @@ def _chunk_sums(
     first_of_others = jax.tree.map(lambda leaf: leaf[0], others)
 
     def total(leaf: Array) -> Array:
-        leaf = leaf.astype(
-            jnp.result_type(leaf, weights)
-        )  # never to fewer digits than the leaf has
+        # Never in fewer digits than the leaf has.
+        leaf = leaf.astype(jnp.result_type(leaf, weights))
         return jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1)
 
     sums = Sums(

@@ -80,8 +80,7 @@ class Manager:
     A checkpoint is written in the background from a copy of the state, so that the state may be
     donated or changed at once. If it cannot be written, training goes on, `say` is told, and the next
     checkpoint is tried; only `wait` raises. Several processes have a manager each, of one directory that
-    all of them see, and call its methods at the same steps;
-    then nothing is written in the background.
+    all of them see, and call its methods at the same steps; then nothing is written in the background.
 
     Args:
         directory: the directory of the checkpoints; it need not exist.

@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 
 from jaxmaml import parallel
 from jaxmaml.batching import TASKS
-from jaxmaml.checks import check_count
 from jaxmaml.parallel import MODEL
 
 
@@ -108,5 +107,5 @@ def _sizes(mesh: str) -> dict[str, int]:
             raise ValueError(
                 f"mesh must give each axis one size, as in tasks=4,model=2; got {mesh!r}"
             )
-        sizes[name] = check_count(name, int(size))
+        sizes[name] = int(size)
     return sizes

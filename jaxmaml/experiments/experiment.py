@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 import jaxmaml
-from jaxmaml import averaging
+from jaxmaml import averaging, parallel
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.pools import Pool
 from jaxmaml.experiments import candidates, devices, interruption, networks, ranges
@@ -161,11 +161,19 @@ def scored_tasks(
 ) -> Iterator[Task]:
     """Yields at least `num_tasks` tasks of "val" or "test", some at a time, always the same ones.
 
-    With a share, it yields those of this process only, see `sources.batches`. An interruption of any
-    process is raised between them.
+    With a share, it yields those of one process only, see `sources.batches`.
     """
     key = key_of(SCORING_SEED, f"{split} tasks")
-    for tasks in fixed_tasks(experiment.sources[split], key, num_tasks, share):
+    return fixed_tasks(experiment.sources[split], key, num_tasks, share)
+
+
+def own_tasks(experiment: Experiment, split: str, num_tasks: int) -> Iterator[Task]:
+    """Yields the share of `scored_tasks` that this process scores, while all others score theirs.
+
+    An interruption of any process is raised between two batches.
+    """
+    share = parallel.share_of(experiment.mesh)
+    for tasks in scored_tasks(experiment, split, num_tasks, share):
         interruption.check()
         yield tasks
 

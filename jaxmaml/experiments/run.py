@@ -1,15 +1,15 @@
 """One run: a candidate is trained, validated along the way, selected and tested."""
 
-import functools
 from typing import Any, NamedTuple
 
-from jaxmaml import dispatch, fitting, parallel
+from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.experiment import (
     Experiment,
     build_candidate,
     init_state,
+    own_tasks,
     scored_tasks,
     step_tasks,
 )
@@ -118,12 +118,12 @@ def train_and_test(
     # Test.
     show(phase="testing")
     final, best = training.final_state(), training.averaged_states()
-    mesh, tasks = (
-        experiment.mesh,
-        functools.partial(scored_tasks, experiment, "test", num_test_tasks),
-    )
-    test = score(candidate, final, tasks(parallel.share_of(mesh)), num_test_tasks, mesh)
-    averaged = score_of_mean(candidate, best, tasks(), num_test_tasks, mesh) if best else None
+    tasks = own_tasks(experiment, "test", num_test_tasks)
+    test = score(candidate, final, tasks, num_test_tasks, experiment.mesh)
+    averaged = None
+    if best:
+        tasks = scored_tasks(experiment, "test", num_test_tasks)
+        averaged = score_of_mean(candidate, best, tasks, num_test_tasks, experiment.mesh)
     on_features = _on_features(experiment, candidate, final, num_test_tasks)
     show(phase="counting operations")
     flops = flops_per_outer_step(

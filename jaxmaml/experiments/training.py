@@ -8,11 +8,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from rich.console import Console
 
-from jaxmaml import dispatch, fitting, outer, parallel
+from jaxmaml import dispatch, fitting, outer
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments import interruption
 from jaxmaml.experiments.candidates import Candidate
-from jaxmaml.experiments.experiment import Experiment, scored_tasks
+from jaxmaml.experiments.experiment import Experiment, own_tasks
 from jaxmaml.experiments.scoring import Score, score, scored_part
 from jaxmaml.fitting import NonFiniteError, Program
 from jaxmaml.types import MetaState
@@ -260,9 +260,8 @@ class Training:
         """Scores the state on the validation tasks, and keeps it if it is one of the best so far."""
         preset, num_tasks = self.experiment.preset, self.experiment.preset.num_val_tasks
         self._show(phase="validating")
-        mesh = self.experiment.mesh
-        tasks = scored_tasks(self.experiment, "val", num_tasks, parallel.share_of(mesh))
-        found = score(self.candidate, self.state, tasks, num_tasks, mesh)
+        tasks = own_tasks(self.experiment, "val", num_tasks)
+        found = score(self.candidate, self.state, tasks, num_tasks, self.experiment.mesh)
         criterion = _criterion(found, preset.selection_steps)
         self.curve.append((self.done, found))
         self._show(phase="", score=self._last_score())
