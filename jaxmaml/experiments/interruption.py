@@ -5,6 +5,7 @@ of them at the same point: a process that left the others would leave them waiti
 """
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -48,7 +49,8 @@ def interruptible() -> Iterator[None]:
         yield
         return
     caught = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    handlers = {number: signal.signal(number, _raise) for number in caught}
+    receive = functools.partial(_receive, [])
+    handlers = {number: signal.signal(number, receive) for number in caught}
     watched, written = socket.socketpair()
     written.setblocking(False)
     before = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
@@ -72,7 +74,11 @@ def check() -> None:
         raise Interrupted(found[0])
 
 
-def _raise(number: int, frame: Any) -> None:
+def _receive(received: list[int], number: int, frame: Any) -> None:
+    """Raises, or notes, the first signal; a second one must not raise while the first is handled."""
+    received.append(number)
+    if len(received) > 1:
+        os._exit(128 + number)
     if jax.distributed.is_initialized():  # `process_count` would start JAX
         _noted.append(number)
     else:
