@@ -46,7 +46,7 @@ PUBLIC = {
     "jaxmaml.averaging": "AveragingState averaged with_average",
     "jaxmaml.checkpoint": "Checkpoint Manager read_record restore save verify",
     "jaxmaml.diagnostics": """
-        agreement agreement_by_layer agreement_by_step cg_residual cka collectives count_flops
+        CgResidual agreement agreement_by_layer agreement_by_step cg_residual cka collectives count_flops
         feature_reuse first_nonfinite inner_losses label_permutations metric_by_permutation
         update_norms
     """,

@@ -12,6 +12,7 @@ from jaxmaml.diagnostics.flops import count_flops as count_flops
 from jaxmaml.diagnostics.gradients import agreement as agreement
 from jaxmaml.diagnostics.gradients import agreement_by_layer as agreement_by_layer
 from jaxmaml.diagnostics.gradients import agreement_by_step as agreement_by_step
+from jaxmaml.diagnostics.implicit import CgResidual as CgResidual
 from jaxmaml.diagnostics.implicit import cg_residual as cg_residual
 from jaxmaml.diagnostics.nonfinite import first_nonfinite as first_nonfinite
 from jaxmaml.diagnostics.permutations import label_permutations as label_permutations

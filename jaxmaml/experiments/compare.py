@@ -12,6 +12,7 @@ from rich.console import Console
 from jaxmaml import processes, stages
 from jaxmaml.checkpoint import Manager
 from jaxmaml.data.class_splits import ClassSplit
+from jaxmaml.diagnostics import CgResidual
 from jaxmaml.experiments import candidates, figures, learners, probes, ranges, resuming, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.devices import Devices
@@ -303,7 +304,7 @@ def _floor(experiment: Experiment, num_test_tasks: int) -> float | None:
     return probes.nearest_neighbor_on_pixels(tasks, num_test_tasks)
 
 
-def _residuals(experiment: Experiment, runs: list[Run]) -> dict[str, tuple[float, float]]:
+def _residuals(experiment: Experiment, runs: list[Run]) -> dict[str, CgResidual]:
     """Returns the residuals of the runs whose meta-gradient solves a linear system."""
     solving = [run for run in runs if run.candidate.entry.solves_linear_system]
     if not solving:
@@ -321,7 +322,7 @@ def _print(
     runs: list[Run],
     num_test_tasks: int,
     floor: float | None,
-    residuals: dict[str, tuple[float, float]],
+    residuals: dict[str, CgResidual],
 ) -> None:
     """Prints the scores and costs of the runs."""
     # Many scores have one row each, few have one column each.

@@ -18,8 +18,13 @@ ADJOINTS: dict[str, Adjoint] = {"exact": Exact(), "first": FirstOrder()}
 """The orders of the command line, and the adjoints that they stand for."""
 DEFAULT = "maml"
 """The learner that needs no name: its runs are called by their order."""
-IMAML_PROXIMAL = 2.0
-"""The strength of iMAML's proximal term in its paper (Omniglot)."""
+IMAML_PROXIMAL, IMAML_DAMPING = 0.5, 20.0
+"""The strength of iMAML's proximal term, the least in its paper, and what is added to the Hessian.
+
+Without damping the Hessian of a network with batch statistics is not positive definite, and conjugate
+gradients end anywhere. The authors' published script solves with the Hessian plus 24, although its
+inner steps have no proximal term.
+"""
 STEP_SETTINGS = ("num_inner_steps", "num_test_inner_steps", "headline_step")
 """The settings that a learner may replace by more steps, see `Entry`."""
 NOT_IN_FILLED = ("inner_lr", "adapt_norm", "head_scale", *STEP_SETTINGS)
@@ -277,7 +282,8 @@ def _reptile(recipe: Recipe) -> MetaLearner:
 def _imaml(recipe: Recipe) -> MetaLearner:
     options = _shared(recipe)
     del options["adjoint"]
-    return jaxmaml.imaml(*_problem(recipe), proximal=IMAML_PROXIMAL, **options)
+    options |= {"proximal": IMAML_PROXIMAL, "damping": IMAML_DAMPING}
+    return jaxmaml.imaml(*_problem(recipe), **options)
 
 
 def _fine_tuning(recipe: Recipe) -> MetaLearner:

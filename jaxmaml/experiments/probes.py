@@ -15,6 +15,7 @@ import jaxmaml
 from jaxmaml import diagnostics, metrics, parallel, stages
 from jaxmaml.averaging import averaged
 from jaxmaml.batching import ChunkSize
+from jaxmaml.diagnostics import CgResidual
 from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, PlainFn, State, Task
 
 
@@ -90,8 +91,8 @@ def gradient_agreement(
     return float(cosine), float(ratio)
 
 
-def cg_residuals(learner: MetaLearner, meta_state: MetaState, tasks: Task) -> tuple[float, float]:
-    """Returns the means over tasks of the two numbers of `diagnostics.cg_residual`.
+def cg_residuals(learner: MetaLearner, meta_state: MetaState, tasks: Task) -> CgResidual:
+    """Returns the means over tasks of the numbers of `diagnostics.cg_residual`.
 
     Args:
         learner: a learner with an implicit meta-gradient.
@@ -100,13 +101,12 @@ def cg_residuals(learner: MetaLearner, meta_state: MetaState, tasks: Task) -> tu
     """
 
     @jax.jit
-    def run(params: MetaParams, state: State, tasks: Task) -> tuple[Array, Array]:
+    def run(params: MetaParams, state: State, tasks: Task) -> CgResidual:
         residual = lambda task: diagnostics.cg_residual(learner, params, task, state=state)
         return jax.tree.map(jnp.mean, jax.lax.map(residual, tasks))
 
     params, state = parallel.to_host((averaged(meta_state).params, meta_state.state))
-    solved, minimum = run(params, state, tasks)
-    return float(solved), float(minimum)
+    return jax.tree.map(float, run(params, state, tasks))
 
 
 def _mean(values: Iterable[Array], num_tasks: int) -> float:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxmaml.data.preparation import Prepared
+from jaxmaml.diagnostics import CgResidual
 from jaxmaml.experiments.presets import Preset, title
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient
@@ -147,12 +148,12 @@ def gradient_table(gradient: Gradient, label: str) -> Table:
     return table
 
 
-def residual_line(label: str, residuals: tuple[float, float]) -> str:
+def residual_line(label: str, residuals: CgResidual) -> str:
     """Returns the result of `probes.cg_residuals` in words."""
-    solved, minimum = residuals
     return (
-        f"{label}: conjugate gradients leave {solved:.2g} of the right-hand side, the inner loop "
-        f"{minimum:.2g} of its first gradient (means over test tasks; 0 is a solution)"
+        f"{label}: conjugate gradients leave {residuals.solver:.2g} of the right-hand side "
+        f"({residuals.undamped:.2g} of the system without damping), the inner loop "
+        f"{residuals.minimum:.2g} of its first gradient (means over test tasks; 0 is a solution)"
     )
 
 

@@ -37,8 +37,10 @@ def imaml(
         optimizer: the inner optimizer; the paper's is gradient descent.
         num_inner_steps: enough to come near the minimum; the paper makes 16 to 25.
         proximal: the strength of the pull towards theta, positive (lambda in the paper: 0.5 to 2).
-        num_cg_steps, cg_tol, damping, unroll: see `jaxmaml.Implicit`; the paper makes 5 steps. The
-            authors' published script adds a damping of 10, which equation 6 does not have.
+        num_cg_steps, cg_tol, damping, unroll: see `jaxmaml.Implicit`; the paper makes 5 steps. Damping
+            is needed where the Hessian is far from positive definite, as with batch statistics. The
+            authors' published script has the matrix 2 I + H / (proximal + 10), that of a damping of
+            20 plus the proximal term once more.
         options: keyword arguments of `jaxmaml.maml` other than `adjoint`.
 
     Raises:

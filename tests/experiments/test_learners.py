@@ -1,18 +1,20 @@
 """Every learner that the commands know by name trains, and does what its row says it can do."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxmaml
 from experiments.tiny import PRESET, REGRESSION
 from jaxmaml import diagnostics
-from jaxmaml.experiments import learners, presets
+from jaxmaml.experiments import candidates, learners, networks, presets, probes
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.experiment import (
     build_candidate,
     build_experiment,
     init_state,
+    outer_optimizer,
     step_tasks,
 )
 from jaxmaml.experiments.learners import LEARNERS
@@ -33,6 +35,29 @@ def _built(preset, images, learner, order="exact", inner_lr=0.1):
     experiment = _EXPERIMENTS[preset]
     candidate = build_candidate(experiment, Spec("x", order, inner_lr, learner))
     return experiment, candidate, init_state(experiment, candidate)
+
+
+def test_the_linear_system_of_imaml_is_solved_for_a_network_with_batch_statistics():
+    """Undamped, its matrix has negative eigenvalues, and 2.9 of the right-hand side was left."""
+    shape, keys = (12, 12, 1), jax.random.split(jax.random.key(0), 4)
+    preset = presets.override(
+        presets.get("glyphs-5w1s"), num_filters=8, inner_lr=0.1, head_scale=1.0
+    )
+    network = networks.build(preset, shape, keys[0])
+    spec = candidates.single(preset, "imaml")
+    learner = candidates.build(spec, preset, network.model, 5, keys[1]).learner
+    state = jaxmaml.init_state(learner, outer_optimizer(preset), network.params)
+
+    targets = jnp.tile(jnp.arange(5), (4, 1))
+    tasks = jaxmaml.Task(
+        *(
+            {"inputs": jax.random.uniform(key, (4, 5, *shape)), "targets": targets}
+            for key in keys[2:]
+        )
+    )
+    residuals = probes.cg_residuals(learner, state, tasks)
+    assert residuals.solver < 1e-3
+    assert residuals.undamped < 1
 
 
 @pytest.mark.parametrize("learner", LEARNERS)

@@ -80,7 +80,7 @@ def test_cg_residuals_are_zero_at_a_solution_and_not_before():
     for num_inner_steps, rate, is_solved in ((1, 0.5, True), (1, 0.1, False)):
         learner = jaxmaml.imaml(LOSS, optax.sgd(rate), num_inner_steps)
         state = jaxmaml.init_state(learner, OPTIMIZER, jnp.array(0.0))
-        solved, minimum = probes.cg_residuals(learner, state, tasks)
+        solved, _, minimum = probes.cg_residuals(learner, state, tasks)
         assert solved == pytest.approx(0.0, abs=1e-6)
         assert (minimum < 1e-6) == is_solved
         if not is_solved:
@@ -97,7 +97,7 @@ def test_cg_residuals_of_a_network_with_statistics():
     learner = jaxmaml.imaml(loss_fn, optax.sgd(0.5), 1)
     state = jaxmaml.init_state(learner, OPTIMIZER, jnp.array(0.0), jnp.array(3.0))
     tasks = Task(jnp.ones((2, 4)), jnp.full((2, 4), 2.0))
-    solved, _ = probes.cg_residuals(learner, state, tasks)
+    solved, *_ = probes.cg_residuals(learner, state, tasks)
     assert solved == pytest.approx(0.0, abs=1e-6)
 
 
