@@ -3,17 +3,19 @@
     python benchmarks/orders.py glyphs-5w1s sinusoid-5shot --out orders.jsonl --plots DIR
 
 Both orders are trained on each preset at every rate of its grid, from the same start and on the same
-episodes. There is one row per run: test score after every inner step, time, memory. There is one row
-per preset: the cosine of the first-order and the exact meta-gradient and the ratio of their norms,
-layer by layer, along the exact run at the preset's rate; `--plots` draws them too. Without
-tensorflow-datasets, `--data` names the .npz that `reproduce.py export` wrote.
+episodes, for each seed. There is one row per run: test score after every inner step, time, memory.
+There is one row per preset: the cosine of the first-order and the exact meta-gradient and the ratio of
+their norms, layer by layer, along the exact run of the first seed at the preset's rate. `--plots` draws
+them, and the scores by rate and by inner step. Without tensorflow-datasets, `--data` names the .npz
+that `reproduce.py export` wrote.
 """
 
 import argparse
 import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import common
 import jax
@@ -24,14 +26,23 @@ import jaxmaml
 from jaxmaml import diagnostics
 from jaxmaml.experiments import learners, presets
 from jaxmaml.experiments.candidates import Spec
-from jaxmaml.experiments.experiment import Experiment, build_candidate, step_tasks
+from jaxmaml.experiments.experiment import Experiment, build_candidate, step_tasks, with_seed
 from jaxmaml.files import check_absent
 from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, Task
 
-GRIDS = {"sinusoid": (0.003, 0.01, 0.03), "glyphs": (0.1, 0.4, 1.0), "omniglot": (0.4, 1.0, 2.0)}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GRIDS = {
+    "sinusoid": (0.003, 0.01, 0.03),
+    "glyphs": (0.1, 0.4, 1.0),
+    "omniglot": (0.4, 1.0, 2.0),
+    "cifar-fs": (0.1, 0.5),
+}
 """Inner rates by dataset, beside the preset's own."""
 COLUMNS = [
-    *("preset", "order", "inner_lr", "headline", "ci95", "validation", "ms_per_outer_step", "mib"),
+    *("preset", "order", "inner_lr", "seed", "headline", "ci95", "validation"),
+    *("ms_per_outer_step", "mib"),
 ]
 
 
@@ -51,8 +62,11 @@ def main() -> None:
 
 def _measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields the rows of one preset, each as soon as it is appended."""
-    picture = None if options.plots is None else options.plots / f"{name}-agreement.png"
-    if picture is not None:
+    pictures = {}
+    if options.plots is not None:
+        options.plots.mkdir(parents=True, exist_ok=True)
+        pictures = {kind: options.plots / f"{name}-{kind}.png" for kind in ("agreement", "scores")}
+    for picture in pictures.values():
         check_absent(picture)
 
     # What all runs share.
@@ -62,27 +76,30 @@ def _measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
         preset = presets.override(preset, num_outer_steps=12, **changes)
     experiment = runs.build(preset, options.seed, options)
     watch = _Watch(experiment)
-    shared = {
-        "preset": preset.name, "seed": options.seed, "num_outer_steps": preset.num_outer_steps
-    }  # fmt: skip
+    shared = {"preset": preset.name, "num_outer_steps": preset.num_outer_steps}
 
-    # One run per rate and order. One of them is watched.
-    layers: dict[str, Any] = {}
-    for rate in sorted({*GRIDS[preset.dataset], preset.inner_lr}):
-        for order in learners.ADJOINTS:
-            is_watched = order == "exact" and rate == preset.inner_lr
-            probe = watch if is_watched else None
-            measure = functools.partial(_run, experiment, order, rate, options, probe)
-            (row,) = common.Rows(options, table="run").of(
-                {**shared, "order": order, "inner_lr": rate}, measure
-            )
-            layers = row["watched"] or layers
-            yield row
+    # One run per seed, rate and order. One of them is watched.
+    found, layers = [], {}
+    rates = sorted({*GRIDS[preset.dataset], preset.inner_lr})
+    seeds = range(options.seed, options.seed + options.num_seeds)
+    for seed, rate, order in itertools.product(seeds, rates, learners.ADJOINTS):
+        is_watched = (seed, rate, order) == (options.seed, preset.inner_lr, "exact")
+        probe = watch if is_watched else None
+        measure = functools.partial(_run, with_seed(experiment, seed), order, rate, options, probe)
+        (row,) = common.Rows(options, table="run").of(
+            {**shared, "order": order, "inner_lr": rate, "seed": seed}, measure
+        )
+        found.append(row)
+        layers = row["watched"] or layers
+        yield row
 
-    # Both meta-gradients along the watched run.
-    if picture is not None:
-        _plot(layers, picture)
-    yield {**shared, "table": "layers", **layers}
+    # Both meta-gradients along the watched run, and the scores of all runs.
+    if pictures:
+        from jaxmaml.experiments import plots  # needs matplotlib, which nothing else here does
+
+        plots.save(_agreement(layers), pictures["agreement"])
+        plots.save(_scores(preset, found), pictures["scores"])
+    yield {**shared, "seed": options.seed, "table": "layers", **layers}
 
 
 def _run(
@@ -141,15 +158,33 @@ class _Watch:
         self.steps.append(step)
 
 
-def _plot(watched: dict[str, Any], path: Path) -> None:
+def _agreement(watched: dict[str, Any]) -> "Figure":
     """Draws the agreement of the whole gradient and of the layers with weights."""
-    from jaxmaml.experiments import plots  # needs matplotlib, which nothing else here does
+    from jaxmaml.experiments import plots
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Scales and offsets of the normalization agree as their layer does, and would hide it.
     layers = {layer: found for layer, found in watched["layers"].items() if "norm" not in layer}
     whole = layers.pop("")
-    plots.save(plots.gradient_agreement(watched["step"], **whole, layers=layers), path)
+    return plots.gradient_agreement(watched["step"], **whole, layers=layers)
+
+
+def _scores(preset: presets.Preset, rows: list[dict[str, Any]]) -> "Figure":
+    """Draws the mean over seeds of the scores of every order and rate, by inner step."""
+    from jaxmaml.experiments import plots
+
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(f"{row['order']}@{row['inner_lr']:g}", []).append(row)
+    curves = {
+        label: {
+            "mean": np.mean([row["mean_per_step"] for row in group], axis=0),
+            "ci95": np.sqrt(np.sum(np.square([row["ci95_per_step"] for row in group]), axis=0))
+            / len(group),
+        }
+        for label, group in groups.items()
+    }
+    headline = rows[0]["headline_step"]
+    return plots.metric_per_step(curves, ylabel=f"test {preset.metric}", headline=headline)
 
 
 def _by_layer(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -169,8 +204,9 @@ def _options() -> argparse.Namespace:
     parser = common.parser(__doc__)
     names = [name for name, preset in presets.PRESETS.items() if preset.dataset in GRIDS]
     parser.add_argument("presets", nargs="+", choices=names)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plots", type=Path, help="directory for a plot of each preset")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--num-seeds", type=int, default=1)
+    parser.add_argument("--plots", type=Path, help="directory for the plots of each preset")
     runs.add_options(parser)
     return parser.parse_args()
 
