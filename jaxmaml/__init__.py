@@ -6,8 +6,8 @@
 >>> task = jaxmaml.Task(support=jnp.ones(4), query=jnp.ones(4))
 >>> grad, info = jax.grad(learner.loss, has_aux=True)(jnp.array(0.0), task)
 
-`nn`, `data`, `checkpoint` and `load` load flax, tensorflow-datasets and orbax when they are first
-used.
+`nn`, `rl`, `data`, `checkpoint` and `load` load flax, tensorflow-datasets and orbax when they are
+first used.
 """
 
 import importlib
@@ -67,11 +67,12 @@ if TYPE_CHECKING:
     from jaxmaml import checkpoint as checkpoint
     from jaxmaml import data as data
     from jaxmaml import nn as nn
+    from jaxmaml import rl as rl
     from jaxmaml.experiments.trained import load as load
 
 __version__ = "0.2.0.dev0"
 
-_LAZY = ("checkpoint", "data", "load", "nn")
+_LAZY = ("checkpoint", "data", "load", "nn", "rl")
 
 
 def __getattr__(name: str) -> Any:

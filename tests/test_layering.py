@@ -58,6 +58,8 @@ BELOW |= dict.fromkeys(("dispatch", "checkpoint", "averaging"), _ABOVE_CORE)
 BELOW["fitting"] = _ABOVE_CORE | {"dispatch"}
 _LIBRARY = _ABOVE_CORE | {"dispatch", "fitting", "checkpoint", "averaging", "nn", "data"}
 # The facade passes on `load`, which returns a run of the application.
+BELOW["rl"] = _LIBRARY
+_LIBRARY = _LIBRARY | {"rl"}
 BELOW["jaxmaml"] = _LIBRARY | {"experiments"}
 BELOW["experiments"] = _LIBRARY | {"jaxmaml"}
 BELOW["cli"] = {"experiments", "data", "files"}

@@ -19,7 +19,7 @@ PUBLIC = {
         diagnostics evaluate fine_tuning fit fold_keys fomaml imaml init_state learned_optimizer
         learned_rates learned_sgd load maml maml_plus_plus mean_and_ci95 meta_curvature meta_grad
         meta_sgd meta_step metrics mixed_mode multi_step_weights nn parallel processes proto_maml
-        protonet r2d2 reptile stages trace unicorn with_state
+        protonet r2d2 reptile rl stages trace unicorn with_state
     """,
     "jaxmaml.nn": """
         Conv4 Convolution MLP ResNet12 StatefulModel accuracy binary_cross_entropy conv
@@ -57,6 +57,12 @@ PUBLIC = {
         specs_of split_specs spread to_host
     """,
     "jaxmaml.processes": "agreeing first from_first gathered initialize is_first",
+    "jaxmaml.rl": """
+        Categorical CategoricalPolicy Environment Experience GaussianPolicy Losses Normal Problem
+        Request RequestSampler Step TabularTask Trajectories advantages bandit discounted_returns
+        likelihood_ratio linear_baseline losses navigation_2d point_robot policy rollout sampler
+        tabular_mdp
+    """,
     "jaxmaml.stages": "Stage listening stage",
 }
 """The functions, classes and modules that each public module exports."""

@@ -12,14 +12,13 @@ from jaxmaml.types import Array, MetaLearner, MetaParams, State, Task
 
 
 class CgResidual(NamedTuple):
-    """How far an implicit meta-gradient is from the exact one; everything is 0 at best.
+    """The distance of an implicit meta-gradient from the exact one. All numbers are 0 at best.
 
     Attributes:
         solver: ||(A + damping I) v - b|| / ||b||, where A is the Hessian of the inner loss and b the
-            query gradient at the adapted parameters: how well conjugate gradients solve their system.
-        undamped: ||A v - b|| / ||b||: what the damping changes, too.
-        minimum: ||inner gradient|| / ||inner gradient at the start||: how far the inner loop is from a
-            minimum.
+            query gradient at the adapted parameters: the error of the conjugate gradients.
+        undamped: ||A v - b|| / ||b||: the same with the error of the damping.
+        minimum: ||inner gradient|| / ||inner gradient at the start||, which is 0 at a minimum.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml

@@ -1,0 +1,196 @@
+"""Losses of a policy, which sample what they need, for any learner."""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jaxmaml.rl import baselines
+from jaxmaml.rl.baselines import masked_mean
+from jaxmaml.rl.environments import Environment
+from jaxmaml.rl.policies import PolicyFn
+from jaxmaml.rl.requests import Request
+from jaxmaml.rl.rollouts import Trajectories, rollout
+from jaxmaml.types import Array, AtStep, LossFn, MetricFn, Params, Scalar
+
+
+class Experience(NamedTuple):
+    """A batch that was sampled, with what its losses need.
+
+    Attributes:
+        observations, actions, log_probs, mask: as in `Trajectories`.
+        advantages: `[num_trajectories, horizon]`, see `rl.advantages`.
+        returns: the undiscounted return of each trajectory, `[num_trajectories]`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxmaml import rl
+        >>> environment = rl.navigation_2d()
+        >>> policy_fn, params = rl.policy(environment, rngs=nnx.Rngs(0))
+        >>> request = rl.Request(jax.random.key(0), jnp.ones(2) / 4)
+        >>> rl.Problem(environment, policy_fn).experience(params, request).advantages.shape
+        (20, 100)
+    """
+
+    observations: Array
+    actions: Array
+    log_probs: Array
+    advantages: Array
+    mask: Array
+    returns: Array
+
+
+SampledBatch: TypeAlias = Request | Experience
+"""A batch that is sampled when it is needed, or that was sampled before."""
+
+
+class Problem(NamedTuple):
+    """An environment and a policy, with the numbers that say how experience is sampled and scored.
+
+    Attributes:
+        environment: the environment.
+        policy_fn: `(params, observations) -> distribution`.
+        num_trajectories: the trajectories of a batch.
+        horizon: the steps after which an episode is cut.
+        discount: of rewards, in 0..1.
+        gae_lambda: of the advantages, see `rl.advantages`.
+
+    Example:
+        >>> from flax import nnx
+        >>> from jaxmaml import rl
+        >>> environment = rl.navigation_2d()
+        >>> policy_fn, params = rl.policy(environment, rngs=nnx.Rngs(0))
+        >>> rl.Problem(environment, policy_fn).num_trajectories
+        20
+    """
+
+    environment: Environment
+    policy_fn: PolicyFn
+    num_trajectories: int = 20
+    horizon: int = 100
+    discount: float = 0.99
+    gae_lambda: float = 1.0
+
+    def sample(self, params: Params, request: Request) -> Trajectories:
+        """Returns trajectories of the policy. They are constants: nothing is differentiated."""
+        params = jax.lax.stop_gradient(params)
+        found = rollout(
+            self.environment, self.policy_fn, params, request.task, request.key,
+            num_trajectories=self.num_trajectories, horizon=self.horizon,
+        )  # fmt: skip
+        return jax.lax.stop_gradient(found)
+
+    def experience(self, params: Params, request: Request) -> Experience:
+        """Returns trajectories of the policy with advantages from a baseline fitted to them."""
+        found = self.sample(params, request)
+        values = baselines.linear_baseline(found, self.discount)
+        advantages = baselines.advantages(
+            found, values, discount=self.discount, gae_lambda=self.gae_lambda
+        )
+        return Experience(
+            found.observations, found.actions, found.log_probs, advantages, found.mask,
+            found.returns(),
+        )  # fmt: skip
+
+
+class Losses(NamedTuple):
+    """The functions that make a learner of `jaxmaml` a learner of a policy.
+
+    Attributes:
+        loss_fn: the surrogate of REINFORCE, for the inner loop.
+        query_loss_fn: the surrogate with the ratio of likelihoods, whose gradient where the query was
+            sampled is the policy gradient.
+        at_step: samples the support of an inner step with the parameters of that step.
+        metric_fn: the mean undiscounted return of the adapted parameters.
+
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> from jaxmaml import rl
+        >>> environment = rl.bandit(5)
+        >>> policy_fn, params = rl.policy(environment, hidden_sizes=(), rngs=nnx.Rngs(0))
+        >>> parts = rl.losses(rl.Problem(environment, policy_fn, horizon=10))
+        >>> request = rl.Request(jax.random.key(0), environment.sample_task(jax.random.key(1)))
+        >>> 0 <= float(parts.metric_fn(params, request)) <= 10
+        True
+    """
+
+    loss_fn: LossFn
+    query_loss_fn: LossFn
+    at_step: AtStep
+    metric_fn: MetricFn
+
+
+def losses(problem: Problem) -> Losses:
+    """Returns what a learner needs in order to adapt a policy by policy gradients.
+
+    Tasks are `Task(support=Request(...), query=Request(...))`, as `rl.sampler` draws them. Before each
+    inner step, `at_step` samples trajectories with the current parameters (Finn, Abbeel and Levine
+    2017, arXiv 1703.03400, algorithm 3). A support may also be an `Experience` whose leaves have a
+    leading axis of inner steps, and a query an `Experience`: then nothing is sampled.
+
+    Trajectories are constants to the derivative. The exact meta-gradient of such a loss is that of the
+    inner gradient as it was estimated; it leaves out that the initial parameters also decide what is
+    sampled for the inner loop (Al-Shedivat et al. 2018, arXiv 1710.03641, equation 7; Stadie et al.
+    2018, arXiv 1803.01118). That is the estimator of the MAML paper.
+
+    Args:
+        problem: what is sampled.
+
+    Example:
+        >>> import jax, optax, jaxmaml
+        >>> from flax import nnx
+        >>> from jaxmaml import rl
+        >>> environment = rl.navigation_2d()
+        >>> policy_fn, params = rl.policy(environment, hidden_sizes=(8,), rngs=nnx.Rngs(0))
+        >>> parts = rl.losses(rl.Problem(environment, policy_fn, num_trajectories=4, horizon=10))
+        >>> learner = jaxmaml.maml(
+        ...     parts.loss_fn, optax.sgd(0.1), 1,
+        ...     query_loss_fn=parts.query_loss_fn, at_step=parts.at_step,
+        ... )
+        >>> tasks = rl.sampler(environment, num_tasks=3)(jax.random.key(0))
+        >>> loss, grads, info = jaxmaml.meta_grad(learner, params, tasks)
+        >>> state = jaxmaml.init_state(learner, optax.sgd(0.1), params)
+        >>> jaxmaml.evaluate(learner, parts.metric_fn, state, tasks).shape
+        (3, 2)
+    """
+
+    def loss_fn(params: Params, batch: Experience) -> Array:
+        log_probs = problem.policy_fn(params, batch.observations).log_prob(batch.actions)
+        return -masked_mean(log_probs * batch.advantages, batch.mask)
+
+    def query_loss_fn(params: Params, batch: SampledBatch) -> Array:
+        if isinstance(batch, Request):
+            batch = problem.experience(params, batch)
+        return -masked_mean(
+            likelihood_ratio(problem.policy_fn, params, batch) * batch.advantages, batch.mask
+        )
+
+    def at_step(params: Params, batch: Any, step: Scalar) -> tuple[Params, Experience]:
+        if isinstance(batch, Request):
+            request = batch._replace(key=jax.random.fold_in(batch.key, step))
+            return params, problem.experience(params, request)
+        # After the last step it is called once more, for the parameters alone.
+        return params, jax.tree.map(lambda leaf: leaf[jnp.minimum(step, leaf.shape[0] - 1)], batch)
+
+    def metric_fn(adapted: Params, query: Request) -> Array:
+        return problem.sample(adapted, query).returns().mean()
+
+    return Losses(loss_fn, query_loss_fn, at_step, metric_fn)
+
+
+def likelihood_ratio(policy_fn: PolicyFn, params: Params, batch: Experience) -> Array:
+    """Returns the likelihood of each action relative to that under the policy that chose it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmaml import rl
+        >>> policy_fn = lambda params, observations: rl.Categorical(params * observations)
+        >>> actions, log_probs = jnp.zeros((1, 1), int), jnp.log(jnp.full((1, 1), 0.25))
+        >>> batch = rl.Experience(jnp.ones((1, 1, 2)), actions, log_probs, *[jnp.ones((1, 1))] * 2, 1.0)
+        >>> likelihood_ratio(policy_fn, 1.0, batch).tolist()
+        [[2.0]]
+    """
+    log_probs = policy_fn(params, batch.observations).log_prob(batch.actions)
+    return jnp.exp(log_probs - batch.log_probs)

@@ -1,0 +1,82 @@
+"""Rollouts against a loop in Python, their masks and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxmaml import rl
+
+COUNTS = {"num_trajectories": 3, "horizon": 5}
+
+
+def _counter(last=2, after=0.0):
+    """An environment that counts its steps and ends with step `last`; later rewards are `after`."""
+
+    def step(key, count, action, task):
+        reward = jnp.where(count > last, after, 1.0 * count + task)
+        return rl.Step(count + 1, jnp.array([1.0 * count + 1]), reward, count == last)
+
+    start = lambda key, task: (jnp.array(0), jnp.zeros(1))
+    return rl.Environment(lambda key: jnp.array(0.0), start, step, 1, 2, is_discrete=True)
+
+
+def _policy(environment):
+    return rl.policy(environment, hidden_sizes=(4,), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("after", [1e6, jnp.nan])
+def test_nothing_counts_after_the_end(after):
+    environment = _counter(after=after)
+    found = rl.rollout(environment, *_policy(environment), 10.0, jax.random.key(0), **COUNTS)
+    np.testing.assert_array_equal(found.mask, [[1, 1, 1, 0, 0]] * 3)
+    np.testing.assert_array_equal(found.rewards, [[10, 11, 12, 0, 0]] * 3)
+    np.testing.assert_array_equal(found.returns(), [33] * 3)
+
+
+def test_trajectories_are_those_of_the_policy_and_the_environment():
+    environment = rl.navigation_2d()
+    policy_fn, params = _policy(environment)
+    task = environment.sample_task(jax.random.key(1))
+    found = rl.rollout(environment, policy_fn, params, task, jax.random.key(0), **COUNTS)
+    for trajectory in range(3):
+        state, observation = environment.reset(jax.random.key(0), task)
+        for t in range(5):
+            np.testing.assert_allclose(found.observations[trajectory, t], observation, rtol=1e-5)
+            action = found.actions[trajectory, t]
+            log_prob = policy_fn(params, observation).log_prob(action)
+            np.testing.assert_allclose(found.log_probs[trajectory, t], log_prob, rtol=1e-4)
+            state, observation, reward, _ = environment.step(jax.random.key(0), state, action, task)
+            np.testing.assert_allclose(found.rewards[trajectory, t], reward, rtol=1e-5)
+
+
+def test_each_trajectory_and_step_has_its_own_noise():
+    environment = rl.navigation_2d()
+    sample = lambda seed: rl.rollout(
+        environment, *_policy(environment), jnp.ones(2), jax.random.key(seed), **COUNTS
+    )
+    found = sample(0)
+    noise = np.asarray(found.log_probs).ravel()
+    assert len(np.unique(noise)) == noise.size
+    np.testing.assert_array_equal(found.actions, sample(0).actions)
+    assert (found.actions != sample(1).actions).all()
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_no_trajectories_and_no_steps_are_refused(name):
+    environment = rl.navigation_2d()
+    with pytest.raises(ValueError, match=f"{name} must be an integer, 1 or more"):
+        rl.rollout(
+            environment,
+            *_policy(environment),
+            jnp.ones(2),
+            jax.random.key(0),
+            **{**COUNTS, name: 0},
+        )
+
+
+def test_an_observation_of_another_size_is_refused():
+    environment = rl.navigation_2d()._replace(observation_size=3)
+    with pytest.raises(ValueError, match=r"observation of shape \[2\].*observation_size=3"):
+        rl.rollout(environment, *_policy(environment), jnp.ones(2), jax.random.key(0), **COUNTS)
