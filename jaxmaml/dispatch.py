@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxmaml import batching, outer, parallel, sources, trees
 from jaxmaml.batching import TASKS, ChunkSize
 from jaxmaml.checks import check_choice
-from jaxmaml.types import Array, MetaLearner, MetaState, Sampler, Scalar, Task
+from jaxmaml.types import Array, MetaLearner, MetaState, OuterOptimizer, Sampler, Scalar, Task
 
 Metrics: TypeAlias = dict[str, Any]
 """The metrics of `meta_step`, by name."""
@@ -180,17 +180,20 @@ def _compile(
 
 def make_meta_step(
     learner: MetaLearner,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | OuterOptimizer,
     chunk_size: ChunkSize,
     mesh: Mesh | None,
     specs: Any = None,
 ) -> MetaStep:
     """An outer step on one device, or over a mesh of several, on which parameters may be split."""
     mesh, specs = (None, None) if mesh is None or mesh.size == 1 else (mesh, specs)
-    return lambda meta_state, tasks, weights: outer.meta_step(
-        learner, optimizer, meta_state, tasks,
-        weights=weights, chunk_size=chunk_size, mesh=mesh, specs=specs,
-    )  # fmt: skip
+    if isinstance(optimizer, OuterOptimizer):
+        step = functools.partial(optimizer.meta_step, learner)
+    else:
+        step = functools.partial(outer.meta_step, learner, optimizer)
+    return lambda meta_state, tasks, weights: step(
+        meta_state, tasks, weights=weights, chunk_size=chunk_size, mesh=mesh, specs=specs
+    )
 
 
 def placed(tree: Any, mesh: Mesh | None) -> Any:

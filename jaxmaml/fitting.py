@@ -15,7 +15,7 @@ from jaxmaml.batching import ChunkSize
 from jaxmaml.checks import check_count
 from jaxmaml.dispatch import SKIPPED, Metrics, OnNonFinite, States, skips_allowed
 from jaxmaml.sources import Source
-from jaxmaml.types import Array, MetaLearner, MetaState
+from jaxmaml.types import Array, MetaLearner, MetaState, OuterOptimizer
 
 _OVERFLOW = (
     "made by a step whose loss and gradient are finite: the outer learning rate may be too large, or a "
@@ -107,7 +107,7 @@ class Program(NamedTuple):
 
 def fit(
     learner: MetaLearner,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | OuterOptimizer,
     meta_state: MetaState,
     source: Source,
     num_outer_steps: int,
@@ -205,7 +205,7 @@ def fit(
 
 def compile_program(
     learner: MetaLearner,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | OuterOptimizer,
     meta_state: MetaState,
     source: Source,
     *,

@@ -30,6 +30,7 @@ from jaxmaml.types import (
     MetaParams,
     MetaState,
     MetricFn,
+    OuterOptimizer,
     Params,
     Scalar,
     State,
@@ -44,7 +45,7 @@ METRICS: tuple[str, ...] = ("loss", "query_loss", "grad_norm")
 
 def init_state(
     learner: MetaLearner,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | OuterOptimizer,
     params: Params,
     state: State = (),
 ) -> MetaState:
@@ -52,7 +53,7 @@ def init_state(
 
     Args:
         learner: the meta-learner, whose `init` makes meta-parameters from `params`.
-        optimizer: the outer optimizer.
+        optimizer: the outer optimizer, of optax or one that makes the whole step, as `jaxmaml.rl.trpo`.
         params: pytree of floating-point arrays: the initial parameters of the model.
         state: the initial state of the loss function, `()` for a loss without one.
 

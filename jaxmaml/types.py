@@ -116,6 +116,24 @@ class MetaState(NamedTuple):
     state: State = ()
 
 
+@runtime_checkable
+class OuterOptimizer(Protocol):
+    """An outer optimizer that makes the whole outer step, where an optax optimizer has a gradient.
+
+    `fit` and `init_state` take one in place of an optax optimizer.
+    """
+
+    def init(self, params: MetaParams, /) -> Any:
+        """Returns the state of the optimizer for these meta-parameters."""
+        ...
+
+    def meta_step(
+        self, learner: "MetaLearner", meta_state: MetaState, tasks: Task, /, **options: Any
+    ) -> tuple[MetaState, dict[str, Array]]:
+        """Makes one outer step, with the options and the metrics of `jaxmaml.meta_step`, or more."""
+        ...
+
+
 class Init(Protocol):
     """`(params) -> meta_params`."""
 

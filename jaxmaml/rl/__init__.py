@@ -3,6 +3,7 @@
 from jaxmaml.rl.baselines import advantages as advantages
 from jaxmaml.rl.baselines import discounted_returns as discounted_returns
 from jaxmaml.rl.baselines import linear_baseline as linear_baseline
+from jaxmaml.rl.collecting import collect as collect
 from jaxmaml.rl.environments import Environment as Environment
 from jaxmaml.rl.environments import Step as Step
 from jaxmaml.rl.environments import TabularTask as TabularTask
@@ -25,3 +26,6 @@ from jaxmaml.rl.requests import RequestSampler as RequestSampler
 from jaxmaml.rl.requests import sampler as sampler
 from jaxmaml.rl.rollouts import Trajectories as Trajectories
 from jaxmaml.rl.rollouts import rollout as rollout
+from jaxmaml.rl.trust_region import Trpo as Trpo
+from jaxmaml.rl.trust_region import TrpoState as TrpoState
+from jaxmaml.rl.trust_region import trpo as trpo

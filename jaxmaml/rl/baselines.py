@@ -8,6 +8,8 @@ from jaxmaml.types import Array, Scalar
 
 REGULARIZATION = 1e-6
 """The weight of the ridge in the fit of the baseline, relative to the number of steps."""
+ROUNDING = 1e-4
+"""The least deviation of advantages, relative to the returns, that counts as one."""
 
 
 def discounted_returns(rewards: Array, discount: Scalar) -> Array:
@@ -30,7 +32,7 @@ def linear_baseline(trajectories: Trajectories, discount: Scalar) -> Array:
 
     The features are those of Duan et al. 2016 (arXiv 1604.06778): the observation, its square, the
     time t / 100, its square and cube, and a constant. The ridge is relative to the number of steps, so
-    that the normal equations can be solved in float32.
+    that the normal equations can be solved in float32, and features are scaled to the same size.
 
     Args:
         trajectories: those of one task.
@@ -47,7 +49,7 @@ def linear_baseline(trajectories: Trajectories, discount: Scalar) -> Array:
         >>> values.round(1).tolist()
         [[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]
     """
-    features = _features(trajectories.observations)
+    features = _features(trajectories)
     targets = discounted_returns(trajectories.rewards, discount)
 
     # Ridge regression. Steps after the end have no weight.
@@ -97,7 +99,9 @@ def advantages(
         return found
     mean = masked_mean(found, mask)
     deviation = jnp.sqrt(masked_mean(jnp.square(found - mean), mask))
-    return (found - mean) * mask / (deviation + 1e-8)
+    # Where all returns are equal, only rounding errors are left, which must not become a direction.
+    size = jnp.sqrt(masked_mean(jnp.square(found + values), mask))
+    return (found - mean) * mask / (deviation + ROUNDING * size + 1e-8)
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
@@ -123,11 +127,15 @@ def _backward_sum(values: Array, factor: Array) -> Array:
     return jnp.moveaxis(sums, 0, -1)
 
 
-def _features(observations: Array) -> Array:
-    """`[num_trajectories, horizon, 2 observation_size + 4]`."""
+def _features(trajectories: Trajectories) -> Array:
+    """`[num_trajectories, horizon, 2 observation_size + 4]`, each scaled to a mean square of 1."""
+    observations, mask = trajectories.observations, trajectories.mask
     num_trajectories, horizon, _ = observations.shape
     seen = jnp.clip(observations, -10, 10)
     time = jnp.arange(horizon, dtype=observations.dtype)[:, None] / 100
     powers = jnp.concatenate([time, time**2, time**3, jnp.ones_like(time)], axis=1)
     powers = jnp.broadcast_to(powers, (num_trajectories, *powers.shape))
-    return jnp.concatenate([seen, seen**2, powers], axis=2)
+    features = jnp.concatenate([seen, seen**2, powers], axis=2)
+    # The ridge would otherwise shrink the weights of small features, as the time of a short episode.
+    sizes = jnp.sqrt(jax.vmap(masked_mean, (2, None))(jnp.square(features), mask))
+    return features / jnp.where(sizes > 0, sizes, 1)

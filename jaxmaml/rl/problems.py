@@ -19,6 +19,7 @@ class Experience(NamedTuple):
 
     Attributes:
         observations, actions, log_probs, mask: as in `Trajectories`.
+        distribution: of the actions, under the policy that chose them.
         advantages: `[num_trajectories, horizon]`, see `rl.advantages`.
         returns: the undiscounted return of each trajectory, `[num_trajectories]`.
 
@@ -36,6 +37,7 @@ class Experience(NamedTuple):
     observations: Array
     actions: Array
     log_probs: Array
+    distribution: Any
     advantages: Array
     mask: Array
     returns: Array
@@ -88,10 +90,17 @@ class Problem(NamedTuple):
         advantages = baselines.advantages(
             found, values, discount=self.discount, gae_lambda=self.gae_lambda
         )
-        return Experience(
-            found.observations, found.actions, found.log_probs, advantages, found.mask,
-            found.returns(),
+        distribution = self.policy_fn(params, found.observations)
+        batch = Experience(
+            found.observations, found.actions, found.log_probs, distribution, advantages,
+            found.mask, found.returns(),
         )  # fmt: skip
+        return jax.lax.stop_gradient(batch)
+
+    def experience_at(self, params: Params, request: Request, step: Scalar) -> Experience:
+        """Returns the experience of an inner step, which has a key of its own."""
+        key = jax.random.fold_in(request.key, step)
+        return self.experience(params, request._replace(key=key))
 
 
 class Losses(NamedTuple):
@@ -169,8 +178,7 @@ def losses(problem: Problem) -> Losses:
 
     def at_step(params: Params, batch: Any, step: Scalar) -> tuple[Params, Experience]:
         if isinstance(batch, Request):
-            request = batch._replace(key=jax.random.fold_in(batch.key, step))
-            return params, problem.experience(params, request)
+            return params, problem.experience_at(params, batch, step)
         # After the last step it is called once more, for the parameters alone.
         return params, jax.tree.map(lambda leaf: leaf[jnp.minimum(step, leaf.shape[0] - 1)], batch)
 
@@ -188,7 +196,8 @@ def likelihood_ratio(policy_fn: PolicyFn, params: Params, batch: Experience) -> 
         >>> from jaxmaml import rl
         >>> policy_fn = lambda params, observations: rl.Categorical(params * observations)
         >>> actions, log_probs = jnp.zeros((1, 1), int), jnp.log(jnp.full((1, 1), 0.25))
-        >>> batch = rl.Experience(jnp.ones((1, 1, 2)), actions, log_probs, *[jnp.ones((1, 1))] * 2, 1.0)
+        >>> ones = jnp.ones((1, 1))
+        >>> batch = rl.Experience(jnp.ones((1, 1, 2)), actions, log_probs, None, ones, ones, ones)
         >>> likelihood_ratio(policy_fn, 1.0, batch).tolist()
         [[2.0]]
     """
