@@ -56,7 +56,7 @@ def test_a_bandit_pays_its_means(kind):
     means = environment.sample_task(jax.random.key(1))
     keys = jax.random.split(jax.random.key(0), 20_000)
     for arm in range(3):
-        pull = lambda key, arm=arm: environment.step(key, (), arm, means).reward
+        pull = lambda key, arm=arm: environment.step(key, (), jnp.array(arm), means).reward
         rewards = jax.vmap(pull)(keys)
         assert rewards.mean() == pytest.approx(float(means[arm]), abs=0.03)
     assert environment.optimal_return is not None
