@@ -1,4 +1,4 @@
-"""What matters in a recipe for Omniglot 5-way 1-shot: short trainings of equal arithmetic.
+"""Ablations of the recipe for Omniglot 5-way 1-shot: short trainings of equal arithmetic.
 
     python benchmarks/ablations.py --data-dir DIR --out ablations.jsonl
 

@@ -90,7 +90,7 @@ def _measure(preset: Preset, name: str, options: argparse.Namespace) -> dict[str
     return {
         "inner_lr": best, "validation_by_rate": grid, "settings": SUITED.get(name, {}),
         "headline_step": cost["headline_step"], "headline": float(np.mean(values)),
-        "ci95": float(np.sqrt(np.sum(np.square([run["ci95"] for run in found]))) / len(found)),
+        "ci95": float(runs.ci95_over_seeds([run["ci95"] for run in found])),
         "on_features": None if None in on_features else float(np.mean(on_features)),
         "per_seed": [round(value, 4) for value in values], "steps_done": cost["steps_done"],
         "ms_per_outer_step": cost["ms_per_outer_step"], "mib": cost["mib"], "gflop": cost["gflop"],

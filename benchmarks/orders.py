@@ -178,8 +178,7 @@ def _scores(preset: presets.Preset, rows: list[dict[str, Any]]) -> "Figure":
     curves = {
         label: {
             "mean": np.mean([row["mean_per_step"] for row in group], axis=0),
-            "ci95": np.sqrt(np.sum(np.square([row["ci95_per_step"] for row in group]), axis=0))
-            / len(group),
+            "ci95": runs.ci95_over_seeds([row["ci95_per_step"] for row in group]),
         }
         for label, group in groups.items()
     }

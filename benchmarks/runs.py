@@ -168,6 +168,11 @@ def row(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def ci95_over_seeds(intervals: list[Any]) -> Any:
+    """Returns the 95 % interval of a mean over seeds, from the intervals over the tasks of each seed."""
+    return np.sqrt(np.sum(np.square(intervals), axis=0)) / len(intervals)
+
+
 def scores(run: Run) -> dict[str, Any]:
     """Returns the test scores after every inner step."""
     test = run.test
