@@ -90,7 +90,7 @@ class RecurrentProblem(NamedTuple):
         >>> environment = rl.tabular_mdp()
         >>> policy, params = rl.recurrent_policy(environment, rngs=nnx.Rngs(0))
         >>> rl.RecurrentProblem(environment, policy, num_episodes=10, horizon=10).gae_lambda
-        0.3
+        0.95
     """
 
     environment: Environment
@@ -99,7 +99,7 @@ class RecurrentProblem(NamedTuple):
     num_trajectories: int = 1
     horizon: int = 100
     discount: float = 0.99
-    gae_lambda: float = 0.3
+    gae_lambda: float = 0.95
 
     def start(self, params: Params) -> Memory:
         """Returns the memory before the first episode in a task."""
@@ -215,7 +215,9 @@ def episode_keys(request: Request, num_episodes: int) -> Array:
     )
 
 
-def trial_advantages(trials: Trials, *, discount: Scalar = 0.99, gae_lambda: Scalar = 0.3) -> Array:
+def trial_advantages(
+    trials: Trials, *, discount: Scalar = 0.99, gae_lambda: Scalar = 0.95
+) -> Array:
     """Returns generalized advantage estimates through whole trials.
 
     They are those of `rl.advantages` (Schulman et al. 2016, arXiv 1506.02438, equation 16), but the
@@ -225,7 +227,8 @@ def trial_advantages(trials: Trials, *, discount: Scalar = 0.99, gae_lambda: Sca
     Args:
         trials: those of one task.
         discount: in 0..1.
-        gae_lambda: in 0..1; the paper of RL² has 0.3.
+        gae_lambda: in 0..1. The paper of RL² has 0.3, with TRPO. With `rl.ppo`, this can end in a policy
+            that never explores, as bandits show.
 
     Returns:
         `[num_trajectories, num_episodes, horizon]`, zero after the end of an episode.

@@ -91,7 +91,7 @@ def test_a_replay_finds_the_likelihoods_of_the_trial(name):
 def test_the_memory_rests_after_the_end_of_an_episode():
     """Two steps, then nothing until the next episode, even if the environment returns NaN."""
     environment = _counter()
-    problem, learner, params = _setup(environment)
+    problem, learner, params = _setup(environment, discount=1.0)
     task = _first(environment)
     batch = problem.experience(params, task)
     trials = batch.trials
@@ -102,13 +102,13 @@ def test_the_memory_rests_after_the_end_of_an_episode():
     wanted = [[0, 0], [10, 0], [11, 1], [10, 0], [11, 1], [10, 0]]
     np.testing.assert_array_equal(seen, np.broadcast_to(wanted, (2, 6, 2)))
 
-    # The same trial in episodes that are cut at their end.
-    cut = problem._replace(horizon=2)
+    # The same trial in episodes that are cut at their end. Errors of values are relative to the number
+    # of steps, 12 and 6.
+    cut = rl.rl_squared(problem._replace(horizon=2), value_weight=0.5 / 4)
     short = jax.tree.map(lambda leaf: leaf[:, :, :2], batch)
-    losses = [rl.rl_squared(p).loss for p in (problem, cut)]
     grads = [
-        jax.grad(loss, has_aux=True)(params, jaxmaml.Task((), found))[0]
-        for loss, found in zip(losses, (batch, short), strict=True)
+        jax.grad(learner.loss, has_aux=True)(params, jaxmaml.Task((), found))[0]
+        for learner, found in ((learner, batch), (cut, short))
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *grads)
     assert optax.tree.norm(grads[0]) > 1e-2
@@ -248,8 +248,7 @@ def _train(name, environment, num_outer_steps=3, mesh=None, seed=0, **sizes):
     return problem, learner, state, metrics
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize(("name", "environment"), [("adam", "discrete"), ("ppo", "continuous")])
 def test_it_trains_and_is_evaluated(name, environment):
     environment = ENVIRONMENTS[environment]
     problem, learner, state, metrics = _train(name, environment)
@@ -264,17 +263,15 @@ def test_it_trains_and_is_evaluated(name, environment):
     np.testing.assert_allclose(score(num_inner_steps=4)[:, :3], returns, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_same_key_gives_the_same_training(name):
-    ends = [_train(name, rl.bandit(3), seed=seed)[2].params for seed in (0, 0, 1)]
+def test_the_same_key_gives_the_same_training():
+    ends = [_train("ppo", rl.bandit(3), seed=seed)[2].params for seed in (0, 0, 1)]
     jax.tree.map(np.testing.assert_array_equal, ends[0], ends[1])
     assert optax.tree.norm(optax.tree.sub(ends[0], ends[2])) > 1e-3
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_training_does_not_depend_on_the_devices(name):
+def test_the_training_does_not_depend_on_the_devices():
     meshes = None, jaxmaml.parallel.make_mesh(3)
-    ends = [jax.device_get(_train(name, rl.bandit(3), mesh=mesh)[2].params) for mesh in meshes]
+    ends = [jax.device_get(_train("ppo", rl.bandit(3), mesh=mesh)[2].params) for mesh in meshes]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *ends)
 
 
