@@ -58,7 +58,8 @@ def ppo(optimizer: optax.GradientTransformation, *, num_epochs: int = 5) -> Ppo:
 
     Each outer step plays the trials of all tasks, and then makes `num_epochs` steps of an optax
     optimizer on their loss, which the learner clips (Schulman et al. 2017, arXiv 1707.06347, algorithm
-    1). The advantages are normalized over the steps of all tasks.
+    1). Their mean over all trials at the same step is taken off the advantages, which needs several
+    tasks; then the advantages are divided by their standard deviation.
 
     Args:
         optimizer: the optax optimizer. A schedule of its learning rate counts epochs.
@@ -94,11 +95,16 @@ def ppo(optimizer: optax.GradientTransformation, *, num_epochs: int = 5) -> Ppo:
 
 
 def _normalized(batch: TrialExperience, weights: Array) -> TrialExperience:
-    """The batch of all tasks, with advantages of mean zero and deviation one."""
+    """The batch of all tasks, with advantages of mean zero at each step, and deviation one."""
     # A task of weight zero may hold anything, NaN included.
     share = weights[:, None, None, None] * batch.trials.mask
     found = jnp.where(share > 0, batch.advantages, 0)
-    offset = found - (found * share).sum() / share.sum()
+    # The values do not know when a trial ends, and all of them are far too large at its last steps.
+    over_trials = lambda leaf: leaf.sum(axis=(0, 1))
+    means = over_trials(found * share) / jnp.maximum(
+        over_trials(share), jnp.finfo(share.dtype).tiny
+    )
+    offset = (found - means) * (share > 0)
     deviation = jnp.sqrt((jnp.square(offset) * share).sum() / share.sum())
     return batch._replace(advantages=offset / (deviation + 1e-8))
 

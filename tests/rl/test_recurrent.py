@@ -285,7 +285,8 @@ def test_a_step_of_ppo_is_one_of_its_optimizer_for_each_epoch():
 
     found = jax.vmap(lambda task: problem.experience(params, task))(tasks)
     advantages = found.advantages
-    normalized = (advantages - advantages.mean()) / advantages.std()
+    normalized = advantages - advantages.mean(axis=(0, 1))
+    normalized = normalized / normalized.std()
     held = jaxmaml.Task((), found._replace(advantages=normalized))
     wanted, opt_state = params, optax.adam(1e-2).init(params)
     for _ in range(2):
