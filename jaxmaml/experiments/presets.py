@@ -248,6 +248,24 @@ def _pictures(way: int, shot: int) -> Preset:
     )
 
 
+def _navigation(name: str, table: str, expected: str, cost: str, **settings: Any) -> Preset:
+    """Returns the sizes that all settings of 2D navigation share."""
+    return _agent(
+        name, "nav2d", PAPER, table, expected, cost,
+        num_trajectories=20, horizon=100, later_inner_lr=0.05, **settings,
+    )  # fmt: skip
+
+
+def _agent(
+    name: str, dataset: str, paper: str, table: str, expected: str, cost: str, **settings: Any
+) -> Preset:
+    shared = {"num_test_inner_steps": 3, "headline_step": 3, "num_val_tasks": 40}
+    return Preset(
+        name=name, dataset=dataset, paper=paper, table=table, expected=expected, cost=cost,
+        way=1, model="mlp", norm="none", **{"hidden_sizes": (100, 100), **shared, **settings},
+    )  # fmt: skip
+
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
@@ -271,6 +289,38 @@ PRESETS: dict[str, Preset] = {
         _large("cub", 1, "about 55 %, in surveys"),
         _large("cub", 5, "72 to 76 %, in surveys"),
         _pictures(5, 1),
+        _navigation(
+            "nav2d",
+            "section 5.3, with Adam",
+            "return -13 / -6 / -6 after 1 / 2 / 3 steps",
+            "est. 4 min",
+            inner_lr=0.1,
+            num_tasks=40,
+            outer_lr=3e-3,
+            outer_schedule="cosine",
+            averaging=AVERAGING,
+            num_outer_steps=300,
+        ),
+        _navigation(
+            "nav2d-paper",
+            "section 5.3",
+            "return -11.68 / -3.33 / -3.23 after 1 / 2 / 3 steps",
+            "est. 20 min",
+            inner_lr=0.1,
+            num_tasks=20,
+            outer="trpo",
+            num_outer_steps=500,
+        ),
+        _navigation(
+            "nav2d-script",
+            "the authors' script",
+            "return -11.68 / -3.33 / -3.23 after 1 / 2 / 3 steps",
+            "est. 10 min",
+            inner_lr=0.5,
+            num_tasks=40,
+            outer="trpo",
+            num_outer_steps=100,
+        ),
     )
 }
 """Every preset, by name."""

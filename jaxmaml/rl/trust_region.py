@@ -18,6 +18,9 @@ from jaxmaml.rl.collecting import collect
 from jaxmaml.rl.problems import Experience, Problem
 from jaxmaml.types import Array, Info, MetaLearner, MetaParams, MetaState, Scalar, State, Task
 
+ACCEPTED = "accepted"
+"""The metric that says whether an outer step was made."""
+
 
 class TrpoState(NamedTuple):
     """The state of `trpo`.
@@ -98,7 +101,7 @@ class Trpo:
         rejected = opt_state.num_rejected + jnp.where(accepted, 0, 1)
         metrics = {
             "loss": loss, "query_loss": shares @ info.query_loss, "grad_norm": optax.tree.norm(grads),
-            "kl": jnp.where(accepted, kl, 0), "accepted": accepted,
+            "kl": jnp.where(accepted, kl, 0), ACCEPTED: accepted,
             "return_before": shares @ batches.support.returns[:, 0].mean(axis=1),
             "return": shares @ batches.query.returns.mean(axis=1),
         }  # fmt: skip
