@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple, TypeAlias
 
 Domain: TypeAlias = Literal["classification", "regression", "reinforcement"]
-"""What tasks are about."""
+"""The kind of problem that a task is."""
 
 ENVIRONMENTS = ("nav2d", "bandits", "tabular-mdp", "cheetah-dir", "cheetah-vel")
 """The values of `dataset` that are environments of reinforcement learning."""

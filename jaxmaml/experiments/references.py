@@ -1,4 +1,4 @@
-"""What the scores of a test are compared with: the nearest neighbor, or the best possible return."""
+"""Scores to compare those of a test with: the nearest neighbor, or the best possible return."""
 
 from typing import NamedTuple
 

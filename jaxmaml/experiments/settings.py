@@ -260,7 +260,7 @@ class Preset:
 
     @property
     def domain(self) -> Domain:
-        """What the tasks are about."""
+        """The kind of problem that a task is."""
         return domain_of(self.dataset)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from rich.console import Console
 
-from jaxmaml import dispatch, fitting, rl
+from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments import interruption
 from jaxmaml.experiments.candidates import Candidate
@@ -16,6 +16,7 @@ from jaxmaml.experiments.domains import Metric
 from jaxmaml.experiments.experiment import Experiment, own_tasks
 from jaxmaml.experiments.scoring import Score, score, scored_part
 from jaxmaml.fitting import NonFiniteError, Program
+from jaxmaml.rl import trust_region
 from jaxmaml.types import MetaState
 
 Probe: TypeAlias = Callable[[MetaState], Any]
@@ -243,7 +244,7 @@ class Training:
         self.record(rows)
         self.num_rows += len(rows)
         self.num_skipped += sum(row.get(dispatch.SKIPPED, False) for row in rows)
-        self.num_rejected += sum(not row.get(rl.ACCEPTED, True) for row in rows)
+        self.num_rejected += sum(not row.get(trust_region.ACCEPTED, True) for row in rows)
         return len(rows)
 
     def _look(self, index: int, total: int) -> None:

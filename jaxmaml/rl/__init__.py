@@ -26,7 +26,6 @@ from jaxmaml.rl.requests import RequestSampler as RequestSampler
 from jaxmaml.rl.requests import sampler as sampler
 from jaxmaml.rl.rollouts import Trajectories as Trajectories
 from jaxmaml.rl.rollouts import rollout as rollout
-from jaxmaml.rl.trust_region import ACCEPTED as ACCEPTED
 from jaxmaml.rl.trust_region import Trpo as Trpo
 from jaxmaml.rl.trust_region import TrpoState as TrpoState
 from jaxmaml.rl.trust_region import trpo as trpo

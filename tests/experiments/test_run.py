@@ -234,7 +234,7 @@ def _score(*mean):
         ("regression", (np.e, 1.0), (5,), 1.0),  # no such step: the headline's
         ("regression", (1.0, np.nan), (1,), np.inf),
         ("regression", (1.0, 1.0), (), np.inf),
-        # What is no error is the better, the higher it is.
+        # Higher accuracies and returns are better.
         ("classification", (0.2, 0.4, 0.8), (1, 2), -0.6),
         ("reinforcement", (-40.0, -10.0), (1,), 10.0),
     ],
