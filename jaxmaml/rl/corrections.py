@@ -1,6 +1,7 @@
 """The sampling correction of E-MAML: the initial policy is also credited for what it samples."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -97,25 +98,30 @@ def corrected_loss(
     loss, info = learner.loss(meta_params, task, step=step, state=state)
     _check_support(task.support, info)
 
-    policies = inner_policies(problem, learner, meta_params, task.support, state)
-    log_ratios = policies.log_prob(task.support.actions) - task.support.log_probs
-    by_trajectory = jnp.sum(log_ratios * task.support.mask, axis=2)
+    def log_ratio(policy: Any, batch: Experience) -> Array:
+        log_ratios = policy.log_prob(batch.actions) - batch.log_probs
+        return jnp.sum(log_ratios * batch.mask, axis=1)
+
+    by_trajectory = at_each_step(log_ratio, problem, learner, meta_params, task.support, state)
     correction = jnp.sum(by_trajectory * _credit(task))
     return task.query.scale * loss - correction, info
 
 
-def inner_policies(
+def at_each_step(
+    fn: Callable[[Any, Experience], Array],
     problem: Problem,
     learner: MetaLearner,
     meta_params: MetaParams,
     support: Experience,
     state: State,
-) -> Any:
-    """Returns the distributions of actions of each inner step at the observations of its support.
+) -> Array:
+    """Returns a function of the policy and the support of each inner step, `[num_inner_steps, ...]`.
 
-    They are differentiated through the inner loop.
+    It is differentiated through the inner loop.
 
     Args:
+        fn: `(distribution, batch) -> array`, where the distribution is that of the actions at the
+            observations of the batch, before the inner step.
         problem: has the policy.
         learner: a learner with an inner loop.
         meta_params: its meta-parameters.
@@ -124,7 +130,8 @@ def inner_policies(
     """
     params = learner.trace(meta_params, support, lambda adapted, state: adapted, state=state)
     before_each = jax.tree.map(lambda leaf: leaf[:-1], params)
-    return jax.vmap(problem.policy_fn)(before_each, support.observations)
+    at_step = lambda params, batch: fn(problem.policy_fn(params, batch.observations), batch)
+    return jax.vmap(at_step)(before_each, support)
 
 
 def check_learner(name: str, learner: MetaLearner) -> None:

@@ -13,7 +13,7 @@ from jaxmaml import outer
 from jaxmaml.checks import check_count
 from jaxmaml.rl.baselines import masked_mean
 from jaxmaml.rl.collecting import collect, shares
-from jaxmaml.rl.corrections import check_learner, corrected_loss, inner_policies
+from jaxmaml.rl.corrections import at_each_step, check_learner, corrected_loss
 from jaxmaml.rl.problems import Experience, Problem, likelihood_ratio
 from jaxmaml.types import Array, Info, MetaLearner, MetaParams, MetaState, Scalar, State, Task
 
@@ -178,10 +178,11 @@ def _loss(
     adapted, info = learner.adapt(meta_params, task.support, state=state.state)
     query_loss, clipped = _clipped(options, adapted, task.query)
 
-    support = task.support
-    policies = inner_policies(options.problem, learner, meta_params, support, state.state)
-    by_step = jax.vmap(masked_mean)(support.distribution.kl(policies), support.mask)
-    kl = by_step.mean()
+    def divergence(policy: Any, batch: Experience) -> Array:
+        return masked_mean(batch.distribution.kl(policy), batch.mask)
+
+    args = options.problem, learner, meta_params, task.support, state.state
+    kl = at_each_step(divergence, *args).mean()
     loss = query_loss + options.kl_penalty * kl
     return loss, Info(query_loss, info.inner_losses, Measured(info.state, kl, clipped))
 

@@ -36,19 +36,21 @@ def surrogate(
       itself it leaves out all that the policy decides about what is sampled.
     - "dice": Foerster et al. 2018 (arXiv 1802.05098), in the form for advantages of Farquhar et al.
       2019 (arXiv 1909.10549). Its expectation is the Hessian of the expected return. The
-      meta-gradient is right up to the square of the inner rate: an effect of what is sampled on the
-      adapted policy counts by its linear part. The variance is the largest of the three.
+      bias of the meta-gradient is of second order in the inner rate, where that of the other two is of
+      first order: the effect of what is sampled on the adapted policy counts by its linear part. The
+      variance is the largest of the three.
     - "lvc", low variance curvature: Rothfuss et al. 2019 (arXiv 1810.06784). It leaves out
       S_{t-1}: in expectation, the sum over steps of grad l_t (grad Q_t)^T and its transpose, where Q_t
       is the expected return after action t. With a horizon of 1 it is "dice".
 
     These expectations hold for advantages without bias: a discount of 1, a lambda of 1 and a baseline
-    that does not depend on the trajectory. Then "dice" is the paper's objective, where the magic box
-    of all actions up to a step multiplies its reward, up to a constant. The baseline multiplies the box
-    of the actions up to step t minus that of those before, which lowers the variance of the first and
-    the second derivative. With another lambda, the advantages are used as if they were returns: the
-    derivatives are those of `rl.advantages`, with the bias of its values. With a discount, no step is
-    weighted by its time, as usual: divided by the paper's weight, discount^t.
+    that depends on the state and the time only. Without a baseline, "dice" is then the objective of
+    Foerster et al. up to a constant: the magic box of all actions up to a step times its reward. The
+    baseline of step t has the box of the actions up to t minus that of the actions before t, which
+    lowers the variance of both derivatives and makes the first one that of "reinforce". With a lambda
+    below 1, the advantages rest on the baseline's predictions, and both derivatives have their bias.
+    With a discount, a step counts discount^-t times as much as in the paper, as is usual in policy
+    gradients: the three still agree, but no longer estimate the derivatives of one expected return.
 
     "lvc" divides by the likelihood under the policy that sampled. At other parameters than those that
     sampled, such as in the later epochs of `rl.ppo`, its gradient has this importance weight for each

@@ -13,6 +13,7 @@ import numpy as np
 
 import jaxmaml
 from jaxmaml import rl
+from jaxmaml.rl import collecting
 
 HORIZON = 2
 TRANSITIONS = np.array([[[0.7, 0.3], [0.2, 0.8]], [[0.4, 0.6], [0.9, 0.1]]])
@@ -97,7 +98,7 @@ class Supports(NamedTuple):
 def supports(problem, learner, meta_params, num_inner_steps, num_trajectories=1):
     def extended(before, log_prob, step):
         """The supports that one of a step less leads to."""
-        held = jaxmaml.rl.collecting._stacked(before, num_inner_steps) if before else None
+        held = collecting._stacked(before, num_inner_steps) if before else None
         params = meta_params
         if held is not None:
             params = learner.adapt(meta_params, held, num_inner_steps=step)[0]
