@@ -61,7 +61,7 @@ PUBLIC = {
         Categorical CategoricalPolicy Environment Experience GaussianPolicy Losses Normal Problem
         Request RequestSampler Step TabularTask Trajectories advantages bandit discounted_returns
         likelihood_ratio linear_baseline losses navigation_2d point_robot policy rollout sampler
-        tabular_mdp collect Trpo TrpoState trpo
+        tabular_mdp collect Trpo TrpoState trpo Ppo ppo surrogate with_sampling_correction
     """,
     "jaxmaml.stages": "Stage listening stage",
 }

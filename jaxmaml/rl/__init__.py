@@ -4,6 +4,7 @@ from jaxmaml.rl.baselines import advantages as advantages
 from jaxmaml.rl.baselines import discounted_returns as discounted_returns
 from jaxmaml.rl.baselines import linear_baseline as linear_baseline
 from jaxmaml.rl.collecting import collect as collect
+from jaxmaml.rl.corrections import with_sampling_correction as with_sampling_correction
 from jaxmaml.rl.environments import Environment as Environment
 from jaxmaml.rl.environments import Step as Step
 from jaxmaml.rl.environments import TabularTask as TabularTask
@@ -21,11 +22,14 @@ from jaxmaml.rl.problems import Losses as Losses
 from jaxmaml.rl.problems import Problem as Problem
 from jaxmaml.rl.problems import likelihood_ratio as likelihood_ratio
 from jaxmaml.rl.problems import losses as losses
+from jaxmaml.rl.proximal import Ppo as Ppo
+from jaxmaml.rl.proximal import ppo as ppo
 from jaxmaml.rl.requests import Request as Request
 from jaxmaml.rl.requests import RequestSampler as RequestSampler
 from jaxmaml.rl.requests import sampler as sampler
 from jaxmaml.rl.rollouts import Trajectories as Trajectories
 from jaxmaml.rl.rollouts import rollout as rollout
+from jaxmaml.rl.surrogates import surrogate as surrogate
 from jaxmaml.rl.trust_region import Trpo as Trpo
 from jaxmaml.rl.trust_region import TrpoState as TrpoState
 from jaxmaml.rl.trust_region import trpo as trpo
