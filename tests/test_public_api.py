@@ -61,7 +61,9 @@ PUBLIC = {
         Categorical CategoricalPolicy Environment Experience GaussianPolicy Losses Normal Problem
         Request RequestSampler Step TabularTask Trajectories advantages bandit discounted_returns
         likelihood_ratio linear_baseline losses navigation_2d point_robot policy rollout sampler
-        tabular_mdp collect Trpo TrpoState trpo Ppo ppo surrogate with_sampling_correction
+        tabular_mdp collect Trpo TrpoState trpo Promp promp surrogate with_sampling_correction GruPolicy
+        Memory Ppo RecurrentPolicy RecurrentProblem TrialExperience Trials WithMemory observed_task ppo
+        recurrent_policy rl_squared trial_advantages
     """,
     "jaxmaml.stages": "Stage listening stage",
 }

@@ -19,8 +19,8 @@ from jaxmaml.types import Array, Info, MetaLearner, MetaParams, MetaState, Scala
 
 
 @dataclasses.dataclass(frozen=True)
-class Ppo:
-    """The outer optimizer that `ppo` returns; its arguments are the attributes.
+class Promp:
+    """The outer optimizer that `promp` returns; its arguments are the attributes.
 
     Example:
         >>> import optax
@@ -28,7 +28,7 @@ class Ppo:
         >>> from jaxmaml import rl
         >>> environment = rl.bandit(3)
         >>> policy_fn, _ = rl.policy(environment, hidden_sizes=(), rngs=nnx.Rngs(0))
-        >>> rl.ppo(rl.Problem(environment, policy_fn), optax.adam(1e-3)).num_epochs
+        >>> rl.promp(rl.Problem(environment, policy_fn), optax.adam(1e-3)).num_epochs
         5
     """
 
@@ -45,7 +45,7 @@ class Ppo:
     def meta_step(
         self, learner: MetaLearner, meta_state: MetaState, tasks: Task, /, **options: Any
     ) -> tuple[MetaState, dict[str, Array]]:
-        """Samples, and makes the steps; see `ppo`. The options are those of `jaxmaml.meta_step`."""
+        """Samples, and makes the steps; see `promp`. The options are those of `jaxmaml.meta_step`."""
         _check_learner(learner)
         params, opt_state, step, state = meta_state
         batches = collect(self.problem, learner, params, tasks)
@@ -78,14 +78,14 @@ class Ppo:
         return MetaState(params, opt_state, step + 1, state), metrics
 
 
-def ppo(
+def promp(
     problem: Problem,
     optimizer: optax.GradientTransformation,
     *,
     num_epochs: int = 5,
     clip: float = 0.3,
     kl_penalty: float = 5e-4,
-) -> Ppo:
+) -> Promp:
     """Returns proximal meta-policy search, as the outer optimizer of a learner with `rl.losses`.
 
     ProMP, Rothfuss et al. 2019 (arXiv 1810.06784, algorithm 1). Each outer step samples trajectories
@@ -129,7 +129,7 @@ def ppo(
         >>> environment = rl.navigation_2d()
         >>> policy_fn, params = rl.policy(environment, hidden_sizes=(8,), rngs=nnx.Rngs(0))
         >>> problem = rl.Problem(environment, policy_fn, num_trajectories=4, horizon=10)
-        >>> parts, optimizer = rl.losses(problem, inner="lvc"), rl.ppo(problem, optax.adam(1e-3))
+        >>> parts, optimizer = rl.losses(problem, inner="lvc"), rl.promp(problem, optax.adam(1e-3))
         >>> options = {"query_loss_fn": parts.query_loss_fn, "at_step": parts.at_step}
         >>> learner = jaxmaml.maml(parts.loss_fn, optax.sgd(0.1), 1, **options)
         >>> state = jaxmaml.init_state(learner, optimizer, params)
@@ -147,11 +147,11 @@ def ppo(
         raise ValueError(f"clip must be a positive number; got {clip!r}")
     if not 0 <= kl_penalty < math.inf:
         raise ValueError(f"kl_penalty must be a finite number, 0 or more; got {kl_penalty!r}")
-    return Ppo(problem, optimizer, num_epochs, clip, kl_penalty)
+    return Promp(problem, optimizer, num_epochs, clip, kl_penalty)
 
 
 class Measured(NamedTuple):
-    """The state of the loss of `ppo`.
+    """The state of the loss of `promp`.
 
     Attributes:
         state: that of the learner's own loss.
@@ -165,7 +165,7 @@ class Measured(NamedTuple):
 
 
 def _loss(
-    options: Ppo,
+    options: Promp,
     learner: MetaLearner,
     meta_params: MetaParams,
     task: Task,
@@ -187,7 +187,7 @@ def _loss(
     return loss, Info(query_loss, info.inner_losses, Measured(info.state, kl, clipped))
 
 
-def _clipped(options: Ppo, adapted: Any, query: Experience) -> tuple[Array, Array]:
+def _clipped(options: Promp, adapted: Any, query: Experience) -> tuple[Array, Array]:
     """(the negative clipped surrogate, the fraction of the steps that have no gradient)."""
     ratio = likelihood_ratio(options.problem.policy_fn, adapted, query)
     gain = ratio * query.advantages
@@ -198,5 +198,5 @@ def _clipped(options: Ppo, adapted: Any, query: Experience) -> tuple[Array, Arra
 def _check_learner(learner: MetaLearner) -> None:
     """Raises ValueError for a learner whose meta-loss is not the query loss after adaptation."""
     if getattr(learner.loss, "func", None) is corrected_loss:
-        raise ValueError("ppo has its own meta-loss: make the learner without the correction")
-    check_learner("ppo", learner)
+        raise ValueError("promp has its own meta-loss: make the learner without the correction")
+    check_learner("promp", learner)

@@ -53,7 +53,7 @@ def surrogate(
     gradients: the three still agree, but no longer estimate the derivatives of one expected return.
 
     "lvc" divides by the likelihood under the policy that sampled. At other parameters than those that
-    sampled, such as in the later epochs of `rl.ppo`, its gradient has this importance weight for each
+    sampled, such as in the later epochs of `rl.promp`, its gradient has this importance weight for each
     step, and that of the other two has none.
 
     Args:

@@ -88,7 +88,7 @@ def test_the_first_epoch_follows_the_gradient_of_the_likelihood_ratio(adjoint, n
     """The penalty has no gradient where the support was sampled, however large its weight is."""
     problem, learner, params = _setup(adjoint=adjoint, num_inner_steps=num_inner_steps)
     tasks = _tasks()
-    optimizer = rl.ppo(problem, optax.sgd(1.0), num_epochs=1, kl_penalty=10.0)
+    optimizer = rl.promp(problem, optax.sgd(1.0), num_epochs=1, kl_penalty=10.0)
     state, metrics = _step(optimizer, learner, params, tasks)
     batches = _collect(problem, learner, params, tasks)
     loss, grads, info = _meta_grad(learner, params, batches)
@@ -111,7 +111,7 @@ def test_the_epochs_are_steps_on_the_objective_of_the_paper(environment, num_inn
     """A range so narrow that ratios leave it, and a penalty that has an effect."""
     problem, learner, params = _setup(environment, num_inner_steps=num_inner_steps)
     tasks, clip, penalty = _tasks(environment=environment), 0.03, 0.2
-    optimizer = rl.ppo(problem, optax.adam(0.1), num_epochs=4, clip=clip, kl_penalty=penalty)
+    optimizer = rl.promp(problem, optax.adam(0.1), num_epochs=4, clip=clip, kl_penalty=penalty)
     state, metrics = _step(optimizer, learner, params, tasks)
 
     batches, adam = _collect(problem, learner, params, tasks), optax.adam(0.1)
@@ -142,7 +142,7 @@ def test_the_epochs_are_steps_on_the_objective_of_the_paper(environment, num_inn
 def test_a_clipped_step_has_no_gradient():
     """Ratios of 2 and of 1/2, with advantages of both signs."""
     problem, _, params = _setup()
-    options = rl.ppo(problem, optax.sgd(1.0))
+    options = rl.promp(problem, optax.sgd(1.0))
     query = problem.experience(params, rl.Request(jax.random.key(0), jnp.ones(3) / 2))
 
     def clipped(ratio, advantage):
@@ -166,7 +166,7 @@ def test_a_clipped_step_has_no_gradient():
 def test_the_penalty_is_zero_at_the_policy_that_sampled():
     problem, learner, params = _setup(num_inner_steps=2)
     batches = _collect(problem, learner, params, _tasks())
-    options = rl.ppo(problem, optax.sgd(1.0))
+    options = rl.promp(problem, optax.sgd(1.0))
 
     def kl(params):
         start = proximal.Measured((), jnp.zeros(()), jnp.zeros(()))
@@ -181,7 +181,7 @@ def test_the_penalty_is_zero_at_the_policy_that_sampled():
 
 def test_it_improves_the_return_of_a_bandit_and_repeats_itself():
     problem, learner, params = _setup(UNLIKE_ARMS, rate=2.0, num_trajectories=10, horizon=5)
-    source, optimizer = rl.sampler(UNLIKE_ARMS, num_tasks=10), rl.ppo(problem, optax.adam(3e-2))
+    source, optimizer = rl.sampler(UNLIKE_ARMS, num_tasks=10), rl.promp(problem, optax.adam(3e-2))
     start = jaxmaml.init_state(learner, optimizer, params)
 
     def trained():
@@ -201,7 +201,7 @@ def test_it_improves_the_return_of_a_bandit_and_repeats_itself():
 def _weighted_step(chunk_size=None, num_devices=None):
     """A step on 4 tasks, of which one has no weight."""
     problem, learner, params = _setup()
-    optimizer = rl.ppo(problem, optax.sgd(1.0), num_epochs=3)
+    optimizer = rl.promp(problem, optax.sgd(1.0), num_epochs=3)
     mesh = None if num_devices is None else jaxmaml.parallel.make_mesh(num_devices)
     options = {"weights": jnp.array([1.0, 2.0, 0.0, 1.0]), "chunk_size": chunk_size, "mesh": mesh}
     return jax.device_get(_step(optimizer, learner, params, _tasks(4), **options))
@@ -217,7 +217,7 @@ def test_the_step_does_not_depend_on_chunks_and_devices(options):
 
 def test_a_step_is_one_program_without_transfers():
     problem, learner, params = _setup()
-    optimizer, tasks = rl.ppo(problem, optax.sgd(1.0)), _tasks()
+    optimizer, tasks = rl.promp(problem, optax.sgd(1.0)), _tasks()
     state = jaxmaml.init_state(learner, optimizer, params)
     step = jax.jit(functools.partial(optimizer.meta_step, learner, **OPTIONS))
     step(state, tasks)
@@ -239,18 +239,18 @@ def test_a_step_is_one_program_without_transfers():
 )
 def test_wrong_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        rl.ppo(_setup()[0], optax.sgd(1.0), **options)
+        rl.promp(_setup()[0], optax.sgd(1.0), **options)
 
 
 def test_what_would_be_ignored_is_refused():
     problem, learner, params = _setup()
     with pytest.raises(TypeError, match="must be an optax optimizer; got Trpo"):
-        rl.ppo(problem, rl.trpo(problem))  # pyright: ignore[reportArgumentType]
-    optimizer = rl.ppo(problem, optax.sgd(1.0))
+        rl.promp(problem, rl.trpo(problem))  # pyright: ignore[reportArgumentType]
+    optimizer = rl.promp(problem, optax.sgd(1.0))
     corrected = rl.with_sampling_correction(problem, learner)
     with pytest.raises(ValueError, match="make the learner without the correction"):
         _step(optimizer, corrected, params, _tasks())
     adjoint = jaxmaml.Annealed(jaxmaml.FirstOrder(), jaxmaml.Exact(), at=3)
     _, annealed, _ = _setup(adjoint=adjoint)
-    with pytest.raises(ValueError, match="ppo takes no learner with an annealed adjoint"):
+    with pytest.raises(ValueError, match="promp takes no learner with an annealed adjoint"):
         _step(optimizer, annealed, params, _tasks())
