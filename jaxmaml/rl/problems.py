@@ -20,10 +20,9 @@ class Experience(NamedTuple):
     """A batch that was sampled, with what its losses need.
 
     Attributes:
-        observations, actions, log_probs, mask: as in `Trajectories`.
+        observations, actions, rewards, log_probs, mask: as in `Trajectories`.
         distribution: of the actions, under the policy that chose them.
         advantages: `[num_trajectories, horizon]`, see `rl.advantages`.
-        returns: the undiscounted return of each trajectory, `[num_trajectories]`.
         scale: what the advantages were divided by, `[]`; 1 if they are not normalized.
 
     Example:
@@ -39,12 +38,17 @@ class Experience(NamedTuple):
 
     observations: Array
     actions: Array
+    rewards: Array
     log_probs: Array
     distribution: Any
     advantages: Array
     mask: Array
-    returns: Array
     scale: Array
+
+    @property
+    def returns(self) -> Array:
+        """The undiscounted return of each trajectory, `[..., num_trajectories]`."""
+        return self.rewards.sum(axis=-1)
 
 
 SampledBatch: TypeAlias = Request | Experience
@@ -117,8 +121,8 @@ class Problem(NamedTuple):
             advantages, scale = baselines.normalized(advantages, values, found.mask)
         distribution = self.policy_fn(params, found.observations)
         batch = Experience(
-            found.observations, found.actions, found.log_probs, distribution, advantages,
-            found.mask, found.returns(), scale,
+            found.observations, found.actions, found.rewards, found.log_probs, distribution,
+            advantages, found.mask, scale,
         )  # fmt: skip
         return jax.lax.stop_gradient(batch)
 
@@ -237,7 +241,7 @@ def likelihood_ratio(policy_fn: PolicyFn, params: Params, batch: Experience) -> 
         >>> actions, log_probs = jnp.zeros((1, 1), int), jnp.log(jnp.full((1, 1), 0.25))
         >>> ones = jnp.ones((1, 1))
         >>> batch = rl.Experience(
-        ...     jnp.ones((1, 1, 2)), actions, log_probs, None, ones, ones, ones[0], ones[0, 0]
+        ...     jnp.ones((1, 1, 2)), actions, ones, log_probs, None, ones, ones, ones[0, 0]
         ... )
         >>> likelihood_ratio(policy_fn, 1.0, batch).tolist()
         [[2.0]]

@@ -38,6 +38,11 @@ class Promp:
     clip: float
     kl_penalty: float
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics of `meta_step`."""
+        return *outer.METRICS, *("kl", "clipped", "return_before", "return")
+
     def init(self, params: MetaParams, /) -> optax.OptState:
         """Returns the state before the first step: that of the optax optimizer."""
         return self.optimizer.init(params)

@@ -28,6 +28,11 @@ class Ppo:
     optimizer: optax.GradientTransformation
     num_epochs: int
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics of `meta_step`."""
+        return *outer.METRICS, *("return_before", "return", "trial_return")
+
     def init(self, params: MetaParams, /) -> Any:
         """Returns the state of the optax optimizer."""
         return self.optimizer.init(params)

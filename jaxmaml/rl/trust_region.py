@@ -61,6 +61,11 @@ class Trpo:
     shrink: float
     num_line_search_steps: int
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics of `meta_step`."""
+        return *outer.METRICS, *("kl", ACCEPTED, "return_before", "return")
+
     def init(self, params: MetaParams, /) -> TrpoState:
         """Returns the state before the first step."""
         del params

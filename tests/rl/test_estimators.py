@@ -350,12 +350,12 @@ def test_a_constant_in_all_returns_has_no_effect():
     """The control variate: the other trajectories of the support have it too."""
     problem, learner, params, tasks = _sampled()
     batches = _collect(problem, learner, params, tasks)
-    raised = jaxmaml.Task(*(batch._replace(returns=batch.returns + 5) for batch in batches))
+    raised = jaxmaml.Task(*(batch._replace(rewards=batch.rewards + 5) for batch in batches))
     corrected = _corrected(learner, problem)
     grads = [_meta_grad(corrected, params, x)[1] for x in (batches, raised)]
     np.testing.assert_allclose(*grads, rtol=1e-9)
     # A constant in the returns of the query alone has one.
-    query = batches.query._replace(returns=batches.query.returns + 5)
+    query = batches.query._replace(rewards=batches.query.rewards + 5)
     moved = _meta_grad(corrected, params, batches._replace(query=query))[1]
     assert np.abs(moved - grads[0]).max() > 0.1
 
@@ -366,8 +366,8 @@ def test_normalized_advantages_of_the_query_have_the_units_of_the_reward():
     batches = _collect(problem, learner, params, tasks)
     query, support = batches.query, batches.support
     larger = jaxmaml.Task(
-        support._replace(returns=10 * support.returns),
-        query._replace(returns=10 * query.returns, scale=10 * query.scale),
+        support._replace(rewards=10 * support.rewards),
+        query._replace(rewards=10 * query.rewards, scale=10 * query.scale),
     )
     corrected = _corrected(learner, problem)
     grads = [_meta_grad(corrected, params, x)[1] for x in (batches, larger)]
