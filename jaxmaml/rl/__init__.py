@@ -1,10 +1,15 @@
 """Meta-reinforcement-learning: environments, policies, rollouts and estimators, wholly in JAX."""
 
+from jaxmaml.rl.adapters_brax import from_brax as from_brax
+from jaxmaml.rl.adapters_brax import half_cheetah as half_cheetah
+from jaxmaml.rl.adapters_gymnax import from_gymnax as from_gymnax
 from jaxmaml.rl.baselines import advantages as advantages
 from jaxmaml.rl.baselines import discounted_returns as discounted_returns
 from jaxmaml.rl.baselines import linear_baseline as linear_baseline
 from jaxmaml.rl.collecting import collect as collect
 from jaxmaml.rl.corrections import with_sampling_correction as with_sampling_correction
+from jaxmaml.rl.drawing import cheetah_segments as cheetah_segments
+from jaxmaml.rl.drawing import draw_cheetah as draw_cheetah
 from jaxmaml.rl.environments import Environment as Environment
 from jaxmaml.rl.environments import Step as Step
 from jaxmaml.rl.environments import TabularTask as TabularTask
