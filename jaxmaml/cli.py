@@ -412,7 +412,7 @@ def _user_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         raise _UserError(str(error)) from None
 
 

@@ -1,5 +1,6 @@
 """The environments of the commands, and the policies that are trained in them."""
 
+import functools
 from collections.abc import Callable, Iterable
 
 import jax
@@ -16,6 +17,8 @@ ENVIRONMENTS: dict[str, Callable[[], rl.Environment]] = {
     "nav2d": rl.navigation_2d,
     "bandits": rl.bandit,
     "tabular-mdp": rl.tabular_mdp,
+    "cheetah-dir": functools.partial(rl.half_cheetah, "direction"),
+    "cheetah-vel": functools.partial(rl.half_cheetah, "velocity"),
 }
 """The constructor of each environment."""
 
@@ -41,7 +44,8 @@ def build(preset: Preset, key: Array) -> Network:
     problem = rl.Problem(
         env, policy_fn, preset.num_trajectories, preset.horizon, preset.discount, preset.gae_lambda
     )
-    parts = rl.losses(problem)
+    # ProMP needs its own surrogate; "reinforce" is that of the MAML paper.
+    parts = rl.losses(problem, inner="lvc" if preset.outer == "promp" else "reinforce")
     model = Model(
         apply_fn=policy_fn,
         loss_fn=parts.loss_fn,

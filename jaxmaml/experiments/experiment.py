@@ -215,4 +215,8 @@ def outer_optimizer(preset: Preset, model: Model) -> optax.GradientTransformatio
         rate = optax.cosine_decay_schedule(preset.outer_lr, preset.num_outer_steps, alpha=0.01)
     adam = optax.adam(rate)
     clipped = optax.chain(optax.clip(preset.outer_clip), adam) if preset.outer_clip else adam
-    return averaging.with_average(clipped, preset.averaging)
+    averaged = averaging.with_average(clipped, preset.averaging)
+    if preset.outer == "promp":
+        assert model.problem is not None
+        return rl.promp(model.problem, averaged)
+    return averaged

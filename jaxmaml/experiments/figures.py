@@ -75,10 +75,13 @@ def draw_episode(experiment: Experiment, path: pathlib.Path) -> None:
     """Draws the first test task of an experiment, without a model.
 
     Raises:
-        ValueError: `path` exists, or its suffix is not a format of matplotlib.
+        ValueError: `path` exists, or its suffix is not a format of matplotlib; or the tasks are those
+            of an environment.
     """
     plots.check_format(path)
     check_absent(path)
+    if experiment.preset.domain == "reinforcement":
+        raise ValueError(f"{experiment.preset.name} is an environment, without examples to show")
     task = _first_task(experiment)
     if experiment.preset.is_regression:
         x, y = (np.asarray(task.query[name]).ravel() for name in ("inputs", "targets"))

@@ -196,8 +196,9 @@ class Preset:
     num_inner_steps: int = _option("inner steps in training", default=1)
     num_test_inner_steps: int = _option("inner steps in validation and test", default=3)
     headline_step: int = _option("inner step whose test score is the headline", default=3)
-    outer: Literal["adam", "trpo"] = _option(
-        "the outer optimizer; trpo, in environments only, bounds the divergence of adapted policies",
+    outer: Literal["adam", "trpo", "promp"] = _option(
+        "the outer optimizer; in environments also trpo, which bounds the divergence of adapted "
+        "policies, and promp: several clipped steps of Adam per sample",
         where=_in_environments,
         default="adam",
     )
@@ -206,10 +207,12 @@ class Preset:
         where=_with_outer("trpo"),
         default=0.01,
     )
-    outer_lr: float = _option("outer learning rate (Adam)", where=_with_outer("adam"), default=1e-3)
+    outer_lr: float = _option(
+        "outer learning rate (Adam)", where=_with_outer("adam", "promp"), default=1e-3
+    )
     outer_clip: float = _option(
         "clip each entry of the meta-gradient to this magnitude (0: no clipping)",
-        where=_with_outer("adam"),
+        where=_with_outer("adam", "promp"),
         default=0.0,
     )
     num_tasks: int = _option("tasks per outer step", default=32)
@@ -219,12 +222,12 @@ class Preset:
     )
     outer_schedule: Literal["constant", "cosine"] = _option(
         "schedule of the outer learning rate; cosine ends at one hundredth",
-        where=_with_outer("adam"),
+        where=_with_outer("adam", "promp"),
         default="constant",
     )
     averaging: float = _option(
         "decay of the moving average of the parameters, which is scored (0: no average)",
-        where=_with_outer("adam"),
+        where=_with_outer("adam", "promp"),
         default=0.0,
     )
     compute_dtype: Literal["float32", "bfloat16"] = _option(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import jax
 import numpy as np
@@ -9,7 +10,16 @@ import pytest
 
 from experiments.tiny import AGENT, REGRESSION
 from jaxmaml import cli, rl
-from jaxmaml.experiments import agents, candidates, compare, learners, presets, ranges, trained
+from jaxmaml.experiments import (
+    agent_figures,
+    agents,
+    candidates,
+    compare,
+    learners,
+    presets,
+    ranges,
+    trained,
+)
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.domains import ENVIRONMENTS
 from jaxmaml.experiments.experiment import build_experiment, init_state, scored_tasks
@@ -173,12 +183,46 @@ def test_no_adaptation_is_for_policies():
         (["train", "nav2d", "--stream"], "nav2d has no images to stream"),
         (["train", "nav2d", "--data-dir", "x"], "data_dir has no effect on dataset='nav2d'"),
         (["train", "nav2d", "--learner", "anil"], "learner 'anil' is for classification and regr"),
+        (["train", "cheetah-dir"], "brax.envs is not installed: pip install 'jaxmaml[brax]'"),
     ],
 )
-def test_what_has_no_effect_on_a_policy_is_refused(arguments, message, tmp_path, capsys):
+def test_what_a_policy_cannot_use_is_refused(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "brax.envs", None)
     assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_has_no_examples_to_show(tmp_path, capsys):
+    assert cli.main(["data", "show", "nav2d", "--out", str(tmp_path / "task.png")]) == 2
+    assert "nav2d is an environment, without examples to show" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("outer", ["trpo", "promp"])
+def test_every_outer_optimizer_trains(outer, tmp_path):
+    preset = presets.override(AGENT, outer=outer, num_outer_steps=2)
+    specs = candidates.comparison(preset, names=["maml", "meta_sgd"])
+    with compare.prepare(preset, specs, tmp_path / "run", num_test_tasks=3) as comparison:
+        runs = compare.execute(comparison)
+    for run in runs:
+        rows = comparison.run_dir.read_metrics(run.label)
+        assert all(np.isfinite(row["kl"]) for row in rows if "loss" in row)
+        assert run.num_outer_steps == 2
+
+
+@pytest.mark.parametrize("name", ["bandits", "tabular-mdp"])
+def test_discrete_actions_are_drawn_as_probabilities(name, tmp_path):
+    preset = presets.override(
+        presets.get(name), num_tasks=2, num_outer_steps=2, num_trajectories=3, horizon=4,
+        num_validations=0,
+    )  # fmt: skip
+    specs = [Spec("exact", "exact", preset.inner_lr)]
+    with compare.prepare(preset, specs, tmp_path / "run", num_test_tasks=3) as comparison:
+        (run,) = compare.execute(comparison)
+    assert comparison.run_dir.plot("actions").is_file()
+    figure = agent_figures.draw(comparison.experiment, run)["actions"]
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:3] == ["mean reward", "before", "after 1 step"]
 
 
 def test_a_policy_takes_no_files(compared, tmp_path, capsys):
