@@ -34,7 +34,8 @@ def with_sampling_correction(problem: Problem, learner: MetaLearner) -> MetaLear
 
     The return of the query counts relative to the mean return of the other trajectories of the support
     of that step. This control variate has no bias: given the parameters of the step, its trajectories
-    are independent. A single trajectory has none.
+    are independent. A single trajectory has none. Even so, the new term has by far the larger variance
+    of the two, and it does not fall with the number of trajectories of the support.
 
     The meta-loss is the query loss in units of the reward, as a mean over steps: the normalization of
     the query's advantages is undone, so that a return has the same units in both terms. Where the

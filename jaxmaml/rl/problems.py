@@ -54,7 +54,7 @@ class Experience(NamedTuple):
 SampledBatch: TypeAlias = Request | Experience
 """A batch that is sampled when it is needed, or that was sampled before."""
 Baseline: TypeAlias = Literal["linear", "none"]
-"""What is subtracted from the returns; see `Problem`."""
+"""The name of the values that are subtracted from the returns; see `Problem`."""
 
 
 class Problem(NamedTuple):
