@@ -18,6 +18,8 @@ NUM_TASKS = 3
 """The tasks whose trajectories are drawn."""
 NUM_TRAJECTORIES = 10
 """The trajectories that are drawn of each of them."""
+NUM_FRAMES = 7
+"""The pictures of the half-cheetah."""
 
 
 def draw(experiment: Experiment, run: Run) -> dict[str, Figure]:
@@ -32,7 +34,7 @@ def draw(experiment: Experiment, run: Run) -> dict[str, Figure]:
         return {"trajectories": _trajectories(experiment, run)}
     if preset.dataset in ("bandits", "tabular-mdp"):
         return {"actions": _actions(experiment, run)}
-    return {}
+    return {"frames": _frames(experiment, run)}
 
 
 def _trajectories(experiment: Experiment, run: Run) -> Figure:
@@ -68,6 +70,33 @@ def _actions(experiment: Experiment, run: Run) -> Figure:
     return agent_plots.action_probabilities(
         dict(zip(_stages(run), by_step, strict=True)), np.asarray(rewards)
     )
+
+
+def _frames(experiment: Experiment, run: Run) -> Figure:
+    """Draws the half-cheetah at some moments, with the mean actions of an adapted policy."""
+    problem, final = run.candidate.model.problem, averaged(run.meta_state)
+    assert problem is not None
+    env, policy_fn = problem.environment, problem.policy_fn
+    last = run.candidate.num_test_inner_steps
+
+    @jax.jit
+    def states(params: Any, task: Task) -> Any:
+        adapted, _ = run.candidate.learner.adapt(params, task.support, num_inner_steps=last)
+        state, observation = env.reset(task.query.key, task.query.task)
+
+        def advance(carry: Any, key: Array) -> Any:
+            state, observation = carry
+            action = policy_fn(adapted, observation).mean
+            step = env.step(key, state, action, task.query.task)
+            return (step.state, step.observation), step.state
+
+        keys = jax.random.split(task.query.key, problem.horizon)
+        return jax.lax.scan(advance, (state, observation), keys)[1]
+
+    task = jax.tree.map(lambda leaf: leaf[0], _tasks(experiment, 1))
+    shown = np.unique(np.linspace(0, problem.horizon - 1, NUM_FRAMES).astype(int))
+    found = jax.tree.map(lambda leaf: leaf[shown], states(final.params, task))
+    return rl.draw_cheetah(rl.cheetah_segments(found), [f"step {i + 1}" for i in shown])
 
 
 def _after_each_step(run: Run, tasks: Task, fn: Any) -> Any:

@@ -50,7 +50,7 @@ Gradient: TypeAlias = dict[str, list[float]]
 
 PLOTS = (
     *("metric_per_step", "learning_curves", "gradient_agreement", "regression", "episode"),
-    *("trajectories", "actions"),
+    *("trajectories", "actions", "frames"),
 )
 """The names of all plots of a run directory, without their suffix."""
 _NOT_TRAINED_WITH = ("versions", "commit", "num_test_tasks", "digest")

@@ -19,6 +19,7 @@ EXAMPLES = {
     "episode": "A test task and what the adapted model predicts for its query images",
     "regression": "A regression task, before and after adaptation",
     "trajectories": "Trajectories in test tasks, before and after adaptation",
+    "frames": "The half-cheetah in a test task, after adaptation",
     "actions": "Probabilities of actions in a test task, before and after adaptation",
 }
 """The plots of a run directory that show a task, with their captions."""
