@@ -123,8 +123,10 @@ def _or_worst(value: float | None) -> float:
 
 def _options() -> argparse.Namespace:
     parser = common.parser(__doc__)
-    parser.add_argument("preset", choices=[n for n, p in presets.PRESETS.items() if p.way > 1])
-    names = [*learners.LEARNERS, *learners.ALIASES]
+    parser.add_argument(
+        "preset", choices=[n for n, p in presets.PRESETS.items() if p.domain == "classification"]
+    )
+    names = [*learners.of_domain("classification"), *learners.ALIASES]
     parser.add_argument("--learners", nargs="+", choices=names, default=names)
     parser.add_argument("--inner-lrs", nargs="+", type=float, help="the grid of all learners")
     parser.add_argument("--num-tasks", type=int, help="tasks per outer step")

@@ -183,7 +183,7 @@ def _scores(preset: presets.Preset, rows: list[dict[str, Any]]) -> "Figure":
         for label, group in groups.items()
     }
     headline = rows[0]["headline_step"]
-    return plots.metric_per_step(curves, ylabel=f"test {preset.metric}", headline=headline)
+    return plots.metric_per_step(curves, ylabel=f"test {preset.metric.name}", headline=headline)
 
 
 def _by_layer(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -111,7 +111,7 @@ def adapt(run_dir: options.RunDirectory, *, files: options.AdaptOptions) -> int:
     _check_matplotlib()
     from jaxmaml.experiments import serving, trained
     from jaxmaml.experiments.progress import Display
-    from jaxmaml.experiments.run_dir import RunDir
+    from jaxmaml.experiments.run_dir import RunDir, preset_of
 
     with _user_errors():
         config = RunDir(run_dir).read_config()
@@ -119,7 +119,7 @@ def adapt(run_dir: options.RunDirectory, *, files: options.AdaptOptions) -> int:
             files.support, files.images, files.points,
             files.out or serving.default_out(run_dir, files.run), files.export,
         )  # fmt: skip
-        serving.check(request, is_regression=config["class_split"] is None)
+        serving.check(request, preset_of(config))
     with _session(config["matmul_precision"]), _user_errors(), Display():
         served = serving.serve(
             trained.load(run_dir, files.run), request,
@@ -412,7 +412,7 @@ def _user_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         raise _UserError(str(error)) from None
 
 

@@ -192,7 +192,7 @@ def fit(
             f"the checkpoint of step {first + num_done} is before meta_state.step={first}"
         )
     if num_done >= num_outer_steps:
-        return iter([(start, _no_metrics(max_skips))])
+        return iter([(start, _no_metrics(optimizer, max_skips))])
     program = compile_program(
         learner, optimizer, start, sources.after(source, num_done),
         key=key, chunk_size=chunk_size, mesh=mesh,
@@ -367,10 +367,13 @@ def _joined(parts: list[tuple[MetaState, Metrics]]) -> Metrics:
     return {name: np.concatenate([metrics[name] for _, metrics in parts]) for name in names}
 
 
-def _no_metrics(max_skips: int) -> Metrics:
+def _no_metrics(
+    optimizer: optax.GradientTransformation | OuterOptimizer, max_skips: int
+) -> Metrics:
     """Returns the metrics of no steps."""
+    names = optimizer.metrics if isinstance(optimizer, OuterOptimizer) else outer.METRICS
     skipped = {SKIPPED: np.zeros(0, bool)} if max_skips else {}
-    return {**{name: np.zeros(0, np.float32) for name in outer.METRICS}, **skipped}
+    return {**{name: np.zeros(0, np.float32) for name in names}, **skipped}
 
 
 def steps_per_dispatch(num_outer_steps: int) -> int:

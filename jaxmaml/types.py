@@ -123,6 +123,11 @@ class OuterOptimizer(Protocol):
     `fit` and `init_state` take one in place of an optax optimizer.
     """
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics of `meta_step`."""
+        ...
+
     def init(self, params: MetaParams, /) -> Any:
         """Returns the state of the optimizer for these meta-parameters."""
         ...

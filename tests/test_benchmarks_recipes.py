@@ -27,7 +27,7 @@ def test_every_variant_changes_something_that_has_an_effect(name):
 
 
 @pytest.mark.parametrize("preset", ["glyphs-5w1s", "omniglot-5w1s"])
-@pytest.mark.parametrize("name", [*learners.LEARNERS, *learners.ALIASES])
+@pytest.mark.parametrize("name", [*learners.of_domain("classification"), *learners.ALIASES])
 def test_the_settings_of_a_learner_have_an_effect(name, preset):
     changed = presets.override(presets.get(preset), **family.SUITED.get(name, {}))
     learners.check_used(changed, family.SUITED.get(name, {}), [learners.resolve(name)[0]])

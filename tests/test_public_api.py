@@ -5,6 +5,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -61,9 +62,10 @@ PUBLIC = {
         Categorical CategoricalPolicy Environment Experience GaussianPolicy Losses Normal Problem
         Request RequestSampler Step TabularTask Trajectories advantages bandit discounted_returns
         likelihood_ratio linear_baseline losses navigation_2d point_robot policy rollout sampler
-        tabular_mdp collect Trpo TrpoState trpo GruPolicy Memory Ppo RecurrentPolicy RecurrentProblem
-        TrialExperience Trials WithMemory observed_task ppo recurrent_policy rl_squared
-        trial_advantages
+        tabular_mdp collect Trpo TrpoState trpo Promp promp surrogate with_sampling_correction GruPolicy
+        Memory Ppo RecurrentPolicy RecurrentProblem TrialExperience Trials WithMemory observed_task ppo
+        recurrent_policy rl_squared trial_advantages
+        from_gymnax from_brax half_cheetah cheetah_segments draw_cheetah
     """,
     "jaxmaml.stages": "Stage listening stage",
 }
@@ -76,6 +78,12 @@ MODULES = sorted(
 )
 EXTRAS = {"tensorflow", "tensorboardX", "torch", "higher", "torchopt"}
 """Packages that only an extra of pyproject.toml installs."""
+EXTRAS_OF_EXAMPLES = {
+    "jaxmaml.rl.adapters_gymnax": "gymnax.environments",
+    "jaxmaml.rl.adapters_brax": "brax.envs",
+    "jaxmaml.rl.drawing": "brax.envs",
+}
+"""Such packages that a module imports when its functions, and so its examples, are called."""
 
 
 def _load(name: str) -> ModuleType:
@@ -137,9 +145,15 @@ def test_an_exported_name_has_an_example_that_is_run(module: str, name: str) -> 
         assert any(name in example.source for example in test.examples), "its example is of another"
 
 
+@pytest.mark.filterwarnings("ignore:Brax System:UserWarning")
+@pytest.mark.filterwarnings("ignore:Accessing `:DeprecationWarning")  # of mujoco-mjx, by brax
 @pytest.mark.parametrize("name", ["jaxmaml", *MODULES])
 def test_the_examples_in_a_module_run(name: str) -> None:
     module = _load(name)
+    if name in EXTRAS_OF_EXAMPLES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the packages that the extra imports
+            pytest.importorskip(EXTRAS_OF_EXAMPLES[name])
     assert module.__doc__, f"{name} has no docstring"
     failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert failed == 0, "see the captured output"

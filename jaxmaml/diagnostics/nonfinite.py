@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmaml import inner
+from jaxmaml.learners.inner_loop import algorithm_of
 from jaxmaml.trees import leaf_path
 from jaxmaml.types import MetaLearner, MetaParams, Params, State, Task
 
@@ -22,7 +24,8 @@ def first_nonfinite(
     """Returns where in the meta-gradient of one task a NaN or an infinity first appears.
 
     It looks at the meta-parameters, the support, the query and the state; then, for each inner step,
-    at the loss before it and at the state and the parameters after it; last at the query loss, the
+    at the batch that an `at_step` makes for it, at the loss before it and at the state and the
+    parameters after it; last at the query loss, the
     meta-loss and the meta-gradient. Within each of these, leaves are in the order of their paths.
     It compiles and waits, so it cannot be called under `jit`.
 
@@ -58,6 +61,7 @@ class _Flags(NamedTuple):
 
     Attributes:
         given: the arguments, by name.
+        batches: what an `at_step` makes for each inner step, flags `[n]`.
         inner_losses: before each inner step, flags `[n]`.
         state, adapted: after 0..n inner steps, flags `[n+1]`.
         losses: the query loss, the meta-loss.
@@ -65,6 +69,7 @@ class _Flags(NamedTuple):
     """
 
     given: dict[str, Any]
+    batches: dict[str, Any]
     inner_losses: dict[str, Any]
     state: dict[str, Any]
     adapted: dict[str, Any]
@@ -86,12 +91,30 @@ def _flags(
     losses = info.inner_losses
     return _Flags(
         given={name: _finite(tree) for name, tree in given.items()},
+        batches=_batches(learner, meta_params, task, state),
         inner_losses={} if losses is None else {"": jnp.isfinite(losses)},
         state=states,
         adapted=adapted,
         losses=(_finite({"query loss": info.query_loss}), _finite({"meta-loss": meta_loss})),
         grads=_finite(grads),
     )
+
+
+def _batches(
+    learner: MetaLearner, meta_params: MetaParams, task: Task, state: State
+) -> dict[str, Any]:
+    """The flags of the batches of the inner steps, if the learner makes them itself."""
+    try:
+        at_step = algorithm_of(learner).options.at_step
+    except ValueError:  # no inner loop
+        return {}
+    if at_step is inner.fold_keys:
+        return {}
+    adapted = learner.trace(meta_params, task.support, lambda params, state: params, state=state)
+    before_each = jax.tree.map(lambda leaf: leaf[:-1], adapted)
+    num_inner_steps = jax.tree.leaves(before_each)[0].shape[0]
+    flags = lambda params, i: _finite(at_step(params, task.support, i)[1])
+    return jax.vmap(flags)(before_each, jnp.arange(num_inner_steps))
 
 
 def _finite(tree: Any) -> dict[str, Any]:
@@ -109,6 +132,7 @@ def _in_order(flags: _Flags) -> Iterator[tuple[str, bool]]:
     yield from _named("before the first inner step: parameter", _at(flags.adapted, 0))
     num_steps = len(next(iter(flags.adapted.values()), [()])) - 1
     for i in range(1, num_steps + 1):
+        yield from _named(f"inner step {i}: batch", _at(flags.batches, i - 1))
         yield from _named(f"inner step {i}: loss", _at(flags.inner_losses, i - 1))
         yield from _named(f"inner step {i}: state", _at(flags.state, i))
         yield from _named(f"inner step {i}: parameter", _at(flags.adapted, i))

@@ -84,7 +84,7 @@ def build(spec: Spec, preset: Preset, model: Model, num_classes: int, key: Array
         model,
         num_classes,
         spec.inner_lr,
-        learners.ADJOINTS[spec.order],
+        learners.adjoint(preset, spec.order),
         entry.num_inner_steps(preset),
         key,
     )
@@ -130,7 +130,7 @@ def comparison(
         preset: the settings.
         inner_lrs: inner rates at which each learner runs; defaults to the preset's.
         names: names of `learners.LEARNERS` and `ALIASES`; defaults to exact and first-order MAML,
-            whose runs are called "exact" and "first".
+            whose runs are called "exact" and "first", and for a policy the one without adaptation.
 
     Raises:
         ValueError: a rate or a learner is given twice, a rate is out of its range, or a learner does
@@ -149,7 +149,7 @@ def comparison(
     for rate in inner_lrs:
         ranges.check_number("each of inner_lrs", rate)
     runs = {name: learners.resolve(name) for name in names}
-    runs = runs or {order: (learners.DEFAULT, order) for order in learners.ADJOINTS}
+    runs = runs or _default_runs(preset)
     for label, (name, _) in runs.items():
         if inner_lrs and (reason := LEARNERS[name].why_unused(preset, "inner_lr")):
             raise ValueError(f"inner_lrs has no effect: learner {label!r} {reason}; leave one out")
@@ -160,6 +160,14 @@ def comparison(
         for rate, text in zip(inner_lrs, _texts(inner_lrs), strict=True)
         for label, (name, order) in runs.items()
     ]
+
+
+def _default_runs(preset: Preset) -> dict[str, tuple[str, str]]:
+    """Returns (learner, order) of the runs of a comparison by label, if none are asked for."""
+    found = {order: (learners.DEFAULT, order) for order in learners.ADJOINTS}
+    return found | (
+        {} if preset.domain != "reinforcement" else {"pretrained": ("pretrained", "exact")}
+    )
 
 
 def over_seeds(specs: Sequence[Spec], seed: int, num_seeds: int) -> list[Spec]:

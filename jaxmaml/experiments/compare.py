@@ -13,7 +13,16 @@ from jaxmaml import processes, stages
 from jaxmaml.checkpoint import Manager
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.diagnostics import CgResidual
-from jaxmaml.experiments import candidates, figures, learners, probes, ranges, resuming, tables
+from jaxmaml.experiments import (
+    candidates,
+    figures,
+    learners,
+    probes,
+    ranges,
+    references,
+    resuming,
+    tables,
+)
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.devices import Devices
 from jaxmaml.experiments.experiment import (
@@ -28,6 +37,7 @@ from jaxmaml.experiments.experiment import (
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.progress import Display
 from jaxmaml.experiments.recorder import NoRecord, Recorder, Sink
+from jaxmaml.experiments.references import Reference
 from jaxmaml.experiments.results import make_results
 from jaxmaml.experiments.run import Run, train_and_test
 from jaxmaml.experiments.run_dir import (
@@ -179,20 +189,20 @@ def execute(comparison: Comparison) -> list[Run]:
     with Display.of_process() as display:
         runs = _train_all(comparison, watch, display)
         gradient = None if watch is None else _gradient(watch, runs)
-        floor = _floor(experiment, num_test_tasks)
+        reference = references.measure(experiment, num_test_tasks)
         residuals = _residuals(experiment, runs)
         if not processes.is_first():
             return runs
         with stages.stage("drawing the plots"):
-            figures.draw_all(run_dir, experiment, runs, floor=floor, gradient=gradient)
+            figures.draw_all(run_dir, experiment, runs, reference=reference, gradient=gradient)
 
     # Write. The results come last, so that a directory with results is a complete one.
-    results = make_results(config, runs, floor=floor, gradient=gradient)
+    results = make_results(config, runs, reference=reference, gradient=gradient)
     write_json(run_dir.results, results, replace=False)
 
     # Print.
     console = tables.console()
-    _print(console, experiment, runs, num_test_tasks, floor, residuals)
+    _print(console, experiment, runs, num_test_tasks, reference, residuals)
     if watch is not None and gradient is not None:
         console.print(tables.gradient_table(gradient, watch.exact.label))
     return runs
@@ -288,20 +298,12 @@ def _sinks(comparison: Comparison, say: Callable[[str], None]) -> list[Sink]:
 def _event_files(comparison: Comparison, say: Callable[[str], None]) -> "EventFiles":
     from jaxmaml.experiments.event_files import EventFiles
 
-    return EventFiles(comparison.run_dir.event_files, comparison.experiment.preset.metric, say)
+    return EventFiles(comparison.run_dir.event_files, comparison.experiment.preset.metric.name, say)
 
 
 def _say(display: Display, line: str) -> None:
     """Prints a line above the progress bars."""
     display.console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _floor(experiment: Experiment, num_test_tasks: int) -> float | None:
-    """Returns the accuracy of the nearest neighbor on pixels; None for regression."""
-    if experiment.preset.is_regression:
-        return None
-    tasks = scored_tasks(experiment, "test", num_test_tasks)
-    return probes.nearest_neighbor_on_pixels(tasks, num_test_tasks)
 
 
 def _residuals(experiment: Experiment, runs: list[Run]) -> dict[str, CgResidual]:
@@ -321,7 +323,7 @@ def _print(
     experiment: Experiment,
     runs: list[Run],
     num_test_tasks: int,
-    floor: float | None,
+    reference: Reference | None,
     residuals: dict[str, CgResidual],
 ) -> None:
     """Prints the scores and costs of the runs."""
@@ -329,13 +331,13 @@ def _print(
     preset = experiment.preset
     scores = {key: score for run in runs for key, score in run.scores().items()}
     if len(scores) > tables.MAX_COLUMNS:
-        console.print(tables.summary_table(preset, runs, num_test_tasks, floor))
+        console.print(tables.summary_table(preset, runs, num_test_tasks, reference))
     else:
         found = sorted(scores.items(), key=lambda item: item[0][1] != "")
         named = {spec.label + suffix: score for (spec, suffix), score in found}
-        table = tables.scores_table(preset, named, num_test_tasks, floor)
+        table = tables.scores_table(preset, named, num_test_tasks, reference)
         tables.add_features(table, runs)
-        tables.add_costs(table, runs)
+        tables.add_costs(table, preset, runs)
         console.print(table)
 
     if over := over_seeds(scores):

@@ -14,13 +14,13 @@ import optax
 from jax.sharding import Mesh
 
 import jaxmaml
-from jaxmaml import averaging, parallel
+from jaxmaml import averaging, parallel, rl
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.pools import Pool
-from jaxmaml.experiments import candidates, devices, interruption, networks, ranges
+from jaxmaml.experiments import agents, candidates, devices, interruption, networks, ranges
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.devices import Devices
-from jaxmaml.experiments.networks import Network
+from jaxmaml.experiments.networks import Model, Network
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.tasks import (
     Sources,
@@ -31,7 +31,7 @@ from jaxmaml.experiments.tasks import (
     num_classes,
 )
 from jaxmaml.sources import batches
-from jaxmaml.types import Array, MetaState, Task
+from jaxmaml.types import Array, MetaState, OuterOptimizer, Task
 
 MAX_SEED = 2**32 - 1
 """The largest seed: JAX would take a larger one modulo 2^32."""
@@ -55,7 +55,7 @@ class Experiment(NamedTuple):
 
     preset: Preset
     network: Network
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformation | OuterOptimizer
     sources: Sources
     num_classes: int
     train_key: Array
@@ -103,11 +103,11 @@ def build_experiment(
         preset, num_test_tasks=num_test_tasks, data_dir=data_dir, images=images,
         streaming=streaming, with_classes=with_classes, class_split=class_split,
     )  # fmt: skip
-    shape = input_shape(sources["train"])
+    network = _network(trained_as or preset, sources, key_of(seed, "parameters"))
     return Experiment(
         preset=preset,
-        network=networks.build(trained_as or preset, shape, key_of(seed, "parameters")),
-        optimizer=outer_optimizer(preset),
+        network=network,
+        optimizer=outer_optimizer(preset, network.model),
         sources=sources,
         num_classes=num_classes(sources["train"]),
         train_key=train_key,
@@ -121,13 +121,18 @@ def with_seed(experiment: Experiment, seed: int) -> Experiment:
 
     Programs are compiled for functions: all seeds share those of the first one.
     """
-    preset, shape = experiment.preset, input_shape(experiment.sources["train"])
-    own = networks.build(preset, shape, key_of(seed, "parameters"))
+    own = _network(experiment.preset, experiment.sources, key_of(seed, "parameters"))
     return experiment._replace(
         network=experiment.network._replace(params=own.params),
         train_key=key_of(seed, "training tasks"),
         learner_key=key_of(seed, "parameters of a learner"),
     )
+
+
+def _network(preset: Preset, sources: Sources, key: Array) -> Network:
+    if preset.domain == "reinforcement":
+        return agents.build(preset, key)
+    return networks.build(preset, input_shape(sources["train"]), key)
 
 
 def build_candidate(experiment: Experiment, spec: Spec) -> Candidate:
@@ -195,11 +200,23 @@ def key_of(seed: int, name: str) -> Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
-def outer_optimizer(preset: Preset) -> optax.GradientTransformation:
-    """Returns the outer optimizer of a preset, which keeps the average of the parameters."""
+def outer_optimizer(preset: Preset, model: Model) -> optax.GradientTransformation | OuterOptimizer:
+    """Returns the outer optimizer of a preset. Adam also keeps the average of the parameters.
+
+    Args:
+        preset: the settings.
+        model: the functions of the network.
+    """
+    if preset.outer == "trpo":
+        assert model.problem is not None  # `ranges.check` has refused trpo outside environments
+        return rl.trpo(model.problem, max_kl=preset.max_kl)
     rate: Any = preset.outer_lr
     if preset.outer_schedule == "cosine":
         rate = optax.cosine_decay_schedule(preset.outer_lr, preset.num_outer_steps, alpha=0.01)
     adam = optax.adam(rate)
     clipped = optax.chain(optax.clip(preset.outer_clip), adam) if preset.outer_clip else adam
-    return averaging.with_average(clipped, preset.averaging)
+    averaged = averaging.with_average(clipped, preset.averaging)
+    if preset.outer == "promp":
+        assert model.problem is not None
+        return rl.promp(model.problem, averaged)
+    return averaged

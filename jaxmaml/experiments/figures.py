@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 
 from jaxmaml.averaging import averaged
 from jaxmaml.data import datasets, sinusoid
-from jaxmaml.experiments import plots
+from jaxmaml.experiments import agent_figures, plots
 from jaxmaml.experiments.experiment import Experiment, scored_tasks
 from jaxmaml.experiments.presets import Preset
+from jaxmaml.experiments.references import Reference
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient, RunDir
 from jaxmaml.files import WriteError, check_absent
@@ -32,7 +33,7 @@ def draw_all(
     experiment: Experiment,
     runs: Sequence[Run],
     *,
-    floor: float | None,
+    reference: Reference | None,
     gradient: Gradient | None,
 ) -> list[pathlib.Path]:
     """Draws all plots of a run directory. The first run is shown on a task.
@@ -41,7 +42,7 @@ def draw_all(
         run_dir: where the plots are written.
         experiment: what the runs share.
         runs: the runs.
-        floor: accuracy of the nearest neighbor on pixels; None for regression.
+        reference: what the scores are compared with; None for regression.
         gradient: first-order against exact meta-gradients; None if they were not compared.
 
     Returns:
@@ -49,14 +50,16 @@ def draw_all(
     """
     # Draw.
     preset = experiment.preset
-    figures = {"metric_per_step": _metric_per_step(preset, runs, floor)}
+    figures = {"metric_per_step": _metric_per_step(preset, runs, reference)}
     if preset.num_validations:
         figures["learning_curves"] = _learning_curves(preset, runs)
     if gradient is not None and gradient["step"]:
         figures["gradient_agreement"] = plots.gradient_agreement(
             gradient["step"], gradient["cosine"], gradient["norm_ratio"]
         )
-    if preset.is_regression:
+    if preset.domain == "reinforcement":
+        figures |= agent_figures.draw(experiment, runs[0])
+    elif preset.is_regression:
         figures["regression"] = _regression(preset, runs[0])
     else:
         figures["episode"] = _predicted_episode(experiment, runs[0])
@@ -72,10 +75,13 @@ def draw_episode(experiment: Experiment, path: pathlib.Path) -> None:
     """Draws the first test task of an experiment, without a model.
 
     Raises:
-        ValueError: `path` exists, or its suffix is not a format of matplotlib.
+        ValueError: `path` exists, or its suffix is not a format of matplotlib; or the tasks are those
+            of an environment.
     """
     plots.check_format(path)
     check_absent(path)
+    if experiment.preset.domain == "reinforcement":
+        raise ValueError(f"{experiment.preset.name} is an environment, without examples to show")
     task = _first_task(experiment)
     if experiment.preset.is_regression:
         x, y = (np.asarray(task.query[name]).ravel() for name in ("inputs", "targets"))
@@ -144,12 +150,15 @@ class LiveCurves:
             plots.save(figure, self._run_dir.plot("learning_curves"), replace=True)
 
 
-def _metric_per_step(preset: Preset, runs: Sequence[Run], floor: float | None) -> Figure:
+def _metric_per_step(preset: Preset, runs: Sequence[Run], reference: Reference | None) -> Figure:
     curves = {run.label: {"mean": run.test.mean, "ci95": run.test.ci95} for run in runs}
     headlines = {run.test.headline for run in runs}
     headline = headlines.pop() if len(headlines) == 1 else None
     return plots.metric_per_step(
-        curves, ylabel=f"test {preset.metric}", floor=floor, headline=headline
+        curves,
+        ylabel=f"test {preset.metric.name}",
+        reference=reference and (reference.name, reference.value),
+        headline=headline,
     )
 
 
@@ -168,7 +177,7 @@ def _learning_curves(preset: Preset, runs: Sequence[Run]) -> Figure:
 def _curves_figure(preset: Preset, curves: dict[str, Any], headlines: Collection[int]) -> Figure:
     steps = "".join(f" after {at} inner step{'s' * (at != 1)}" for at in headlines)
     steps = steps if len(headlines) == 1 else ""
-    return plots.learning_curves(curves, ylabel=f"validation {preset.metric}{steps}")
+    return plots.learning_curves(curves, ylabel=f"validation {preset.metric.name}{steps}")
 
 
 def _first_task(experiment: Experiment) -> Task:

@@ -9,11 +9,16 @@ import jaxmaml
 from jaxmaml.adjoints import Adjoint, Exact, FirstOrder
 from jaxmaml.checks import check_choice, check_known
 from jaxmaml.experiments import networks, settings
+from jaxmaml.experiments.domains import Domain
 from jaxmaml.experiments.networks import Model
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.learners import heads
 from jaxmaml.types import Array, Mask, MetaLearner
 
+IMAGES: tuple[Domain, ...] = ("classification",)
+EXAMPLES: tuple[Domain, ...] = ("classification", "regression")
+ALL: tuple[Domain, ...] = (*EXAMPLES, "reinforcement")
+"""The domains of learners."""
 ADJOINTS: dict[str, Adjoint] = {"exact": Exact(), "first": FirstOrder()}
 """The orders of the command line, and the adjoints that they stand for."""
 DEFAULT = "maml"
@@ -59,10 +64,11 @@ class Entry(NamedTuple):
     Attributes:
         make: `(recipe) -> MetaLearner`.
         has_order: its meta-gradient is exact or first order.
-        classifies_only: it cannot be used for regression.
+        domains: what it can be used for.
         takes_state: it works with normalizations that carry statistics.
         serves_any_way: it can be tested with more classes than its head has outputs.
         fills_head: it computes the head from the support, without inner steps.
+        trains_unadapted: it makes inner steps in tests only.
         counts_inner_steps: it numbers its inner steps from 0 for each task, as norm="per_step" needs.
         needs_class_numbers: as a classifier, it trains on the number of each example's class among
             all training classes.
@@ -74,10 +80,11 @@ class Entry(NamedTuple):
 
     make: Callable[[Recipe], MetaLearner]
     has_order: bool = True
-    classifies_only: bool = False
+    domains: tuple[Domain, ...] = EXAMPLES
     takes_state: bool = True
     serves_any_way: bool = False
     fills_head: bool = False
+    trains_unadapted: bool = False
     counts_inner_steps: bool = False
     needs_class_numbers: bool = False
     solves_linear_system: bool = False
@@ -86,7 +93,9 @@ class Entry(NamedTuple):
 
     def num_inner_steps(self, preset: Preset) -> int:
         """Returns the number of inner steps in training."""
-        return 0 if self.fills_head else max(self.least_inner_steps, preset.num_inner_steps)
+        if self.fills_head or self.trains_unadapted:
+            return 0
+        return max(self.least_inner_steps, preset.num_inner_steps)
 
     def num_test_inner_steps(self, preset: Preset) -> int:
         """Returns the number of inner steps in a test, no less than in training."""
@@ -125,14 +134,27 @@ def resolve(name: str) -> tuple[str, str]:
     return ALIASES.get(name, (name, "exact"))
 
 
+def of_domain(domain: Domain) -> list[str]:
+    """Returns the names of the learners that can be used for a domain.
+
+    >>> of_domain("reinforcement")
+    ['maml', 'meta_sgd', 'pretrained']
+    """
+    return [name for name, entry in LEARNERS.items() if domain in entry.domains]
+
+
 def check(preset: Preset, learner: str, order: str) -> None:
     """Raises ValueError unless a learner and an order exist and suit each other and the preset."""
     check_choice("order", order, tuple(ADJOINTS))
     entry = LEARNERS[resolve(learner)[0]]
     if order == "first" and not entry.has_order:
         raise ValueError(f"learner {learner!r} has no order to choose: leave order at 'exact'")
-    if entry.classifies_only and preset.is_regression:
-        raise ValueError(f"learner {learner!r} classifies, but {preset.dataset} is regression")
+    if preset.domain not in entry.domains:
+        able = ", ".join(of_domain(preset.domain))
+        raise ValueError(
+            f"learner {learner!r} is for {' and '.join(entry.domains)}, but {preset.dataset} is "
+            f"{preset.domain}: {able} can be used"
+        )
     if preset.norm == "per_step" and not entry.counts_inner_steps:
         able = ", ".join(repr(name) for name, entry in LEARNERS.items() if entry.counts_inner_steps)
         raise ValueError(
@@ -168,6 +190,17 @@ def check_used(preset: Preset, given: Iterable[str], names: Sequence[str]) -> No
             )
 
 
+def adjoint(preset: Preset, order: str) -> Adjoint:
+    """Returns how an order computes the meta-gradient.
+
+    A trust region needs the derivative of the adaptation in forward mode, which the default of the
+    exact adjoint does not have.
+    """
+    if order == "exact" and preset.outer == "trpo":
+        return Exact(mode="reverse")
+    return ADJOINTS[order]
+
+
 def check_way(way: int, trained_way: int, names: Iterable[str]) -> None:
     """Raises ValueError if tasks have more classes than a learner can serve.
 
@@ -200,7 +233,7 @@ def check_order(learner: str) -> None:
 
 def needs_class_numbers(preset: Preset, learner: str) -> bool:
     """Returns whether training batches need the number of each example's class among all classes."""
-    return LEARNERS[learner].needs_class_numbers and not preset.is_regression
+    return LEARNERS[learner].needs_class_numbers and preset.domain == "classification"
 
 
 def _mask(preset: Preset) -> Mask:
@@ -216,6 +249,7 @@ def _shared(recipe: Recipe, *, mask: bool = True) -> dict[str, Any]:
         "adjoint": recipe.adjoint, "query_loss_fn": model.query_loss_fn,
         "test_loss_fn": model.test_loss_fn, "refresh_state": model.refresh_state,
     }  # fmt: skip
+    options |= {} if model.at_step is None else {"at_step": model.at_step}
     return options | ({"mask": _mask(recipe.preset)} if mask else {})
 
 
@@ -237,7 +271,12 @@ def _plain(
 
 def _problem(recipe: Recipe) -> tuple[Any, optax.GradientTransformation, int]:
     """Returns the positional arguments of `jaxmaml.maml`."""
-    return recipe.model.loss_fn, optax.sgd(recipe.inner_lr), recipe.num_inner_steps
+    return recipe.model.loss_fn, optax.sgd(_inner_rate(recipe)), recipe.num_inner_steps
+
+
+def _inner_rate(recipe: Recipe) -> float | optax.Schedule:
+    first, later = recipe.inner_lr, recipe.preset.later_inner_lr
+    return optax.join_schedules([lambda _: first, lambda _: later], [1]) if later else first
 
 
 def _maml_plus_plus(recipe: Recipe) -> MetaLearner:
@@ -307,19 +346,19 @@ def _features_fn(recipe: Recipe) -> heads.FeaturesFn:
 
 
 LEARNERS: dict[str, Entry] = {
-    "maml": Entry(_plain(jaxmaml.maml)),
+    "maml": Entry(_plain(jaxmaml.maml), domains=ALL),
     "maml_plus_plus": Entry(_maml_plus_plus, counts_inner_steps=True),
     "anil": Entry(_plain(jaxmaml.anil, mask=False), unused=("adapt_norm",)),
     "boil": Entry(_plain(jaxmaml.boil, mask=False), unused=("adapt_norm",)),
-    "meta_sgd": Entry(_meta_sgd),
+    "meta_sgd": Entry(_meta_sgd, domains=ALL, unused=("later_inner_lr",)),
     "meta_curvature": Entry(_plain(jaxmaml.meta_curvature)),
     "cavia": Entry(_cavia, takes_state=False, unused=("adapt_norm",)),
     # The head that it starts from cancels under the softmax.
     "unicorn": Entry(
-        _unicorn, classifies_only=True, serves_any_way=True, unused=("head_scale",),
+        _unicorn, domains=IMAGES, serves_any_way=True, unused=("head_scale",),
     ),
     "proto_maml": Entry(
-        _proto_maml, classifies_only=True, serves_any_way=True, takes_state=False,
+        _proto_maml, domains=IMAGES, serves_any_way=True, takes_state=False,
         unused=("head_scale",),
     ),
     # With one inner step, Reptile would be joint training. Its paper makes 5.
@@ -329,17 +368,22 @@ LEARNERS: dict[str, Entry] = {
         _imaml, has_order=False, least_inner_steps=16, solves_linear_system=True,
     ),
     "protonet": Entry(
-        _protonet, has_order=False, classifies_only=True, serves_any_way=True, takes_state=False,
+        _protonet, has_order=False, domains=IMAGES, serves_any_way=True, takes_state=False,
         fills_head=True, unused=NOT_IN_FILLED,
     ),
     "r2d2": Entry(
-        _r2d2, has_order=False, classifies_only=True, serves_any_way=True, takes_state=False,
+        _r2d2, has_order=False, domains=IMAGES, serves_any_way=True, takes_state=False,
         fills_head=True, unused=NOT_IN_FILLED,
     ),
     # In a test, its head starts from scratch.
     "fine_tuning": Entry(
         _fine_tuning, has_order=False, least_inner_steps=20, takes_state=False,
         needs_class_numbers=True,
+    ),
+    # The policy that is best without adaptation: the baseline of the MAML paper.
+    "pretrained": Entry(
+        _plain(jaxmaml.maml), has_order=False, domains=("reinforcement",), trains_unadapted=True,
+        unused=("num_inner_steps",),
     ),
 }  # fmt: skip
 """Every learner of the commands, by name."""

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmaml import nn
+from jaxmaml import nn, rl
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.nn import StatefulModel
 from jaxmaml.types import (
     Array,
+    AtStep,
     Batch,
     LossFn,
     MetricFn,
@@ -43,9 +44,12 @@ class Model(NamedTuple):
         query_loss_fn: the loss that scores the query in training; None for `loss_fn`.
         test_loss_fn: the loss that a test adapts to; None for `loss_fn`.
         metric_fn: accuracy or mean squared error of a trained network.
-        score_fn: `(outputs, batch) -> score`, the same metric of the outputs of `apply_fn`.
+        score_fn: `(outputs, batch) -> score`, the same metric of the outputs of `apply_fn`; None for a
+            policy, whose score is not one of outputs.
         features_fn: `(params, batch) -> [num_examples, num_features]`; None with statistics.
         refresh_state: whether the statistics are computed anew before the query is scored.
+        problem: what a policy is trained for; None for networks of examples.
+        at_step: what an inner step samples; None for networks of examples.
     """
 
     apply_fn: ModelFn
@@ -53,9 +57,11 @@ class Model(NamedTuple):
     query_loss_fn: LossFn | None
     test_loss_fn: LossFn | None
     metric_fn: MetricFn
-    score_fn: PlainFn
+    score_fn: PlainFn | None
     features_fn: PlainFn | None
     refresh_state: bool
+    problem: rl.Problem | None = None
+    at_step: AtStep | None = None
 
 
 class Network(NamedTuple):

@@ -9,6 +9,7 @@ import tyro
 
 from jaxmaml.data import class_splits
 from jaxmaml.experiments import presets, settings
+from jaxmaml.experiments.domains import domain_of
 from jaxmaml.experiments.presets import Preset
 
 PositionalPreset = Annotated[
@@ -362,5 +363,6 @@ def chosen_preset(name: str, settings: Settings) -> Preset:
 
 def check_data_dir(dataset: str, data_dir: pathlib.Path | None) -> None:
     """Raises ValueError if a directory of data is given for a dataset that is not in one."""
-    if data_dir is not None and dataset.partition(":")[0] in ("sinusoid", "folder"):
+    has_none = domain_of(dataset) != "classification" or dataset.startswith("folder:")
+    if data_dir is not None and has_none:
         raise ValueError(f"data_dir has no effect on dataset={dataset!r}: leave it out")

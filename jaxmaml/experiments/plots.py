@@ -75,7 +75,7 @@ def metric_per_step(
     runs: Mapping[str, Curve],
     *,
     ylabel: str,
-    floor: float | None = None,
+    reference: tuple[str, float] | None = None,
     headline: int | None = None,
 ) -> Figure:
     """Draws the metric on test tasks against the inner step, with 95 % confidence intervals.
@@ -84,7 +84,7 @@ def metric_per_step(
         runs: label -> {"mean": [n+1], "ci95": [n+1]}, after 0..n inner steps; labels as in
             `learning_curves`.
         ylabel: the name of the metric.
-        floor: score of the nearest neighbor on the same tasks, drawn as a dashed line.
+        reference: a score on the same tasks to compare with, drawn as a dashed line, after its name.
         headline: the inner step whose score is quoted. It is shaded, and the legend states its
             scores, except for runs with fewer inner steps.
 
@@ -92,7 +92,7 @@ def metric_per_step(
         ValueError: `runs` is empty.
 
     >>> runs = {"exact": {"mean": [0.2, 0.8], "ci95": [0.01, 0.01]}}
-    >>> figure = metric_per_step(runs, ylabel="accuracy", floor=0.41, headline=1)
+    >>> figure = metric_per_step(runs, ylabel="accuracy", headline=1)
     >>> figure.legends[0].get_texts()[-1].get_text()
     'exact: 0.800 ± 0.010'
     """
@@ -107,8 +107,9 @@ def metric_per_step(
         axes.errorbar(
             np.arange(len(mean)) + offset, mean, ci95, label=name, capsize=3, markersize=4, **style
         )
-    if floor is not None:
-        axes.axhline(floor, label=f"nearest neighbor: {_number(floor)}", **REFERENCE)
+    if reference is not None:
+        name, value = reference
+        axes.axhline(value, label=f"{name}: {_number(value)}", **REFERENCE)
     if headline is not None:
         name = f"headline: {headline} inner step{'s' * (headline != 1)}"
         axes.axvspan(headline - 0.4, headline + 0.4, color="0.92", zorder=0, label=name)

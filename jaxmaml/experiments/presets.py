@@ -16,6 +16,7 @@ from jaxmaml.experiments.settings import Preset
 PAPER = "Finn et al. 2017, arXiv 1703.03400"
 CIFAR_FS = "Bertinetto et al. 2019, arXiv 1805.08136"
 FC100 = "Oreshkin et al. 2018, arXiv 1805.10123"
+RL2 = "Duan et al. 2016, arXiv 1611.02779"
 AVERAGING = 0.99
 """Adds 0.2 to 0.5 points on Omniglot after 5,000 to 6,000 outer steps; 0.999 lags behind."""
 
@@ -248,6 +249,33 @@ def _pictures(way: int, shot: int) -> Preset:
     )
 
 
+def _navigation(name: str, table: str, expected: str, cost: str, **settings: Any) -> Preset:
+    """Returns the sizes that all settings of 2D navigation share."""
+    return _agent(
+        name, "nav2d", PAPER, table, expected, cost,
+        num_trajectories=20, horizon=100, later_inner_lr=0.05, **settings,
+    )  # fmt: skip
+
+
+def _cheetah(goal: str, expected: str) -> Preset:
+    """Returns the sizes of the paper; fewer tasks and steps fit a CPU."""
+    return _agent(
+        f"cheetah-{goal}", f"cheetah-{goal}", PAPER, "section 5.3", expected, "est. 5 days",
+        horizon=200, inner_lr=0.1, later_inner_lr=0.05, num_tasks=40, outer="trpo",
+        num_outer_steps=500,
+    )  # fmt: skip
+
+
+def _agent(
+    name: str, dataset: str, paper: str, table: str, expected: str, cost: str, **settings: Any
+) -> Preset:
+    shared = {"num_test_inner_steps": 3, "headline_step": 3, "num_val_tasks": 40}
+    return Preset(
+        name=name, dataset=dataset, paper=paper, table=table, expected=expected, cost=cost,
+        way=1, model="mlp", norm="none", **{"hidden_sizes": (100, 100), **shared, **settings},
+    )  # fmt: skip
+
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
@@ -271,6 +299,68 @@ PRESETS: dict[str, Preset] = {
         _large("cub", 1, "about 55 %, in surveys"),
         _large("cub", 5, "72 to 76 %, in surveys"),
         _pictures(5, 1),
+        _navigation(
+            "nav2d",
+            "section 5.3, with Adam",
+            "return -13 / -6 / -6 after 1 / 2 / 3 steps",
+            "est. 4 min",
+            inner_lr=0.1,
+            num_tasks=40,
+            outer_lr=3e-3,
+            outer_schedule="cosine",
+            averaging=AVERAGING,
+            num_outer_steps=300,
+        ),
+        _agent(
+            "bandits",
+            "bandits",
+            RL2,
+            "section 3.1, its tasks",
+            "return 7.7 / 8.0 after 1 / 3 steps of 20 x 10 pulls; the best arm has 8.3",
+            "est. 1 min",
+            hidden_sizes=(),
+            horizon=10,
+            inner_lr=50.0,
+            outer_lr=3e-3,
+            num_tasks=40,
+            num_outer_steps=200,
+        ),
+        _agent(
+            "tabular-mdp",
+            "tabular-mdp",
+            RL2,
+            "section 3.1, its tasks",
+            "return 13.4 / 14.7 after 1 / 3 steps of 20 episodes; the optimum is 21.7",
+            "est. 2 min",
+            hidden_sizes=(64,),
+            horizon=10,
+            inner_lr=10.0,
+            outer_lr=3e-3,
+            num_tasks=40,
+            num_outer_steps=400,
+        ),
+        _cheetah("dir", "return 293.2 / 313.5 / 315.7 after 1 / 2 / 3 steps, with MuJoCo"),
+        _cheetah("vel", "return -78.6 / -66.6 / -60.8 after 1 / 2 / 3 steps, with MuJoCo"),
+        _navigation(
+            "nav2d-paper",
+            "section 5.3",
+            "return -11.68 / -3.33 / -3.23 after 1 / 2 / 3 steps",
+            "est. 20 min",
+            inner_lr=0.1,
+            num_tasks=20,
+            outer="trpo",
+            num_outer_steps=500,
+        ),
+        _navigation(
+            "nav2d-script",
+            "the authors' script",
+            "return -11.68 / -3.33 / -3.23 after 1 / 2 / 3 steps",
+            "est. 10 min",
+            inner_lr=0.5,
+            num_tasks=40,
+            outer="trpo",
+            num_outer_steps=100,
+        ),
     )
 }
 """Every preset, by name."""

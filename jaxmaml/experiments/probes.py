@@ -12,11 +12,20 @@ import numpy as np
 import optax
 
 import jaxmaml
-from jaxmaml import diagnostics, metrics, parallel, stages
+from jaxmaml import diagnostics, dispatch, metrics, parallel, stages
 from jaxmaml.averaging import averaged
 from jaxmaml.batching import ChunkSize
 from jaxmaml.diagnostics import CgResidual
-from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, PlainFn, State, Task
+from jaxmaml.types import (
+    Array,
+    MetaLearner,
+    MetaParams,
+    MetaState,
+    OuterOptimizer,
+    PlainFn,
+    State,
+    Task,
+)
 
 
 def nearest_neighbor_on_pixels(tasks: Iterable[Task], num_tasks: int) -> float:
@@ -54,14 +63,17 @@ def nearest_neighbor_on_features(
 
 def flops_per_outer_step(
     learner: MetaLearner,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | OuterOptimizer,
     meta_state: MetaState,
     tasks: Task,
     chunk_size: ChunkSize = "auto",
 ) -> int:
-    """Returns the floating-point operations of one outer step, counted from its jaxpr."""
-    step = functools.partial(jaxmaml.meta_step, learner, optimizer, chunk_size=chunk_size)
-    return diagnostics.count_flops(step, meta_state, tasks)
+    """Returns the floating-point operations of one outer step, counted from its jaxpr.
+
+    The loops of a trust region, whose lengths are not known before, count once.
+    """
+    step = dispatch.make_meta_step(learner, optimizer, chunk_size, None)
+    return diagnostics.count_flops(lambda state, tasks: step(state, tasks, None), meta_state, tasks)
 
 
 def gradient_agreement(

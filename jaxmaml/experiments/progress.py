@@ -16,6 +16,7 @@ from rich.table import Column
 from rich.text import Text
 
 from jaxmaml import processes, stages
+from jaxmaml.experiments.domains import Metric
 from jaxmaml.stages import Stage
 
 BAR_SECONDS, LINE_SECONDS = 0.5, 5.0
@@ -33,7 +34,7 @@ class Status:
     Attributes:
         label: the name of the run.
         total: its outer steps.
-        is_regression: whether scores are mean squared errors, and not accuracies.
+        metric: the score of validations.
         phase: what happens if it is not training, such as "compiling".
         completed: outer steps that are done.
         rate: outer steps per second; None if it is not known yet.
@@ -45,7 +46,7 @@ class Status:
 
     label: str
     total: int
-    is_regression: bool
+    metric: Metric
     phase: str = ""
     completed: int = 0
     rate: float | None = None
@@ -66,8 +67,7 @@ class Status:
         if self.loss is not None:
             found.append(f"loss {self.loss:.3g}")
         if self.score is not None:
-            value = f"MSE {self.score:.3g}" if self.is_regression else f"{100 * self.score:.1f} %"
-            found.append(f"validation {value}")
+            found.append(f"validation {self.metric.short(self.score)}")
         if self.skipped:
             found.append(f"{self.skipped:,} skipped")
         return ", ".join(found)
@@ -124,9 +124,9 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def run(self, label: str, total: int, *, is_regression: bool) -> Callable[..., None]:
+    def run(self, label: str, total: int, *, metric: Metric) -> Callable[..., None]:
         """Returns a function that receives news of a run, as fields of `Status`, and shows them."""
-        status, begin = Status(label, total, is_regression), None
+        status, begin = Status(label, total, metric), None
 
         def show(**news: Any) -> None:
             nonlocal begin

@@ -21,15 +21,26 @@ MAX_VALUES = 10**10
 """The most numbers in the images of all tasks of a step: 40 GB."""
 ASSUMED_IMAGE_SIZE, ASSUMED_CHANNELS = 84, 3
 """The shape of an image while its dataset has not been read."""
+ASSUMED_OBSERVATION_SIZE = 20
+"""The length of an observation, which is not asked of the environment."""
 SMALLEST = float(np.finfo(np.float32).tiny)
 
 _COUNTS = {
     **dict.fromkeys(("way", "shot", "query", "test_query", "num_tasks", "num_outer_steps"), 1),
     **dict.fromkeys(("num_validations", "image_size", "crop", "num_averaged", "patience"), 0),
-    "num_filters": 1,
+    **dict.fromkeys(("num_filters", "num_trajectories", "horizon"), 1),
     "num_val_tasks": 2,
 }
 """The least value of each count."""
+
+
+_EPISODE_SIZES = ("way", "shot", "query", "test_query", "image_size")
+_SIZES = {
+    "classification": _EPISODE_SIZES,
+    "regression": _EPISODE_SIZES,
+    "reinforcement": ("num_trajectories", "horizon", "num_inner_steps"),
+}
+"""The settings that decide about the size of a task."""
 
 
 def check(preset: Preset) -> None:
@@ -76,14 +87,23 @@ def _check_counts(preset: Preset) -> None:
         check_whole("chunk_size", preset.chunk_size)
     if preset.is_regression and preset.way != 1:
         _refuse(preset, "way", "must be 1 for regression")
-    if not preset.is_regression and preset.way < 2:
+    if preset.domain != "reinforcement" and preset.outer != "adam":
+        _refuse(preset, "outer", "must be adam outside environments")
+    if preset.domain == "classification" and preset.way < 2:
         _refuse(preset, "way", "must be 2 or more for images, which are classified")
 
 
 def _check_numbers(preset: Preset) -> None:
-    for name in ("inner_lr", "outer_lr", "head_scale", "jitter", "outer_clip"):
+    for name in (
+        *("inner_lr", "later_inner_lr", "outer_lr", "max_kl", "head_scale", "jitter", "outer_clip"),
+    ):
         check_number(name, getattr(preset, name))
     check_number("averaging", preset.averaging, below=1)
+    for name in ("discount", "gae_lambda"):
+        if not 0 <= getattr(preset, name) <= 1:
+            _refuse(preset, name, "must be between 0 and 1")
+    if preset.max_kl == 0:
+        _refuse(preset, "max_kl", "must be positive")
 
 
 def _check_inner_steps(preset: Preset) -> None:
@@ -112,7 +132,7 @@ def _check_size(preset: Preset) -> None:
     if number > MAX_VALUES:
         _refuse_size(
             preset, f"the tasks of a step would have about {number:,} numbers", MAX_VALUES,
-            ("num_tasks", "way", "shot", "query", "test_query", "image_size"),
+            ("num_tasks", *_SIZES[preset.domain]),
         )  # fmt: skip
 
 
@@ -131,7 +151,10 @@ def num_parameters(preset: Preset) -> int:
 
 
 def num_values(preset: Preset) -> int:
-    """Returns about how many numbers the images of the tasks of one outer step have."""
+    """Returns about how many numbers the images, or observations, of one outer step have."""
+    if preset.domain == "reinforcement":
+        num_steps = preset.num_trajectories * preset.horizon * (preset.num_inner_steps + 1)
+        return preset.num_tasks * num_steps * ASSUMED_OBSERVATION_SIZE
     num_examples = preset.way * (preset.shot + max(preset.query, preset.test_query))
     return preset.num_tasks * num_examples * _example_size(preset)
 
@@ -139,6 +162,8 @@ def num_values(preset: Preset) -> int:
 def _example_size(preset: Preset) -> int:
     if preset.is_regression:
         return 1
+    if preset.domain == "reinforcement":
+        return ASSUMED_OBSERVATION_SIZE
     return ASSUMED_CHANNELS * (preset.image_size or ASSUMED_IMAGE_SIZE) ** 2
 
 

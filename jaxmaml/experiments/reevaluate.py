@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Group
 
-from jaxmaml.experiments import candidates, learners, networks, presets, ranges, tables
+from jaxmaml.experiments import candidates, learners, networks, presets, ranges, references, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
+from jaxmaml.experiments.domains import domain_of
 from jaxmaml.experiments.experiment import (
     Experiment,
     build_candidate,
@@ -17,7 +18,6 @@ from jaxmaml.experiments.experiment import (
     scored_tasks,
 )
 from jaxmaml.experiments.presets import Preset
-from jaxmaml.experiments.probes import nearest_neighbor_on_pixels
 from jaxmaml.experiments.run_dir import RunDir, preset_of, specs_of
 from jaxmaml.experiments.scoring import (
     Score,
@@ -74,7 +74,8 @@ def restore(
     for spec in specs:
         directory.verify_state(spec.label, config)
     dataset = changes.get("dataset") or trained.dataset
-    if (dataset == "sinusoid") != trained.is_regression:
+    is_other = trained.domain == "reinforcement" and dataset != trained.dataset
+    if is_other or domain_of(dataset) != trained.domain:
         raise ValueError(f"a run of {trained.dataset!r} cannot be tested on {dataset!r}")
     preset = presets.override(trained, **changes)
     given = [name for name, value in changes.items() if value is not None]
@@ -118,13 +119,11 @@ def scores_table(restored: Restored, num_test_tasks: int) -> Group:
         restored: the runs and the tasks.
         num_test_tasks: the number of tasks to score.
     """
-    experiment, floor = restored.experiment, None
-    if not experiment.preset.is_regression:
-        tasks = scored_tasks(experiment, "test", num_test_tasks)
-        floor = nearest_neighbor_on_pixels(tasks, num_test_tasks)
+    experiment = restored.experiment
+    reference = references.measure(experiment, num_test_tasks)
     found = scores(restored, num_test_tasks)
     named = {spec.label + suffix: score for (spec, suffix), score in found.items()}
-    shown = [tables.scores_table(experiment.preset, named, num_test_tasks, floor)]
+    shown = [tables.scores_table(experiment.preset, named, num_test_tasks, reference)]
     if over := over_seeds(found):
         shown.append(tables.seeds_table(experiment.preset, over, num_test_tasks))
     return Group(*shown)
@@ -158,6 +157,8 @@ def scores(restored: Restored, num_test_tasks: int) -> dict[tuple[Spec, str], Sc
 
 def _variants(restored: Restored, spec: Spec) -> list[tuple[str, Candidate, State]]:
     """Returns (suffix of the label, candidate, initial statistics) for each way to score a run."""
+    if restored.trained.domain == "reinforcement":
+        return [("", build_candidate(restored.experiment, spec), ())]
     norms = {"": restored.trained.norm}
     entry = learners.LEARNERS[spec.learner]
     if restored.trained.norm == "transductive" and entry.takes_state:

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxmaml.experiments import provenance
 from jaxmaml.experiments.presets import Preset
+from jaxmaml.experiments.references import KEYS, Reference
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient, preset_of
 from jaxmaml.experiments.scoring import Score
@@ -15,7 +16,7 @@ def make_results(
     config: dict[str, Any],
     runs: Iterable[Run],
     *,
-    floor: float | None,
+    reference: Reference | None,
     gradient: Gradient | None,
 ) -> dict[str, Any]:
     """Returns the contents of results.json.
@@ -23,7 +24,7 @@ def make_results(
     Args:
         config: the contents of config.json.
         runs: the runs.
-        floor: accuracy of the nearest neighbor on pixels; None for regression.
+        reference: what the scores are compared with; None for regression.
         gradient: first-order against exact meta-gradients; None if they were not compared.
     """
     preset, runs = preset_of(config), list(runs)
@@ -36,7 +37,9 @@ def make_results(
         "commit": config["commit"],
         "matmul_precision": config["matmul_precision"],
         "compute_dtype": preset.compute_dtype,
-        "floor": {"nearest_neighbour": floor},
+        "floor": {
+            KEYS.get(preset.domain, "nearest_neighbour"): reference and reference.value,
+        },
         "runs": {run.label: _run_results(preset, run, config["seed"]) for run in runs},
         "gradient": gradient,
         "seeds": _seed_results(preset, runs) or None,
@@ -49,7 +52,7 @@ def _seed_results(preset: Preset, runs: list[Run]) -> dict[str, Any]:
     return {
         name: {
             "seeds": found.seeds,
-            _metric(preset): found.mean,
+            preset.metric.key: found.mean,
             "std_per_step": found.std,
         }
         for name, found in over_seeds(scores).items()
@@ -70,6 +73,7 @@ def _run_results(preset: Preset, run: Run, seed: int) -> dict[str, Any]:
         "seed": seed if run.candidate.spec.seed is None else run.candidate.spec.seed,
         "selected_step": int(run.meta_state.step),
         "num_skipped": run.num_skipped,
+        "num_rejected": run.num_rejected,
         "stopped": run.stopped or None,
         "stopped_early": run.stopped_early,
         "averaged": None if run.averaged is None else {
@@ -82,10 +86,6 @@ def _run_results(preset: Preset, run: Run, seed: int) -> dict[str, Any]:
 
 def _test_results(preset: Preset, test: Score) -> dict[str, Any]:
     return {
-        _metric(preset): test.mean,
+        preset.metric.key: test.mean,
         "ci95_per_step": test.ci95,
     }
-
-
-def _metric(preset: Preset) -> str:
-    return "mse_per_step" if preset.is_regression else "accuracy_per_step"

@@ -41,6 +41,7 @@ class Run(NamedTuple):
         stopped: the step that was not finite and ended training, with its cause; "" if none did.
         stopped_early: whether training ended because validation scores did not improve any more.
         num_skipped: outer steps that were left out because they were not finite.
+        num_rejected: outer steps of a trust region that left the parameters as they were.
         probed: what the probe returned along the run.
     """
 
@@ -59,6 +60,7 @@ class Run(NamedTuple):
     stopped: str
     stopped_early: bool
     num_skipped: int
+    num_rejected: int
     probed: list[Any]
 
     @property
@@ -100,7 +102,7 @@ def train_and_test(
     # that of another seed, whose programs are compiled already; only the parameters it makes differ.
     preset, learner = experiment.preset, candidate.learner
     start = init_state(experiment, build_candidate(experiment, candidate.spec))
-    show = display.run(candidate.label, preset.num_outer_steps, is_regression=preset.is_regression)
+    show = display.run(candidate.label, preset.num_outer_steps, metric=preset.metric)
     show(phase="compiling")
     training = Training(experiment, candidate, record, probe, checkpoints, start)
     training.restore(display.console)
@@ -146,6 +148,7 @@ def train_and_test(
         stopped=training.stopped,
         stopped_early=training.stopped_early,
         num_skipped=training.num_skipped,
+        num_rejected=training.num_rejected,
         probed=training.probed,
     )
 

@@ -48,7 +48,10 @@ Gradient: TypeAlias = dict[str, list[float]]
 """{"cosine", "norm_ratio", "step"}: first-order against exact meta-gradients along a run."""
 
 
-PLOTS = ("metric_per_step", "learning_curves", "gradient_agreement", "regression", "episode")
+PLOTS = (
+    *("metric_per_step", "learning_curves", "gradient_agreement", "regression", "episode"),
+    *("trajectories", "actions", "frames"),
+)
 """The names of all plots of a run directory, without their suffix."""
 _NOT_TRAINED_WITH = ("versions", "commit", "num_test_tasks", "digest")
 """Keys of config.json that do not decide which parameters a run has after a step."""

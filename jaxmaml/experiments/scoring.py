@@ -90,7 +90,9 @@ def score_of_mean(
             for state in meta_states
         )
         mean = outputs / len(meta_states)
-        values.append(_score_outputs(mean, batch, score_fn=candidate.model.score_fn))
+        score_fn = candidate.model.score_fn
+        assert score_fn is not None  # `settings` refuses averaged predictions of policies
+        values.append(_score_outputs(mean, batch, score_fn=score_fn))
     found = np.concatenate(values)[:num_tasks]
     return Score(*metrics.mean_and_ci95(found), candidate.headline_step)
 
@@ -105,17 +107,13 @@ def averaged_suffix(num_states: int) -> str:
 
 
 def score_text(preset: Preset, score: Score, step: int) -> str:
-    """Returns the score after an inner step as text: in percent, or as mean squared error."""
+    """Returns the score after an inner step as text."""
     return value_text(preset, score.mean[step], score.ci95[step])
 
 
 def value_text(preset: Preset, mean: float, half_width: float) -> str:
     """Returns a score with the half width of an interval as text."""
-    if not np.isfinite(mean):
-        return "not finite"
-    if preset.is_regression:
-        return f"{mean:.3f} ± {half_width:.3f}"
-    return f"{100 * mean:.1f} ± {100 * half_width:.1f}"
+    return preset.metric.text(mean, half_width) if np.isfinite(mean) else "not finite"
 
 
 def _evaluate(

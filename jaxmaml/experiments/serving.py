@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxmaml import files, stages
 from jaxmaml.data import folders
-from jaxmaml.experiments import gallery, plots, points
+from jaxmaml.experiments import gallery, plots, points, supports
+from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.trained import Adapted, Statistics, Trained
 
 
@@ -62,10 +63,11 @@ def default_out(run_dir: pathlib.Path, label: str | None) -> pathlib.Path:
     return pathlib.Path(re.sub(r"[^\w.-]+", "-", name).strip("-") + ".csv")
 
 
-def check(request: Request, *, is_regression: bool) -> None:
+def check(request: Request, preset: Preset) -> None:
     """Raises ValueError unless the files suit the kind of run, and nothing is overwritten."""
+    supports.check_takes_examples(preset)
     kind, needed, other = ("classifies", "images", "points")
-    if is_regression:
+    if preset.is_regression:
         kind, needed, other = ("predicts numbers", "points", "images")
     if getattr(request, needed) is None:
         raise ValueError(f"this run {kind}: it needs --{needed}")
@@ -90,7 +92,7 @@ def serve(
     Raises:
         ValueError: a file cannot be read, or does not suit the run.
     """
-    check(request, is_regression=trained.preset.is_regression)
+    check(request, trained.preset)
     options: dict[str, Any] = {"num_inner_steps": num_inner_steps, "statistics": statistics}
     serve_kind = _serve_points if trained.preset.is_regression else _serve_images
     return serve_kind(trained, request, options)

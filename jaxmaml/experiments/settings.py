@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+from jaxmaml.experiments.domains import ENVIRONMENTS, METRICS, Domain, Metric, domain_of
+
 Condition: TypeAlias = Callable[["Preset"], str]
 """Returns the other setting because of which a setting has no effect; "" if it has one."""
 
@@ -22,8 +24,21 @@ def _option(help: str, *, where: Condition | None = None, **kwargs: Any) -> Any:
     return dataclasses.field(metadata={"help": help, "where": where or (lambda _: "")}, **kwargs)
 
 
-def _on_images(preset: "Preset") -> str:
-    return f"dataset={preset.dataset!r}" if preset.is_regression else ""
+def _in(*domains: Domain) -> Condition:
+    return lambda preset: "" if preset.domain in domains else f"dataset={preset.dataset!r}"
+
+
+_on_images = _in("classification")
+_on_examples = _in("classification", "regression")
+_in_environments = _in("reinforcement")
+
+
+def _all(*conditions: Condition) -> Condition:
+    return lambda preset: next(filter(None, (found(preset) for found in conditions)), "")
+
+
+def _with_outer(*names: str) -> Condition:
+    return lambda preset: "" if preset.outer in names else f"outer={preset.outer!r}"
 
 
 def _in_models(*models: str) -> Condition:
@@ -32,11 +47,11 @@ def _in_models(*models: str) -> Condition:
 
 def _with_hidden_layers(preset: "Preset") -> str:
     is_linear = preset.model == "mlp" and not preset.hidden_sizes
-    return "hidden_sizes=()" if is_linear else ""
+    return _on_examples(preset) or ("hidden_sizes=()" if is_linear else "")
 
 
 def _normalized(preset: "Preset") -> str:
-    return "norm='none'" if preset.norm == "none" else _with_hidden_layers(preset)
+    return _with_hidden_layers(preset) or ("norm='none'" if preset.norm == "none" else "")
 
 
 def _normalized_per_step(preset: "Preset") -> str:
@@ -66,7 +81,8 @@ class Preset:
 
     name: str
     dataset: str = _option(
-        "sinusoid, glyphs, omniglot, cifar-fs, fc100, cub, mini-imagenet, tfds:NAME or folder:PATH"
+        "sinusoid, glyphs, omniglot, cifar-fs, fc100, cub, mini-imagenet, tfds:NAME or folder:PATH, or "
+        f"an environment: {', '.join(ENVIRONMENTS)}"
     )
     paper: str
     table: str
@@ -74,11 +90,12 @@ class Preset:
     cost: str
 
     # Tasks.
-    way: int = _option("classes per task (1 for regression)", default=5)
-    shot: int = _option("support examples per class", default=1)
-    query: int = _option("query examples per class in training", default=1)
+    way: int = _option("classes per task (1 for regression)", where=_on_examples, default=5)
+    shot: int = _option("support examples per class", where=_on_examples, default=1)
+    query: int = _option("query examples per class in training", where=_on_examples, default=1)
     test_query: int = _option(
         "query examples per class in validation and test; affects batch statistics",
+        where=_on_examples,
         default=1,
     )
     split: str = _option(
@@ -112,8 +129,26 @@ class Preset:
         default=0.0,
     )
 
+    # Trajectories.
+    num_trajectories: int = _option(
+        "trajectories of each inner step, and of the query, in an environment",
+        where=_in_environments,
+        default=20,
+    )
+    horizon: int = _option(
+        "steps after which a trajectory is cut", where=_in_environments, default=100
+    )
+    discount: float = _option("discount of rewards", where=_in_environments, default=0.99)
+    gae_lambda: float = _option(
+        "decay of generalized advantage estimation (1: discounted returns minus a baseline)",
+        where=_in_environments,
+        default=1.0,
+    )
+
     # Network.
-    model: Literal["conv", "mlp", "resnet12"] = _option("the network", default="conv")
+    model: Literal["conv", "mlp", "resnet12"] = _option(
+        "the network", where=_on_examples, default="conv"
+    )
     num_filters: int = _option(
         "filters of each convolution (conv) or of the first block (resnet12)",
         where=_in_models("conv", "resnet12"),
@@ -147,16 +182,38 @@ class Preset:
         where=_normalized,
         default=True,
     )
-    head_scale: float = _option("standard deviation of the initial head", default=0.01)
+    head_scale: float = _option(
+        "standard deviation of the initial head", where=_on_examples, default=0.01
+    )
 
     # Training.
     inner_lr: float = _option("inner learning rate, for a mean loss", default=0.4)
+    later_inner_lr: float = _option(
+        "inner learning rate after the first inner step (0: the same)",
+        where=_in_environments,
+        default=0.0,
+    )
     num_inner_steps: int = _option("inner steps in training", default=1)
     num_test_inner_steps: int = _option("inner steps in validation and test", default=3)
     headline_step: int = _option("inner step whose test score is the headline", default=3)
-    outer_lr: float = _option("outer learning rate (Adam)", default=1e-3)
+    outer: Literal["adam", "trpo", "promp"] = _option(
+        "the outer optimizer; in environments also trpo, which bounds the divergence of adapted "
+        "policies, and promp: several clipped steps of Adam per sample",
+        where=_in_environments,
+        default="adam",
+    )
+    max_kl: float = _option(
+        "largest divergence of adapted policies by an outer step (trpo)",
+        where=_with_outer("trpo"),
+        default=0.01,
+    )
+    outer_lr: float = _option(
+        "outer learning rate (Adam)", where=_with_outer("adam", "promp"), default=1e-3
+    )
     outer_clip: float = _option(
-        "clip each entry of the meta-gradient to this magnitude (0: no clipping)", default=0.0
+        "clip each entry of the meta-gradient to this magnitude (0: no clipping)",
+        where=_with_outer("adam", "promp"),
+        default=0.0,
     )
     num_tasks: int = _option("tasks per outer step", default=32)
     num_outer_steps: int = _option("outer steps", default=60_000)
@@ -164,14 +221,18 @@ class Preset:
         "tasks computed at once: a number, auto or all", default="auto"
     )
     outer_schedule: Literal["constant", "cosine"] = _option(
-        "schedule of the outer learning rate; cosine ends at one hundredth", default="constant"
+        "schedule of the outer learning rate; cosine ends at one hundredth",
+        where=_with_outer("adam", "promp"),
+        default="constant",
     )
     averaging: float = _option(
         "decay of the moving average of the parameters, which is scored (0: no average)",
+        where=_with_outer("adam", "promp"),
         default=0.0,
     )
     compute_dtype: Literal["float32", "bfloat16"] = _option(
         "dtype of the network's computation; parameters and updates stay in float32",
+        where=_on_examples,
         default="float32",
     )
     on_nonfinite: Literal["raise", "skip"] = _option(
@@ -191,7 +252,7 @@ class Preset:
     num_averaged: int = _option(
         "states with the best validation scores whose predictions are averaged in a further test "
         "(0 or 1: none)",
-        where=_selected,
+        where=_all(_on_examples, _selected),
         default=0,
     )
     patience: int = _option(
@@ -201,14 +262,19 @@ class Preset:
     )
 
     @property
-    def is_regression(self) -> bool:
-        """Whether tasks are scored by mean squared error instead of accuracy."""
-        return self.dataset == "sinusoid"
+    def domain(self) -> Domain:
+        """The kind of problem that a task is."""
+        return domain_of(self.dataset)
 
     @property
-    def metric(self) -> str:
-        """The name of the score, as in the axis label of a plot."""
-        return "MSE" if self.is_regression else "accuracy"
+    def is_regression(self) -> bool:
+        """Whether the tasks are about regression."""
+        return self.domain == "regression"
+
+    @property
+    def metric(self) -> Metric:
+        """The score of a test."""
+        return METRICS[self.domain]
 
     @property
     def core_chunk_size(self) -> int | Literal["auto"] | None:

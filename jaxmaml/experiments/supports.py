@@ -5,6 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from jaxmaml.experiments.settings import Preset
+
+
+def check_takes_examples(preset: Preset) -> None:
+    """Raises ValueError if a run is a policy, which adapts in its environment."""
+    if preset.domain == "reinforcement":
+        raise ValueError(
+            f"a run of {preset.name} is a policy, which adapts in its environment and takes no files: "
+            "jaxmaml evaluate RUN_DIR tests it"
+        )
+
 
 def pixels(inputs: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Returns pictures as uint8 `[num_images, H, W, C]`.

@@ -11,6 +11,7 @@ from rich.table import Table
 from jaxmaml.data.preparation import Prepared
 from jaxmaml.diagnostics import CgResidual
 from jaxmaml.experiments.presets import Preset, title
+from jaxmaml.experiments.references import Reference
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient
 from jaxmaml.experiments.scoring import Score, averaged_suffix, score_text, value_text
@@ -31,7 +32,7 @@ def console() -> Console:
 
 
 def scores_table(
-    preset: Preset, scores: Mapping[str, Score], num_test_tasks: int, floor: float | None
+    preset: Preset, scores: Mapping[str, Score], num_test_tasks: int, reference: Reference | None
 ) -> Table:
     """Returns a table with one row per inner step or, for many runs, one per run.
 
@@ -39,20 +40,19 @@ def scores_table(
         preset: the settings.
         scores: the score of each run on the test tasks, by label.
         num_test_tasks: the number of test tasks.
-        floor: accuracy of the nearest neighbor on pixels; None for no such row.
+        reference: what the scores are compared with; None for no such row.
     """
     table = _titled(_title(preset, num_test_tasks))
     if len(scores) > MAX_COLUMNS:
         _add_runs(table, preset, scores)
-        if floor is not None:
-            table.add_row("NN, pixels", "", "", "", f"{100 * floor:.1f}", style="dim")
+        _add_reference(table, preset, reference)
         return table
     _add_inner_steps(table, preset, scores)
 
     # What to compare the scores with, and what is wrong with them.
-    if floor is not None:
-        cells = [f"{100 * floor:.1f}"] * len(scores)
-        table.add_row("nearest neighbor, pixels", *cells, style="dim")
+    if reference is not None:
+        cells = [preset.metric.text(reference.value)] * len(scores)
+        table.add_row(reference.name, *cells, style="dim")
     if any(score.num_nonfinite for score in scores.values()):
         counts = [str(score.num_nonfinite) for score in scores.values()]
         table.add_row("tasks not finite", *counts, style="red")
@@ -60,7 +60,7 @@ def scores_table(
 
 
 def summary_table(
-    preset: Preset, runs: Iterable[Run], num_test_tasks: int, floor: float | None
+    preset: Preset, runs: Iterable[Run], num_test_tasks: int, reference: Reference | None
 ) -> Table:
     """Returns a table with one row per run: its headline score and its costs.
 
@@ -70,7 +70,7 @@ def summary_table(
         preset: the settings.
         runs: the runs, in the order of the rows.
         num_test_tasks: the number of test tasks.
-        floor: accuracy of the nearest neighbor on pixels; None for no such row.
+        reference: what the scores are compared with; None for no such row.
     """
     # Columns.
     table = _titled(_title(preset, num_test_tasks))
@@ -86,8 +86,7 @@ def summary_table(
         if run.averaged is not None:
             label = run.label + averaged_suffix(len(run.averaged_states))
             table.add_row(label, *_summary(preset, run.averaged))
-    if floor is not None:
-        table.add_row("NN, pixels", "", "", "", f"{100 * floor:.1f}", style="dim")
+    _add_reference(table, preset, reference)
     return table
 
 
@@ -100,9 +99,8 @@ def seeds_table(preset: Preset, found: Mapping[str, SeedScore], num_test_tasks: 
         num_test_tasks: the number of test tasks of each run.
     """
     number, scores = len(next(iter(found.values())).seeds), as_scores(found)
-    unit = "" if preset.is_regression else ", %"
     table = _titled(
-        f"{title(preset)}: test {preset.metric}{unit}, mean ± standard deviation over {number} seeds, "
+        f"{title(preset)}: test {_metric(preset)}, mean ± standard deviation over {number} seeds, "
         f"each on {num_test_tasks} tasks"
     )
     (_add_runs if len(scores) > MAX_COLUMNS else _add_inner_steps)(table, preset, scores)
@@ -116,7 +114,7 @@ def add_features(table: Table, runs: Iterable[Run]) -> None:
         table.add_row("nearest neighbor, features", *found, style="dim")
 
 
-def add_costs(table: Table, runs: Iterable[Run]) -> None:
+def add_costs(table: Table, preset: Preset, runs: Iterable[Run]) -> None:
     """Appends the costs of the runs, one row per quantity."""
     runs = list(runs)
     table.add_section()
@@ -127,13 +125,16 @@ def add_costs(table: Table, runs: Iterable[Run]) -> None:
         table.add_row(
             "left out, not finite", *[f"{run.num_skipped:,}" for run in runs], style="red"
         )
+    if any(run.num_rejected for run in runs):
+        table.add_row("without an accepted step", *[f"{run.num_rejected:,}" for run in runs])
     selected = [int(run.meta_state.step) for run in runs]
     if selected != [run.num_outer_steps for run in runs]:
         table.add_row("selected by validation", *[f"{step:,}" for step in selected])
     table.add_row("ms per outer step", *[f"{1e3 * run.seconds_per_outer_step:.3g}" for run in runs])
     table.add_row("s to compile", *[f"{run.compile_seconds:.1f}" for run in runs])
     table.add_row("XLA temporary memory", *[_mebibytes(run.temp_bytes) for run in runs])
-    table.add_row("GFLOP per outer step", *[f"{run.flops / 1e9:.3g}" for run in runs])
+    at_least = ", at least" * (preset.outer == "trpo")  # its loops count once
+    table.add_row(f"GFLOP per outer step{at_least}", *[f"{run.flops / 1e9:.3g}" for run in runs])
 
 
 def gradient_table(gradient: Gradient, label: str) -> Table:
@@ -228,8 +229,11 @@ def _over_seeds_text(preset: Preset, runs: list[Run]) -> str:
 
 
 def _title(preset: Preset, num_test_tasks: int) -> str:
-    unit = "" if preset.is_regression else ", %"
-    return f"{title(preset)}: test {preset.metric}{unit}, 95 % CI over {num_test_tasks} tasks"
+    return f"{title(preset)}: test {_metric(preset)}, 95 % CI over {num_test_tasks} tasks"
+
+
+def _metric(preset: Preset) -> str:
+    return ", ".join(filter(None, (preset.metric.name, preset.metric.unit)))
 
 
 def _add_inner_steps(table: Table, preset: Preset, scores: Mapping[str, Score]) -> None:
@@ -255,6 +259,13 @@ def _add_runs(table: Table, preset: Preset, scores: Mapping[str, Score]) -> None
         table.add_row(label, *_summary(preset, score), *counts)
 
 
+def _add_reference(table: Table, preset: Preset, reference: Reference | None) -> None:
+    """Appends what the scores are compared with to a table of one row per run."""
+    if reference is not None:
+        value = preset.metric.text(reference.value)
+        table.add_row(reference.short, "", "", "", value, style="dim")
+
+
 def _summary(preset: Preset, score: Score) -> list[str]:
     """Returns the cells of `SUMMARY`."""
     early = [_cell(preset, score, i, mark=False) for i in (0, 1)]
@@ -274,7 +285,7 @@ def _merit(preset: Preset, run: Run) -> float:
     mean: Any = score.mean[score.headline]
     if not np.isfinite(mean) or run.stopped:
         return -np.inf
-    return -mean if preset.is_regression else mean
+    return mean if preset.metric.higher_is_better else -mean
 
 
 def _titled(title: str) -> Table:

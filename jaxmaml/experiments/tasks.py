@@ -9,11 +9,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
+from jaxmaml import rl
 from jaxmaml.checks import check_count
 from jaxmaml.data import class_splits, datasets, pools, sinusoid
 from jaxmaml.data.augmentation import Augment
 from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.data.pools import Pool
+from jaxmaml.experiments import agents
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.sources import batches, is_traceable
 from jaxmaml.types import Array, Sampler, Task
@@ -73,10 +75,13 @@ def make_sources(
     counts = {"train": preset.num_tasks, "val": num_scored, "test": num_scored}
     queries = {"train": preset.query, "val": preset.test_query, "test": preset.test_query}
 
-    # Regression.
+    # Regression, and environments.
+    if preset.domain != "classification" and streaming is not None:
+        raise ValueError(f"{preset.dataset} has no images to stream")
+    if preset.domain == "reinforcement":
+        env = agents.environment(preset)
+        return {split: rl.sampler(env, num_tasks=counts[split]) for split in SPLITS}
     if preset.is_regression:
-        if streaming is not None:
-            raise ValueError(f"{preset.dataset} has no images to stream")
         return {
             split: sinusoid.sampler(num_tasks=counts[split], shot=preset.shot, query=queries[split])
             for split in SPLITS
@@ -123,7 +128,9 @@ def fixed_tasks(
 
 
 def input_shape(source: Source) -> tuple[int, ...]:
-    """Returns the shape of one example of a source."""
+    """Returns the shape of one example, or of one observation, of a source."""
+    if isinstance(source, rl.RequestSampler):
+        return (source.environment.observation_size,)
     if is_traceable(source):
         return jax.eval_shape(source, jax.random.key(0)).support["inputs"].shape[2:]
     return source.input_shape
@@ -153,7 +160,8 @@ def located(preset: Preset, data_dir: pathlib.Path | None) -> tuple[Preset, path
     if kind in ("folder", "tfds") and preset.split:
         split = pathlib.Path(preset.split).expanduser().absolute()
         preset = dataclasses.replace(preset, split=str(split))
-    if data_dir is None and (kind in ("folder", "glyphs") or preset.is_regression):
+    is_made = kind in ("folder", "glyphs") or preset.domain != "classification"
+    if data_dir is None and is_made:
         return preset, None
     return preset, datasets.data_directory(data_dir).absolute()
 

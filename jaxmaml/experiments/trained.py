@@ -58,7 +58,7 @@ def load(run_dir: str | os.PathLike[str], label: str | None = None) -> "Trained"
 
     Raises:
         ValueError: the directory holds no run, several runs and no label is given, or the run is not
-            finished, damaged, or of another version.
+            finished, damaged, or of another version; or it is a policy.
 
     Example:
         >>> import contextlib, io, tempfile, numpy as np, jaxmaml
@@ -74,6 +74,7 @@ def load(run_dir: str | os.PathLike[str], label: str | None = None) -> "Trained"
     """
     directory = RunDir(pathlib.Path(run_dir))
     config = directory.read_config()
+    supports.check_takes_examples(preset_of(config))
     spec = _chosen(specs_of(config), label, directory.path)
     directory.verify_state(spec.label, config)
 
@@ -83,7 +84,7 @@ def load(run_dir: str | os.PathLike[str], label: str | None = None) -> "Trained"
     network = networks.build(preset, shape, key_of(config["seed"], "parameters"))
     key = key_of(config["seed"], "parameters of a learner")
     learner = candidates.build(spec, preset, network.model, num_classes, key).learner
-    optimizer = outer_optimizer(preset)
+    optimizer = outer_optimizer(preset, network.model)
     like = jaxmaml.init_state(learner, optimizer, network.params, network.state)
     restored = averaged(directory.restore_state(spec.label, like, config))
     return Trained(

@@ -8,13 +8,15 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from rich.console import Console
 
-from jaxmaml import dispatch, fitting, outer
+from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments import interruption
 from jaxmaml.experiments.candidates import Candidate
+from jaxmaml.experiments.domains import Metric
 from jaxmaml.experiments.experiment import Experiment, own_tasks
 from jaxmaml.experiments.scoring import Score, score, scored_part
 from jaxmaml.fitting import NonFiniteError, Program
+from jaxmaml.rl import trust_region
 from jaxmaml.types import MetaState
 
 Probe: TypeAlias = Callable[[MetaState], Any]
@@ -22,7 +24,8 @@ Probe: TypeAlias = Callable[[MetaState], Any]
 
 
 _NUMBERS = (
-    "done", "num_rows", "num_skipped", "num_skips", "best", "stopped", "stopped_early",
+    *("done", "num_rows", "num_skipped", "num_skips", "num_rejected"),
+    *("best", "stopped", "stopped_early"),
 )  # fmt: skip
 """The attributes of a training that a checkpoint's record holds as they are."""
 
@@ -76,7 +79,7 @@ class Training:
         self.probed: list[Any] = []
         self.seconds: list[float] = []
         self.done = self.num_rows = 0
-        self.num_skipped = self.num_skips = 0
+        self.num_skipped = self.num_skips = self.num_rejected = 0
         self.stopped, self.stopped_early = "", False
         self._show: Callable[..., None] = lambda **news: None
         self._saved: dict[str, Any] | None = None
@@ -229,19 +232,19 @@ class Training:
 
     def _note(self, metrics: dict[str, Any]) -> int:
         """Records the metrics of some steps, and returns their number."""
-        names = [*outer.METRICS, *([dispatch.SKIPPED] if dispatch.SKIPPED in metrics else [])]
-        columns = zip(*(metrics[name].tolist() for name in names), strict=True)
+        columns = zip(*(values.tolist() for values in metrics.values()), strict=True)
         rows = [
             {
                 "label": self.candidate.label,
                 "step": self.num_rows + i,
-                **dict(zip(names, row, strict=True)),
+                **dict(zip(metrics, row, strict=True)),
             }
             for i, row in enumerate(columns)
         ]
         self.record(rows)
         self.num_rows += len(rows)
         self.num_skipped += sum(row.get(dispatch.SKIPPED, False) for row in rows)
+        self.num_rejected += sum(not row.get(trust_region.ACCEPTED, True) for row in rows)
         return len(rows)
 
     def _look(self, index: int, total: int) -> None:
@@ -262,7 +265,7 @@ class Training:
         self._show(phase="validating")
         tasks = own_tasks(self.experiment, "val", num_tasks)
         found = score(self.candidate, self.state, tasks, num_tasks, self.experiment.mesh)
-        criterion = _criterion(found, preset.selection_steps)
+        criterion = _criterion(preset.metric, found, preset.selection_steps)
         self.curve.append((self.done, found))
         self._show(phase="", score=self._last_score())
         self.record([_validation_row(self.candidate.label, self.done, found, criterion)])
@@ -284,15 +287,16 @@ def _mean_loss(metrics: dict[str, Any]) -> float | None:
     return float(np.mean(made)) if len(made) else None
 
 
-def _criterion(score: Score, steps: tuple[int, ...]) -> float:
-    """Returns the mean log error over some inner steps, which gives them equal weight.
+def _criterion(metric: Metric, score: Score, steps: tuple[int, ...]) -> float:
+    """Returns a number that is lower for a better score over some inner steps.
 
-    It is infinite if there are no steps or a score is not finite.
+    For an error it is the mean logarithm, which gives the steps equal weight, and otherwise minus the
+    mean. It is infinite if there are no steps or a score is not finite.
     """
     if not steps:
         return np.inf
-    made = [i for i in steps if i < len(score.mean)] or [score.headline]
-    value = float(np.mean(np.log(score.mean[made])))
+    made = score.mean[[i for i in steps if i < len(score.mean)] or [score.headline]]
+    value = float(-np.mean(made) if metric.higher_is_better else np.mean(np.log(made)))
     return value if np.isfinite(value) else np.inf
 
 

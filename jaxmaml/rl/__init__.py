@@ -1,9 +1,15 @@
 """Meta-reinforcement-learning: environments, policies, rollouts and estimators, wholly in JAX."""
 
+from jaxmaml.rl.adapters_brax import from_brax as from_brax
+from jaxmaml.rl.adapters_brax import half_cheetah as half_cheetah
+from jaxmaml.rl.adapters_gymnax import from_gymnax as from_gymnax
 from jaxmaml.rl.baselines import advantages as advantages
 from jaxmaml.rl.baselines import discounted_returns as discounted_returns
 from jaxmaml.rl.baselines import linear_baseline as linear_baseline
 from jaxmaml.rl.collecting import collect as collect
+from jaxmaml.rl.corrections import with_sampling_correction as with_sampling_correction
+from jaxmaml.rl.drawing import cheetah_segments as cheetah_segments
+from jaxmaml.rl.drawing import draw_cheetah as draw_cheetah
 from jaxmaml.rl.environments import Environment as Environment
 from jaxmaml.rl.environments import Step as Step
 from jaxmaml.rl.environments import TabularTask as TabularTask
@@ -21,19 +27,22 @@ from jaxmaml.rl.problems import Losses as Losses
 from jaxmaml.rl.problems import Problem as Problem
 from jaxmaml.rl.problems import likelihood_ratio as likelihood_ratio
 from jaxmaml.rl.problems import losses as losses
-from jaxmaml.rl.proximal import Ppo as Ppo
-from jaxmaml.rl.proximal import ppo as ppo
+from jaxmaml.rl.proximal import Promp as Promp
+from jaxmaml.rl.proximal import promp as promp
 from jaxmaml.rl.recurrent import GruPolicy as GruPolicy
 from jaxmaml.rl.recurrent import Memory as Memory
 from jaxmaml.rl.recurrent import RecurrentPolicy as RecurrentPolicy
 from jaxmaml.rl.recurrent import WithMemory as WithMemory
 from jaxmaml.rl.recurrent import recurrent_policy as recurrent_policy
+from jaxmaml.rl.recurrent_ppo import Ppo as Ppo
+from jaxmaml.rl.recurrent_ppo import ppo as ppo
 from jaxmaml.rl.remembering import rl_squared as rl_squared
 from jaxmaml.rl.requests import Request as Request
 from jaxmaml.rl.requests import RequestSampler as RequestSampler
 from jaxmaml.rl.requests import sampler as sampler
 from jaxmaml.rl.rollouts import Trajectories as Trajectories
 from jaxmaml.rl.rollouts import rollout as rollout
+from jaxmaml.rl.surrogates import surrogate as surrogate
 from jaxmaml.rl.trials import RecurrentProblem as RecurrentProblem
 from jaxmaml.rl.trials import TrialExperience as TrialExperience
 from jaxmaml.rl.trials import Trials as Trials

@@ -95,13 +95,30 @@ def advantages(
     errors = (trajectories.rewards + discount * after - values) * mask
     factor = jnp.asarray(discount * gae_lambda, errors.dtype)
     found = _backward_sum(errors, factor) * mask
-    if not normalize:
-        return found
+    return normalized(found, values, mask)[0] if normalize else found
+
+
+def normalized(found: Array, values: Array, mask: Array) -> tuple[Array, Array]:
+    """Returns advantages with mean 0 and standard deviation 1, and what they were divided by, `[]`.
+
+    Args:
+        found: advantages, zero after the end.
+        values: the baseline. Advantages and baseline give the size of the returns.
+        mask: 1 for the steps that count. All are `[num_trajectories, horizon]`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> zeros, ones = jnp.zeros((1, 2)), jnp.ones((1, 2))
+        >>> found, scale = normalized(jnp.array([[1.0, 5.0]]), zeros, ones)
+        >>> found.round(2).tolist(), round(float(scale), 2)
+        ([[-1.0, 1.0]], 2.0)
+    """
     mean = masked_mean(found, mask)
     deviation = jnp.sqrt(masked_mean(jnp.square(found - mean), mask))
     # Where all returns are equal, only rounding errors are left, which must not become a direction.
     size = jnp.sqrt(masked_mean(jnp.square(found + values), mask))
-    return (found - mean) * mask / (deviation + ROUNDING * size + 1e-8)
+    scale = deviation + ROUNDING * size + 1e-8
+    return (found - mean) * mask / scale, scale
 
 
 def masked_mean(values: Array, mask: Array) -> Array:

@@ -1,10 +1,12 @@
 """Sampling the batches of an outer step, which then stay the same while the parameters move."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jaxmaml.rl.problems import Experience, Problem
-from jaxmaml.types import MetaLearner, MetaParams, Task
+from jaxmaml.types import Array, MetaLearner, MetaParams, Task
 
 
 def collect(problem: Problem, learner: MetaLearner, meta_params: MetaParams, tasks: Task) -> Task:
@@ -35,11 +37,13 @@ def collect(problem: Problem, learner: MetaLearner, meta_params: MetaParams, tas
         >>> found.support.actions.shape, found.query.actions.shape
         ((3, 2, 4, 10, 2), (3, 4, 10, 2))
     """
-    return jax.vmap(lambda task: _collect(problem, learner, meta_params, task))(tasks)
+    return jax.vmap(lambda task: collect_one(problem, learner, meta_params, task))(tasks)
 
 
-def _collect(problem: Problem, learner: MetaLearner, meta_params: MetaParams, task: Task) -> Task:
-    """The batches of one task."""
+def collect_one(
+    problem: Problem, learner: MetaLearner, meta_params: MetaParams, task: Task
+) -> Task:
+    """Returns the batches of one task; see `collect`."""
     info = jax.eval_shape(learner.loss, meta_params, task)[1]
     num_inner_steps = info.inner_losses.shape[0]
     # The first step samples with what the learner starts from, each later one with what the batches
@@ -52,6 +56,18 @@ def _collect(problem: Problem, learner: MetaLearner, meta_params: MetaParams, ta
     support = _stacked(sampled, num_inner_steps)
     adapted, _ = learner.adapt(meta_params, support)
     return Task(support, problem.experience(adapted, task.query))
+
+
+def shares(weights: Any, batches: Task) -> Array:
+    """Returns the part of each task in a mean over tasks, `[num_tasks]`.
+
+    Args:
+        weights: of the tasks, `[num_tasks]`; None for equal ones.
+        batches: what `collect` returns.
+    """
+    returns = batches.query.returns
+    weights = jnp.ones(len(returns)) if weights is None else jnp.asarray(weights)
+    return (weights / weights.sum()).astype(returns.dtype)
 
 
 def _stacked(sampled: list[Experience], num_inner_steps: int) -> Experience:

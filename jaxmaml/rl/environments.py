@@ -100,7 +100,7 @@ def navigation_2d() -> Environment:
         done = jnp.all(jnp.abs(offset) < 0.01)
         return Step(position, position, -_length(offset), done)
 
-    return Environment(sample_task, _at_origin, step, observation_size=2, action_size=2)
+    return Environment(sample_task, _at_origin, step, 2, 2, optimal_return=_return_of_travel)
 
 
 def point_robot() -> Environment:
@@ -125,7 +125,7 @@ def point_robot() -> Environment:
         position = _moved(position, action)
         return Step(position, position, -_length(position - goal), jnp.array(False))
 
-    return Environment(sample_task, _at_origin, step, observation_size=2, action_size=2)
+    return Environment(sample_task, _at_origin, step, 2, 2, optimal_return=_return_of_travel)
 
 
 def bandit(num_arms: int = 5, kind: str = "bernoulli") -> Environment:
@@ -255,6 +255,13 @@ def _at_origin(key: Array, task: Array) -> tuple[Array, Array]:
 
 def _moved(position: Array, action: Array) -> Array:
     return position + 0.1 * jnp.clip(action, -1.0, 1.0)
+
+
+def _return_of_travel(goal: Array, horizon: int) -> Array:
+    """The return of going to the goal at full speed along each coordinate, and staying there."""
+    steps = jnp.arange(1, horizon + 1, dtype=goal.dtype)[:, None]
+    left = jnp.maximum(jnp.abs(goal) - 0.1 * steps, 0)
+    return -jax.vmap(_length)(left).sum()
 
 
 def _length(offset: Array) -> Array:

@@ -1,16 +1,18 @@
 """Losses of a policy, which sample what they need, for any learner."""
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 
+from jaxmaml.checks import check_choice
 from jaxmaml.rl import baselines
 from jaxmaml.rl.baselines import masked_mean
 from jaxmaml.rl.environments import Environment
 from jaxmaml.rl.policies import PolicyFn
 from jaxmaml.rl.requests import Request
 from jaxmaml.rl.rollouts import Trajectories, rollout
+from jaxmaml.rl.surrogates import Inner, surrogate
 from jaxmaml.types import Array, AtStep, LossFn, MetricFn, Params, Scalar
 
 
@@ -18,10 +20,10 @@ class Experience(NamedTuple):
     """A batch that was sampled, with what its losses need.
 
     Attributes:
-        observations, actions, log_probs, mask: as in `Trajectories`.
+        observations, actions, rewards, log_probs, mask: as in `Trajectories`.
         distribution: of the actions, under the policy that chose them.
         advantages: `[num_trajectories, horizon]`, see `rl.advantages`.
-        returns: the undiscounted return of each trajectory, `[num_trajectories]`.
+        scale: what the advantages were divided by, `[]`; 1 if they are not normalized.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -36,15 +38,23 @@ class Experience(NamedTuple):
 
     observations: Array
     actions: Array
+    rewards: Array
     log_probs: Array
     distribution: Any
     advantages: Array
     mask: Array
-    returns: Array
+    scale: Array
+
+    @property
+    def returns(self) -> Array:
+        """The undiscounted return of each trajectory, `[..., num_trajectories]`."""
+        return self.rewards.sum(axis=-1)
 
 
 SampledBatch: TypeAlias = Request | Experience
 """A batch that is sampled when it is needed, or that was sampled before."""
+Baseline: TypeAlias = Literal["linear", "none"]
+"""The name of the values that are subtracted from the returns; see `Problem`."""
 
 
 class Problem(NamedTuple):
@@ -57,6 +67,10 @@ class Problem(NamedTuple):
         horizon: the steps after which an episode is cut.
         discount: of rewards, in 0..1.
         gae_lambda: of the advantages, see `rl.advantages`.
+        normalize: whether the advantages of a batch are normalized, see `rl.advantages`. Without it, a
+            discount and a lambda of 1 and the baseline "none", the policy gradient is unbiased.
+        baseline: "linear" for `rl.linear_baseline`, or "none". The linear one is fitted to the
+            trajectories that it serves, a bias that vanishes with their number.
 
     Example:
         >>> from flax import nnx
@@ -73,6 +87,8 @@ class Problem(NamedTuple):
     horizon: int = 100
     discount: float = 0.99
     gae_lambda: float = 1.0
+    normalize: bool = True
+    baseline: Baseline = "linear"
 
     def sample(self, params: Params, request: Request) -> Trajectories:
         """Returns trajectories of the policy. They are constants: nothing is differentiated."""
@@ -84,18 +100,37 @@ class Problem(NamedTuple):
         return jax.lax.stop_gradient(found)
 
     def experience(self, params: Params, request: Request) -> Experience:
-        """Returns trajectories of the policy with advantages from a baseline fitted to them."""
-        found = self.sample(params, request)
-        values = baselines.linear_baseline(found, self.discount)
+        """Returns trajectories of the policy with their advantages; see `score`."""
+        return self.score(params, self.sample(params, request))
+
+    def score(self, params: Params, found: Trajectories) -> Experience:
+        """Returns trajectories, which a policy sampled, with their advantages.
+
+        Args:
+            params: those that the trajectories were sampled with.
+            found: the trajectories of one task.
+
+        Raises:
+            ValueError: `baseline` is unknown.
+        """
+        values, scale = self._values(found), jnp.ones_like(found.rewards[0, 0])
         advantages = baselines.advantages(
-            found, values, discount=self.discount, gae_lambda=self.gae_lambda
+            found, values, discount=self.discount, gae_lambda=self.gae_lambda, normalize=False
         )
+        if self.normalize:
+            advantages, scale = baselines.normalized(advantages, values, found.mask)
         distribution = self.policy_fn(params, found.observations)
         batch = Experience(
-            found.observations, found.actions, found.log_probs, distribution, advantages,
-            found.mask, found.returns(),
+            found.observations, found.actions, found.rewards, found.log_probs, distribution,
+            advantages, found.mask, scale,
         )  # fmt: skip
         return jax.lax.stop_gradient(batch)
+
+    def _values(self, found: Trajectories) -> Array:
+        check_choice("baseline", self.baseline, get_args(Baseline))
+        if self.baseline == "none":
+            return jnp.zeros_like(found.rewards)
+        return baselines.linear_baseline(found, self.discount)
 
     def experience_at(self, params: Params, request: Request, step: Scalar) -> Experience:
         """Returns the experience of an inner step, which has a key of its own."""
@@ -107,7 +142,7 @@ class Losses(NamedTuple):
     """The functions that make a learner of `jaxmaml` a learner of a policy.
 
     Attributes:
-        loss_fn: the surrogate of REINFORCE, for the inner loop.
+        loss_fn: the surrogate of the inner loop.
         query_loss_fn: the surrogate with the ratio of likelihoods, whose gradient where the query was
             sampled is the policy gradient.
         at_step: samples the support of an inner step with the parameters of that step.
@@ -131,7 +166,7 @@ class Losses(NamedTuple):
     metric_fn: MetricFn
 
 
-def losses(problem: Problem) -> Losses:
+def losses(problem: Problem, *, inner: Inner = "reinforce") -> Losses:
     """Returns what a learner needs in order to adapt a policy by policy gradients.
 
     Tasks are `Task(support=Request(...), query=Request(...))`, as `rl.sampler` draws them. Before each
@@ -139,13 +174,20 @@ def losses(problem: Problem) -> Losses:
     2017, arXiv 1703.03400, algorithm 3). A support may also be an `Experience` whose leaves have a
     leading axis of inner steps, and a query an `Experience`: then nothing is sampled.
 
-    Trajectories are constants to the derivative. The exact meta-gradient of such a loss is that of the
-    inner gradient as it was estimated; it leaves out that the initial parameters also decide what is
-    sampled for the inner loop (Al-Shedivat et al. 2018, arXiv 1710.03641, equation 7; Stadie et al.
-    2018, arXiv 1803.01118). That is the estimator of the MAML paper.
+    Trajectories are constants to the derivative, so that the exact meta-gradient leaves out that the
+    initial parameters also decide what is sampled for the inner loop. `rl.with_sampling_correction`
+    adds this term to the surrogate "reinforce", which is the estimator of the MAML paper. "dice" and
+    "lvc" contain it, or a part of it, to first order in the inner rate: see `rl.surrogate`.
+
+    All losses are means over the steps that count. The gradient of the expected return is that of a
+    sum over steps: it is larger by the mean length of an episode, `horizon` where none ends early.
 
     Args:
         problem: what is sampled.
+        inner: the surrogate of the inner loop, "reinforce", "lvc" or "dice"; see `rl.surrogate`.
+
+    Raises:
+        ValueError: `inner` is unknown.
 
     Example:
         >>> import jax, optax, jaxmaml
@@ -164,10 +206,11 @@ def losses(problem: Problem) -> Losses:
         >>> jaxmaml.evaluate(learner, parts.metric_fn, state, tasks).shape
         (3, 2)
     """
+    check_choice("inner", inner, get_args(Inner))
 
     def loss_fn(params: Params, batch: Experience) -> Array:
         log_probs = problem.policy_fn(params, batch.observations).log_prob(batch.actions)
-        return -masked_mean(log_probs * batch.advantages, batch.mask)
+        return -surrogate(inner, log_probs, batch.log_probs, batch.advantages, batch.mask)
 
     def query_loss_fn(params: Params, batch: SampledBatch) -> Array:
         if isinstance(batch, Request):
@@ -197,7 +240,9 @@ def likelihood_ratio(policy_fn: PolicyFn, params: Params, batch: Experience) -> 
         >>> policy_fn = lambda params, observations: rl.Categorical(params * observations)
         >>> actions, log_probs = jnp.zeros((1, 1), int), jnp.log(jnp.full((1, 1), 0.25))
         >>> ones = jnp.ones((1, 1))
-        >>> batch = rl.Experience(jnp.ones((1, 1, 2)), actions, log_probs, None, ones, ones, ones)
+        >>> batch = rl.Experience(
+        ...     jnp.ones((1, 1, 2)), actions, ones, log_probs, None, ones, ones, ones[0, 0]
+        ... )
         >>> likelihood_ratio(policy_fn, 1.0, batch).tolist()
         [[2.0]]
     """

@@ -14,9 +14,12 @@ from jaxmaml.adjoints import Exact
 from jaxmaml.checks import check_count
 from jaxmaml.learners.inner_loop import algorithm_of
 from jaxmaml.rl.baselines import masked_mean
-from jaxmaml.rl.collecting import collect
+from jaxmaml.rl.collecting import collect, shares
 from jaxmaml.rl.problems import Experience, Problem
 from jaxmaml.types import Array, Info, MetaLearner, MetaParams, MetaState, Scalar, State, Task
+
+ACCEPTED = "accepted"
+"""The metric that says whether an outer step was made."""
 
 
 class TrpoState(NamedTuple):
@@ -58,6 +61,11 @@ class Trpo:
     shrink: float
     num_line_search_steps: int
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics of `meta_step`."""
+        return *outer.METRICS, *("kl", ACCEPTED, "return_before", "return")
+
     def init(self, params: MetaParams, /) -> TrpoState:
         """Returns the state before the first step."""
         del params
@@ -75,8 +83,8 @@ class Trpo:
         # The direction: the inverse of the Fisher matrix times the meta-gradient.
         loss, grads, info = grad(learner, params, batches)
         kl_learner = learner._replace(loss=functools.partial(_kl_loss, self.problem, learner))
-        shares = _shares(options.get("weights"), batches)
-        hessian = _kl_hessian(self.problem, learner, params, batches, state, shares)
+        parts = shares(options.get("weights"), batches)
+        hessian = _kl_hessian(self.problem, learner, params, batches, state, parts)
         fisher = lambda vector: optax.tree.add_scale(hessian(vector), self.damping, vector)
         direction = jax.scipy.sparse.linalg.cg(fisher, grads, maxiter=self.num_cg_steps)[0]
 
@@ -97,10 +105,10 @@ class Trpo:
         )
         rejected = opt_state.num_rejected + jnp.where(accepted, 0, 1)
         metrics = {
-            "loss": loss, "query_loss": shares @ info.query_loss, "grad_norm": optax.tree.norm(grads),
-            "kl": jnp.where(accepted, kl, 0), "accepted": accepted,
-            "return_before": shares @ batches.support.returns[:, 0].mean(axis=1),
-            "return": shares @ batches.query.returns.mean(axis=1),
+            "loss": loss, "query_loss": parts @ info.query_loss, "grad_norm": optax.tree.norm(grads),
+            "kl": jnp.where(accepted, kl, 0), ACCEPTED: accepted,
+            "return_before": parts @ batches.support.returns[:, 0].mean(axis=1),
+            "return": parts @ batches.query.returns.mean(axis=1),
         }  # fmt: skip
         return MetaState(params, TrpoState(rejected), step + 1, info.state), metrics
 
@@ -236,20 +244,13 @@ def _check_adjoint(learner: MetaLearner) -> None:
         )
 
 
-def _shares(weights: Any, batches: Task) -> Array:
-    """The part of each task in a mean over tasks, `[num_tasks]`."""
-    returns = batches.query.returns
-    weights = jnp.ones(len(returns)) if weights is None else jnp.asarray(weights)
-    return (weights / weights.sum()).astype(returns.dtype)
-
-
 def _kl_hessian(
     problem: Problem,
     learner: MetaLearner,
     meta_params: MetaParams,
     batches: Task,
     state: State,
-    shares: Array,
+    parts: Array,
 ) -> Callable[[MetaParams], MetaParams]:
     """Returns the product of a vector with the Hessian of the mean divergence.
 
@@ -263,7 +264,7 @@ def _kl_hessian(
         return _adapted_distribution(problem, learner, meta_params, task, state)[0]
 
     def mean_kl(distributions: Any) -> Array:
-        return shares @ jax.vmap(_divergence)(batches.query, distributions)
+        return parts @ jax.vmap(_divergence)(batches.query, distributions)
 
     # One task after the other: on a CPU this is twice as fast as all at once.
     of_tasks = lambda params: jax.lax.map(functools.partial(distribution, params), batches)

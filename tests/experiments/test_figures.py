@@ -33,7 +33,7 @@ def test_the_plots_show_the_numbers_of_the_runs(compared, drawn, tmp_path):
     comparison, runs = compared
     gradient = {"step": [0, 3], "cosine": [0.9, 0.8], "norm_ratio": [1.0, 2.0]}
     written = figures.draw_all(
-        RunDir(tmp_path), comparison.experiment, runs, floor=None, gradient=gradient
+        RunDir(tmp_path), comparison.experiment, runs, reference=None, gradient=gradient
     )
     assert [path.name for path in written] == list(drawn) == [
         "metric_per_step.png", "learning_curves.png", "gradient_agreement.png", "regression.png"
@@ -53,13 +53,13 @@ def test_what_does_not_exist_is_not_drawn(compared, drawn, tmp_path):
     comparison, runs = compared
     preset = presets.override(REGRESSION, num_validations=0)
     experiment = comparison.experiment._replace(preset=preset)
-    figures.draw_all(RunDir(tmp_path), experiment, runs, floor=None, gradient=None)
+    figures.draw_all(RunDir(tmp_path), experiment, runs, reference=None, gradient=None)
     assert list(drawn) == ["metric_per_step.png", "regression.png"]
 
 
 def test_the_regression_plot_shows_the_adaptation(compared, drawn, tmp_path):
     comparison, runs = compared
-    figures.draw_all(RunDir(tmp_path), comparison.experiment, runs, floor=None, gradient=None)
+    figures.draw_all(RunDir(tmp_path), comparison.experiment, runs, reference=None, gradient=None)
     lines = _lines(drawn["regression.png"])
     np.testing.assert_allclose(lines["truth"].max(), 3.0, atol=0.01)
     assert not np.allclose(lines["before"], lines["after 2 steps"])

@@ -52,8 +52,10 @@ def test_a_value_between_two_gaps_is_visible() -> None:
     assert line.get_marker() not in ("", "None", None)
 
 
-def test_metric_per_step_shows_means_intervals_floor_and_headline() -> None:
-    figure = plots.metric_per_step(RUNS, ylabel="accuracy", floor=0.41, headline=3)
+def test_metric_per_step_shows_means_intervals_reference_and_headline() -> None:
+    figure = plots.metric_per_step(
+        RUNS, ylabel="accuracy", reference=("nearest neighbor", 0.41), headline=3
+    )
     exact, first = figure.axes[0].containers
     np.testing.assert_array_equal(exact[0].get_ydata(), RUNS["exact"]["mean"])
     np.testing.assert_array_equal(first[0].get_ydata(), [0.2, 0.7, np.nan, np.nan])
@@ -170,7 +172,7 @@ FIGURES = {
     "six runs": lambda: plots.metric_per_step(
         {f"{order}@{rate}": run for order, run in RUNS.items() for rate in (0.1, 0.4, 2.0)},
         ylabel="accuracy",
-        floor=0.41,
+        reference=("nearest neighbor", 0.41),
         headline=3,
     ),
     "gradients": lambda: plots.gradient_agreement(STEP, [1, 0.9, 0.8, 0.7], [1, 1.2, 1.4, 1.6]),

@@ -13,6 +13,10 @@ def test_the_presets_that_the_documents_name_exist():
     root = Path(__file__).resolve().parents[2]
     text = "".join((root / name).read_text() for name in ("README.md", "benchmarks/README.md"))
     datasets = "sinusoid|glyphs|omniglot|cifar-fs|fc100|mini-imagenet|cub|pictures"
+    agents = re.findall(
+        r"\b(?:nav2d-paper|nav2d-script|tabular-mdp|cheetah-dir|cheetah-vel)\b", text
+    )
+    assert set(agents) <= set(presets.PRESETS)
     named = set(re.findall(rf"\b(?:{datasets})-(?:mlp-)?\d+(?:w\d+s|shot)\b", text))
     assert len(named) >= 4
     assert named <= set(presets.PRESETS)
@@ -22,7 +26,9 @@ def test_the_presets_that_the_documents_name_exist():
 def test_a_name_states_dataset_way_and_shot(preset):
     assert presets.get(preset.name) is preset
     dataset = "pictures" if preset.dataset == "folder:" else preset.dataset
-    assert preset.name.startswith(f"{dataset}-")
+    assert preset.name.startswith(dataset)
+    if preset.domain == "reinforcement":
+        return
     size = preset.name.rpartition("-")[2]
     expected = f"{preset.shot}shot" if preset.is_regression else f"{preset.way}w{preset.shot}s"
     assert size == expected

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from jaxmaml import stages
 from jaxmaml.experiments import progress
+from jaxmaml.experiments.domains import METRICS
 from jaxmaml.experiments.progress import Display
 
 
@@ -33,7 +34,7 @@ def log():
 
 def test_a_log_has_lines_at_a_sensible_rate(clock, log):
     with Display(log, clock) as display:
-        show = display.run("exact", 2000, is_regression=False)
+        show = display.run("exact", 2000, metric=METRICS["classification"])
         show(phase="compiling")
         show(phase="")
         show(completed=0)
@@ -57,7 +58,7 @@ def test_a_log_has_lines_at_a_sensible_rate(clock, log):
 
 def test_a_resumed_run_does_not_count_the_steps_that_were_done(clock, log):
     with Display(log, clock) as display:
-        show = display.run("exact", 2000, is_regression=True)
+        show = display.run("exact", 2000, metric=METRICS["regression"])
         show(completed=1000)
         clock.now += 40
         show(completed=1100, rate=2.5, loss=0.5)
@@ -97,7 +98,8 @@ def test_80_columns_cut_nothing_off(label):
     with progress._Progress(console) as bars:
         view = progress._Bars(bars)
         view.run(progress.Status(
-            label, 60_000, False, "validating", 12_500, 12.34, 0.1234, 0.853, left=40_000.0
+            label, 60_000, METRICS["classification"], "validating", 12_500, 12.34, 0.1234, 0.853,
+            left=40_000.0,
         ))  # fmt: skip
         stage = stages.Stage("nearest neighbor on test tasks", 60_000, 12_000)
         view.stage(stage, 3.0)
@@ -131,13 +133,13 @@ class _Closed(io.StringIO):
 
 def test_a_reader_that_is_gone_does_not_end_the_work(clock):
     with Display(_Closed(), clock) as display:
-        display.run("exact", 10, is_regression=False)(phase="compiling")
+        display.run("exact", 10, metric=METRICS["classification"])(phase="compiling")
 
 
 def test_a_process_without_standard_error_shows_nothing(clock, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr", None)
     with Display(clock=clock) as display:
-        display.run("exact", 10, is_regression=False)(phase="compiling")
+        display.run("exact", 10, metric=METRICS["classification"])(phase="compiling")
     assert capsys.readouterr().out == ""
 
 

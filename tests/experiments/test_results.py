@@ -9,7 +9,7 @@ from jaxmaml.experiments.run_dir import to_json
 def test_results_are_the_stable_interface(compared):
     comparison, runs = compared
     gradient = {"cosine": [1.0], "norm_ratio": [1.0], "step": [0]}
-    results = make_results(comparison.config, runs, floor=None, gradient=gradient)
+    results = make_results(comparison.config, runs, reference=None, gradient=gradient)
     assert list(results) == [
         "preset", "seed", "num_test_tasks", "device", "versions", "commit",
         "matmul_precision", "compute_dtype", "floor", "runs", "gradient", "seeds",

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.tiny import PRESET, REGRESSION, interrupted_after
+from experiments.tiny import AGENT, PRESET, REGRESSION, interrupted_after
 from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments import candidates, compare, experiment, figures, presets
@@ -318,6 +318,8 @@ SOURCES = {
     "pool": (IMAGES, "maml", None),
     "stream": (IMAGES, "maml", Streaming(num_workers=2, cache=False)),
     "state": (presets.override(IMAGES, norm="per_step"), "maml_plus_plus", None),
+    "policy": (AGENT, "maml", None),
+    "trust region": (presets.override(AGENT, outer="trpo"), "maml", None),
     "average": (presets.override(REGRESSION, averaging=0.9, selection_steps=(1,)), "maml", None),
 }
 

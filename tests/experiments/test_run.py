@@ -9,6 +9,7 @@ from experiments.tiny import PRESET, REGRESSION
 from jaxmaml.experiments import presets, training
 from jaxmaml.experiments import run as runs
 from jaxmaml.experiments.candidates import Spec
+from jaxmaml.experiments.domains import METRICS
 from jaxmaml.experiments.experiment import (
     build_candidate,
     build_experiment,
@@ -226,17 +227,31 @@ def _score(*mean):
 
 
 @pytest.mark.parametrize(
-    ("mean", "steps", "expected"),
+    ("domain", "mean", "steps", "expected"),
     [
-        ((1.0, np.e, np.e**3), (1, 2), 2.0),
-        ((1.0, np.e), (1, 5), 1.0),
-        ((np.e, 1.0), (5,), 1.0),  # no such step: the headline's
-        ((1.0, np.nan), (1,), np.inf),
-        ((1.0, 1.0), (), np.inf),
+        ("regression", (1.0, np.e, np.e**3), (1, 2), 2.0),
+        ("regression", (1.0, np.e), (1, 5), 1.0),
+        ("regression", (np.e, 1.0), (5,), 1.0),  # no such step: the headline's
+        ("regression", (1.0, np.nan), (1,), np.inf),
+        ("regression", (1.0, 1.0), (), np.inf),
+        # Higher accuracies and returns are better.
+        ("classification", (0.2, 0.4, 0.8), (1, 2), -0.6),
+        ("reinforcement", (-40.0, -10.0), (1,), 10.0),
     ],
 )
-def test_the_criterion_of_the_selection(mean, steps, expected):
-    assert training._criterion(_score(*mean), steps) == pytest.approx(expected)
+def test_the_criterion_of_the_selection(domain, mean, steps, expected):
+    found = training._criterion(METRICS[domain], _score(*mean), steps)
+    assert found == pytest.approx(expected)
+
+
+def test_a_classifier_is_selected_by_its_highest_accuracy(images):
+    preset = presets.override(
+        PRESET, num_outer_steps=12, num_validations=12, num_val_tasks=50, selection_steps=(1,)
+    )
+    _, _, run, _ = _run(preset, inner_lr=0.1, images=images)
+    accuracies = {step: score.mean[1] for step, score in run.curve}
+    assert max(accuracies.values()) > min(accuracies.values())
+    assert accuracies[int(run.meta_state.step)] == max(accuracies.values())
 
 
 @pytest.mark.parametrize(("total", "num_times"), [(12, 6), (12, 5), (7, 3), (4, 12), (5, 5)])

@@ -9,6 +9,7 @@ from rich.console import Console
 from experiments.tiny import PRESET, REGRESSION
 from jaxmaml.experiments import presets, tables
 from jaxmaml.experiments.candidates import Spec, over_seeds
+from jaxmaml.experiments.references import named
 from jaxmaml.experiments.scoring import Score
 from jaxmaml.experiments.seeds import SeedScore
 
@@ -43,7 +44,7 @@ def many(compared):
 
 def test_scores_have_a_row_per_inner_step():
     scores = {"exact": _score(0.2, 0.805), "first": _score(0.2, 0.7, num_nonfinite=3)}
-    lines = _shown(tables.scores_table(PRESET, scores, 600, 0.41))
+    lines = _shown(tables.scores_table(PRESET, scores, 600, named("classification", 0.41)))
     assert "glyphs-5w1s, way=3, shot=2: test accuracy, %, 95 % CI over 600 tasks" in lines[0]
     rows = [line.split("  ") for line in lines[3:]]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
@@ -66,7 +67,7 @@ def test_the_costs_are_appended(compared):
     _, runs = compared
     table = tables.scores_table(REGRESSION, {run.label: run.test for run in runs}, 5, None)
     tables.add_features(table, runs)
-    tables.add_costs(table, runs)
+    tables.add_costs(table, REGRESSION, runs)
     lines = _shown(table)
     assert not any("features" in line for line in lines)
     (flops,) = (line for line in lines if "GFLOP" in line)
@@ -78,7 +79,7 @@ def test_the_selected_step_is_stated_if_it_is_not_the_last(compared):
     _, (run, _) = compared
     early = run._replace(meta_state=run.meta_state._replace(step=np.int32(3)))
     table = tables.scores_table(REGRESSION, {run.label: run.test}, 5, None)
-    tables.add_costs(table, [early])
+    tables.add_costs(table, REGRESSION, [early])
     (selected,) = (line for line in _shown(table) if "selected by validation" in line)
     assert selected.split()[-1] == "3"
 
@@ -118,7 +119,7 @@ def test_rates_are_compared_by_their_mean_over_seeds(many):
 def test_what_ended_or_interrupted_a_training_is_stated(many):
     runs = [many[0]._replace(stopped_early=True), many[1]._replace(num_skipped=1234)]
     table = tables.scores_table(REGRESSION, {run.label: run.test for run in runs}, 5, None)
-    tables.add_costs(table, runs)
+    tables.add_costs(table, REGRESSION, runs)
     (steps,) = (line.split() for line in _shown(table) if "outer steps" in line)
     assert steps[-3:] == ["6", "(patience)", "6"]
     (left_out,) = (line.split() for line in _shown(table) if "left out" in line)
@@ -169,10 +170,12 @@ def test_a_source_is_stated_once():
 
 def test_many_scores_have_a_row_each():
     """Twenty columns would be too narrow to read."""
+    reference = named("classification", 0.31)
     score = Score(np.array([0.2, 0.4, 0.853]), np.full(3, 0.012), 1, 2)
     scores = {f"exact, seed {i}": score for i in range(tables.MAX_COLUMNS + 1)}
     rows = [
-        " ".join(line.split()) for line in _shown(tables.scores_table(PRESET, scores, 600, 0.31))
+        " ".join(line.split())
+        for line in _shown(tables.scores_table(PRESET, scores, 600, reference))
     ]
     assert "exact, seed 4 20.0 ± 1.2 40.0 ± 1.2 2 85.3 ± 1.2 1" in rows
     assert "NN, pixels 31.0" in rows

@@ -10,8 +10,7 @@ import pytest
 
 import jaxmaml
 from experiments.tiny import IMAGE_SHAPE, PRESET, REGRESSION, initial_state, save_untrained
-from jaxmaml.experiments import candidates, networks, presets
-from jaxmaml.experiments.learners import LEARNERS
+from jaxmaml.experiments import candidates, learners, networks, presets
 from jaxmaml.experiments.trained import Trained
 from jaxmaml.nn.norm import POLICIES
 
@@ -40,7 +39,11 @@ def one_at_a_time(adapted, inputs):
 
 
 CASES = [(LEARNER_OF[norm], norm) for norm in POLICIES]
-CASES += [(learner, "transductive") for learner in LEARNERS if learner != "maml"]
+CASES += [
+    (learner, "transductive")
+    for learner in learners.of_domain("classification")
+    if learner != "maml"
+]
 
 
 @pytest.mark.parametrize(("learner", "norm"), CASES)

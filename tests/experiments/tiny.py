@@ -26,6 +26,12 @@ REGRESSION = presets.override(
     hidden_sizes=(4,), num_tasks=2, num_outer_steps=6, test_query=3, num_val_tasks=5,
     num_validations=2, num_test_inner_steps=2, selection_steps=(),
 )  # fmt: skip
+AGENT = presets.override(
+    presets.get("nav2d"),
+    hidden_sizes=(4,), num_tasks=2, num_outer_steps=6, num_trajectories=3, horizon=5,
+    num_val_tasks=5, num_validations=2, num_inner_steps=1, num_test_inner_steps=2,
+)  # fmt: skip
+"""A policy."""
 SPECS = [Spec("exact@0.1", "exact", 0.1, "maml"), Spec("anil", "exact", 0.2, "anil")]
 
 
@@ -67,7 +73,7 @@ def initial_state(preset, learner, input_shape):
     spec, key = candidates.single(preset, learner), jax.random.key(1)
     num_classes = 0 if preset.is_regression else 3
     candidate = candidates.build(spec, preset, network.model, num_classes, key)
-    optimizer = outer_optimizer(preset)
+    optimizer = outer_optimizer(preset, network.model)
     return jaxmaml.init_state(candidate.learner, optimizer, network.params, network.state)
 
 

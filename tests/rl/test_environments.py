@@ -50,6 +50,18 @@ def test_navigation_clips_the_action_and_ends_at_the_goal():
     assert not environment.step(key, jnp.array([0.1, 0.0]), jnp.array([1.0, 0.0]), goal).done
 
 
+@pytest.mark.parametrize("make", [rl.navigation_2d, rl.point_robot])
+def test_the_optimal_return_of_a_point_is_that_of_going_straight_along_each_axis(make):
+    environment, goal, key = make(), jnp.array([0.25, -0.13]), jax.random.key(0)
+    state, _ = environment.reset(key, goal)
+    total = 0.0
+    for _ in range(5):
+        step = environment.step(key, state, (goal - state) / 0.1, goal)
+        state, total = step.state, total + step.reward
+    np.testing.assert_allclose(environment.optimal_return(goal, 5), total, rtol=1e-5)
+    np.testing.assert_allclose(total, -(np.hypot(0.15, 0.03) + 0.05), rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["bernoulli", "gaussian"])
 def test_a_bandit_pays_its_means(kind):
     environment = rl.bandit(3, kind)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jaxmaml
-from jaxmaml.experiments import seeds, tables
+from jaxmaml.experiments import references, seeds, tables
 from jaxmaml.experiments.presets import Preset
+from jaxmaml.experiments.references import Reference
 from jaxmaml.experiments.report import configurations, latex, pictures
 from jaxmaml.experiments.report.blocks import (
     Block,
@@ -108,6 +109,9 @@ def _benchmarks(directories: Sequence[SavedDirectory]) -> list[Benchmark]:
 
 
 def _task_title(preset: Preset) -> str:
+    if preset.domain == "reinforcement":
+        trajectories = f"{preset.num_trajectories} trajectories of {preset.horizon} steps"
+        return f"{preset.dataset}, {trajectories}"
     if preset.is_regression:
         return f"{preset.dataset}, {preset.shot}-shot"
     size = f", {preset.image_size} pixels" * bool(preset.image_size)
@@ -120,7 +124,8 @@ def _parts_of_benchmark(benchmark: Benchmark) -> list[Part]:
     untested = [run for run in benchmark.runs if run.test is None and run.validations]
     scores: list[Block] = []
     if tested:
-        scores += [_scores(tested), pictures.scores(tested, _floor(benchmark)), *_floors(benchmark)]
+        scores += [_scores(tested), pictures.scores(tested, _reference(benchmark))]
+        scores += _references(benchmark)
         scores += _seed_scores(benchmark)
     if untested:
         scores.append(_validation_scores(untested))
@@ -213,30 +218,33 @@ def _per_inner_step(caption: str, preset: Preset, named: dict[str, Score]) -> Ta
     return table if len(named) <= MAX_COLUMNS else _transposed(table, "run \\ inner steps")
 
 
-def _floors(benchmark: Benchmark) -> list[Block]:
-    """Returns what the nearest neighbor reaches, which any learner should exceed."""
+def _references(benchmark: Benchmark) -> list[Block]:
+    """Returns what the scores are compared with."""
+    metric = benchmark.runs[0].preset.metric
     found = [
-        (directory.name, floor)
+        (directory.name, reference)
         for directory in benchmark.directories
-        if (floor := _floor_of(directory)) is not None
+        if (reference := _reference_of(directory)) is not None
     ]
     if not found:
         return []
-    values = {f"{100 * floor:.1f} %" for _, floor in found}
-    if len(values) == 1:
-        return [Paragraph(f"Nearest neighbor on pixels, without training: {values.pop()}.")]
-    listed = ", ".join(f"{100 * floor:.1f} % ({name})" for name, floor in found)
-    return [Paragraph(f"Nearest neighbor on pixels, without training: {listed}.")]
+    text = lambda value: f"{metric.text(value)} {metric.unit}".strip()
+    listed = [f"{text(reference.value)} ({name})" for name, reference in found]
+    values = {text(reference.value) for _, reference in found}
+    shown = values.pop() if len(values) == 1 else ", ".join(listed)
+    return [Paragraph(f"{found[0][1].sentence}: {shown}.")]
 
 
-def _floor(benchmark: Benchmark) -> float | None:
-    """Returns the accuracy of the nearest neighbor, if it is the same for all directories."""
-    found = {_floor_of(directory) for directory in benchmark.directories if directory.results}
+def _reference(benchmark: Benchmark) -> Reference | None:
+    """Returns the reference, if it is the same for all directories."""
+    found = {_reference_of(directory) for directory in benchmark.directories if directory.results}
     return found.pop() if len(found) == 1 else None
 
 
-def _floor_of(directory: SavedDirectory) -> float | None:
-    return ((directory.results or {}).get("floor") or {}).get("nearest_neighbour")
+def _reference_of(directory: SavedDirectory) -> Reference | None:
+    domain = directory.runs[0].preset.domain
+    stored = (directory.results or {}).get("floor") or {}
+    return references.named(domain, stored.get(references.KEYS.get(domain)))
 
 
 def _costs(runs: Runs) -> Table:
@@ -291,5 +299,4 @@ def _transposed(table: Table, corner: str) -> Table:
 
 
 def _metric(runs: Runs) -> str:
-    preset = runs[0].preset
-    return preset.metric if preset.is_regression else f"{preset.metric} in %"
+    return runs[0].preset.metric.of

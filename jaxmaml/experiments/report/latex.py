@@ -25,7 +25,7 @@ def table(title: str, preset: Preset, scores: Mapping[str, Score], spread: str) 
         spread: what the half widths of the scores are, in words.
     """
     steps = _steps(scores.values())
-    metric = "mean squared error" if preset.is_regression else r"accuracy in \%"
+    metric = "mean squared error" if preset.is_regression else escape(preset.metric.of)
     heads = [f"{i} step{'s' * (i != 1)}" for i in steps]
     lines = [
         r"% needs \usepackage{booktabs}",
@@ -63,7 +63,7 @@ def _steps(scores: Iterable[Score]) -> list[int]:
 
 
 def _cells(preset: Preset, score: Score, steps: Sequence[int]) -> list[str]:
-    factor, digits = (1, 3) if preset.is_regression else (100, 1)
+    factor, digits = preset.metric.factor, preset.metric.digits
     cells = []
     for i in steps:
         if i >= len(score.mean) or not np.isfinite(score.mean[i]):

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxmaml.experiments import plots
+from jaxmaml.experiments.references import Reference
 from jaxmaml.experiments.report.blocks import Picture
 from jaxmaml.experiments.report.saved_runs import SavedDirectory, SavedRun
 from jaxmaml.experiments.run_dir import RunDir
@@ -17,11 +18,14 @@ MAX_POINTS = 100
 EXAMPLES = {
     "episode": "A test task and what the adapted model predicts for its query images",
     "regression": "A regression task, before and after adaptation",
+    "trajectories": "Trajectories in test tasks, before and after adaptation",
+    "frames": "The half-cheetah in a test task, after adaptation",
+    "actions": "Probabilities of actions in a test task, before and after adaptation",
 }
 """The plots of a run directory that show a task, with their captions."""
 
 
-def scores(runs: Sequence[SavedRun], floor: float | None) -> Picture:
+def scores(runs: Sequence[SavedRun], reference: Reference | None) -> Picture:
     """Returns the picture of the test scores after every inner step."""
     found = {
         _plain(run.name + suffix): score
@@ -32,15 +36,15 @@ def scores(runs: Sequence[SavedRun], floor: float | None) -> Picture:
     preset = runs[0].preset
     figure = plots.metric_per_step(
         {name: {"mean": score.mean, "ci95": score.ci95} for name, score in found.items()},
-        ylabel=f"test {preset.metric}",
-        floor=floor,
+        ylabel=f"test {preset.metric.name}",
+        reference=reference and (reference.name, reference.value),
         headline=next(iter(headlines)) if len(headlines) == 1 else None,
     )
     listed = ", ".join(
         f"{name} {_value(score.mean[score.headline])}" for name, score in found.items()
     )
     return _picture(
-        "scores", f"Test {preset.metric} after each inner step", figure,
+        "scores", f"Test {preset.metric.name} after each inner step", figure,
         f"One line per run against the inner step. At the headline step: {listed}.",
     )  # fmt: skip
 
@@ -56,8 +60,8 @@ def curves(runs: Sequence[SavedRun]) -> Iterator[Picture]:
             (headline,) = headlines
             after = f" after {headline} inner step{'s' * (headline != 1)}"
         yield _picture(
-            "validation", f"Validation {preset.metric}{after}",
-            plots.learning_curves(validations, ylabel=f"validation {preset.metric}{after}"),
+            "validation", f"Validation {preset.metric.name}{after}",
+            plots.learning_curves(validations, ylabel=f"validation {preset.metric.name}{after}"),
             _last_values(validations),
         )  # fmt: skip
     losses = {_plain(run.name): _loss_curve(run) for run in runs if len(run.query_loss)}

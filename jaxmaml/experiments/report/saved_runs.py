@@ -155,9 +155,8 @@ def _run(
         for row in rows
         if "val_per_step" in row
     ]  # fmt: skip
-    metric = "mse_per_step" if preset.is_regression else "accuracy_per_step"
     tested = lambda found: (
-        found and _score(found, metric, "ci95_per_step", "num_nonfinite", headline)
+        found and _score(found, preset.metric.key, "ci95_per_step", "num_nonfinite", headline)
     )
     return SavedRun(
         name=f"{name}/{spec.label}" if name else spec.label,
