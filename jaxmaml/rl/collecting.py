@@ -66,8 +66,9 @@ def shares(weights: Any, batches: Task) -> Array:
         batches: what `collect` returns.
     """
     returns = batches.query.returns
-    weights = jnp.ones(len(returns)) if weights is None else jnp.asarray(weights)
-    return (weights / weights.sum()).astype(returns.dtype)
+    weights = jnp.ones(len(returns)) if weights is None else weights
+    weights = jnp.asarray(weights, returns.dtype)
+    return weights / weights.sum()
 
 
 def _stacked(sampled: list[Experience], num_inner_steps: int) -> Experience:

@@ -36,7 +36,9 @@ def _learner(order="exact", num_inner_steps=1):
 def _fit(optimizer, num_outer_steps=4, *, seed=0, **options):
     """(state, query loss of each step)."""
     learner = _learner()
-    state = jaxmaml.init_state(learner, optimizer, PARAMS)
+    # float64 where a test enables it, else float32
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), PARAMS)
+    state = jaxmaml.init_state(learner, optimizer, params)
     found = list(jaxmaml.fit(
         learner, optimizer, state, SOURCE, num_outer_steps, key=jax.random.key(seed), **options
     ))  # fmt: skip
@@ -51,13 +53,14 @@ def test_a_seed_decides_about_the_curve(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_one_two_and_three_devices_agree(name):
-    alone, losses = _fit(OPTIMIZERS[name])
+def test_one_two_and_three_devices_agree(name, x64):
+    """In float64: a trajectory may end earlier by a rounding error."""
+    alone, losses = _fit(OPTIMIZERS[name], 2)
     for number in (2, 3):
-        spread, found = _fit(OPTIMIZERS[name], mesh=parallel.make_mesh(number))
-        np.testing.assert_allclose(found, losses, rtol=1e-3, atol=1e-5)
+        spread, found = _fit(OPTIMIZERS[name], 2, mesh=parallel.make_mesh(number))
+        np.testing.assert_allclose(found, losses, rtol=1e-5, atol=1e-9)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9),
             parallel.to_host(spread.params), alone.params,
         )  # fmt: skip
 
