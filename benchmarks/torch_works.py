@@ -25,6 +25,7 @@ def errors_from_noise(setup: Setup, params: Params, ours: Reference) -> dict[str
         params: the parameters.
         ours: our results from these parameters.
     """
+    torch.set_num_threads(1)  # beside other work, two are many times slower
     support, query = _batches(ours)
     noise = torch_rl.noise_of(support), torch_rl.noise_of(query)
     goals = torch_rl.to_tensor(ours.goals)
@@ -53,6 +54,7 @@ def errors_from_noise(setup: Setup, params: Params, ours: Reference) -> dict[str
 
 def errors_on_batches(setup: Setup, params: Params, ours: Reference) -> dict[str, Errors]:
     """Returns the errors of each form on the trajectories of our side; see `errors_from_noise`."""
+    torch.set_num_threads(1)
     mamls = {name: Maml(setup.problem, form, INNER_LR) for name, form in FORMS.items()}
     return {
         name: _errors_of_derivatives(maml, params, maml.given(*_batches(ours)), ours)
