@@ -160,8 +160,11 @@ def _with_best_threads(call: Callable[[], None]) -> tuple[int, Callable[[], None
         torch.set_num_threads(threads)
         call()
 
-    numbers = sorted({1, os.cpu_count() or 1})
-    sides = {str(number): lambda number=number: run(number) for number in numbers}
-    seconds = common.alternate(sides, 1)
-    best = min(numbers, key=lambda number: seconds[str(number)])
+    seconds: dict[int, float] = {}
+    for number in sorted({1, os.cpu_count() or 1}):
+        # The first call may allocate. Beside other work, threads that spin are far slower.
+        first = common.seconds_of(lambda number=number: run(number))
+        is_slow = seconds and first > 4 * min(seconds.values())
+        seconds[number] = first if is_slow else common.seconds_of(lambda n=number: run(n))
+    best = min(seconds, key=lambda number: seconds[number])
     return best, lambda: run(best)
