@@ -25,6 +25,7 @@ def errors_from_noise(setup: Setup, params: Params, ours: Reference) -> dict[str
         params: the parameters.
         ours: our results from these parameters.
     """
+    torch.set_num_threads(1)  # beside other work, two are many times slower
     support, query = _batches(ours)
     noise = torch_rl.noise_of(support), torch_rl.noise_of(query)
     goals = torch_rl.to_tensor(ours.goals)
@@ -53,6 +54,7 @@ def errors_from_noise(setup: Setup, params: Params, ours: Reference) -> dict[str
 
 def errors_on_batches(setup: Setup, params: Params, ours: Reference) -> dict[str, Errors]:
     """Returns the errors of each form on the trajectories of our side; see `errors_from_noise`."""
+    torch.set_num_threads(1)
     mamls = {name: Maml(setup.problem, form, INNER_LR) for name, form in FORMS.items()}
     return {
         name: _errors_of_derivatives(maml, params, maml.given(*_batches(ours)), ours)
@@ -158,8 +160,11 @@ def _with_best_threads(call: Callable[[], None]) -> tuple[int, Callable[[], None
         torch.set_num_threads(threads)
         call()
 
-    numbers = sorted({1, os.cpu_count() or 1})
-    sides = {str(number): lambda number=number: run(number) for number in numbers}
-    seconds = common.alternate(sides, 1)
-    best = min(numbers, key=lambda number: seconds[str(number)])
+    seconds: dict[int, float] = {}
+    for number in sorted({1, os.cpu_count() or 1}):
+        # The first call may allocate. Beside other work, threads that spin are far slower.
+        first = common.seconds_of(lambda number=number: run(number))
+        is_slow = seconds and first > 4 * min(seconds.values())
+        seconds[number] = first if is_slow else common.seconds_of(lambda n=number: run(n))
+    best = min(seconds, key=lambda number: seconds[number])
     return best, lambda: run(best)
