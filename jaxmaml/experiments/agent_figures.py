@@ -16,7 +16,7 @@ from jaxmaml.types import Array, Params, Task
 
 NUM_TASKS = 3
 """The tasks whose trajectories are drawn."""
-NUM_TRAJECTORIES = 10
+NUM_TRAJECTORIES = 5
 """The trajectories that are drawn of each of them."""
 NUM_FRAMES = 7
 """The pictures of the half-cheetah."""
