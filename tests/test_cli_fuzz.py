@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from jaxmaml import cli
 from jaxmaml.data import datasets, pools, stored_images
 from jaxmaml.experiments import compare, figures, networks, options, presets, provenance, settings
+from jaxmaml.experiments.domains import domain_of
 
 NUM_CLASSES, NUM_PER_CLASS = 25, 24
 
-PRESETS = ["sinusoid-5shot", "glyphs-5w1s", "omniglot-mlp-5w1s", "mini-imagenet-5w1s"]
+PRESETS = ["sinusoid-5shot", "glyphs-5w1s", "omniglot-mlp-5w1s", "mini-imagenet-5w1s", "nav2d"]
 STRANGE = [
     *("-1", "0", "1", "2", "1.5", "1e39", "-1e-3", "1e-46", "nan", "inf", "-inf", "True", "None"),
     *("99999999999999999999", "1000000000", "4294967296", "", " ", "x", "MAML", "é ± ∞", "[bold]"),
@@ -30,7 +31,9 @@ STRANGE = [
 ]  # fmt: skip
 USUAL = {
     "way": ["2", "5"], "shot": ["1", "3"], "query": ["1", "2"], "test_query": ["1", "3"],
-    "dataset": ["sinusoid", "glyphs", "cifar-fs", "folder:nowhere", "tfds:nothing"],
+    "num_trajectories": ["2"], "horizon": ["3"], "discount": ["0", "0.9"], "gae_lambda": ["1"],
+    "later_inner_lr": ["0", "0.1"], "outer": ["adam", "trpo", "promp"], "max_kl": ["0.1"],
+    "dataset": ["sinusoid", "nav2d", "glyphs", "cifar-fs", "folder:nowhere", "tfds:nothing"],
     "split": ["finn", "vinyals", "script", "nothing.json"], "image_size": ["0", "14", "28"],
     "crop": ["0", "3"], "jitter": ["0.1"], "model": ["conv", "mlp", "resnet12"],
     "num_filters": ["4", "64"], "hidden_sizes": ["8", "8 4"],
@@ -221,8 +224,11 @@ def _check_effect(line: Line, comparison: Any) -> None:
 
         # The runs use it.
         if words[0] != "--no-stream":
-            assert option not in ON_IMAGES or preset["dataset"] != "sinusoid", option
-        assert preset["model"] in OF_MODEL.get(option, (preset["model"],)), option
+            is_image = domain_of(preset["dataset"]) == "classification"
+            assert option not in ON_IMAGES or is_image, option
+        is_policy = domain_of(preset["dataset"]) == "reinforcement"
+        assert is_policy or preset["model"] in OF_MODEL.get(option, (preset["model"],)), option
+        assert not is_policy or option not in ("model", "num_filters", "pooled", "norm"), option
         assert not (only_filled and option in INNER), option
         assert option != "order" or not only_filled
 

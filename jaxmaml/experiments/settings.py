@@ -42,7 +42,13 @@ def _with_outer(*names: str) -> Condition:
 
 
 def _in_models(*models: str) -> Condition:
-    return lambda preset: "" if preset.model in models else f"model={preset.model!r}"
+    is_one = lambda preset: "" if preset.model in models else f"model={preset.model!r}"
+    return _all(_on_examples, is_one)
+
+
+def _in_hidden_layers(preset: "Preset") -> str:
+    is_policy = preset.domain == "reinforcement"
+    return "" if is_policy else _in_models("mlp")(preset)
 
 
 def _with_hidden_layers(preset: "Preset") -> str:
@@ -158,7 +164,7 @@ class Preset:
         "max-pooling instead of stride 2 (conv)", where=_in_models("conv"), default=False
     )
     hidden_sizes: tuple[int, ...] = _option(
-        "units of each hidden layer (mlp)", where=_in_models("mlp"), default=(40, 40)
+        "units of each hidden layer (mlp, policies)", where=_in_hidden_layers, default=(40, 40)
     )
     norm: Literal["transductive", "inductive", "running", "per_step", "layer", "group", "none"] = (
         _option(

@@ -47,7 +47,7 @@ def test_the_linear_system_of_imaml_is_solved_for_a_network_with_batch_statistic
     network = networks.build(preset, shape, keys[0])
     spec = candidates.single(preset, "imaml")
     learner = candidates.build(spec, preset, network.model, 5, keys[1]).learner
-    state = jaxmaml.init_state(learner, outer_optimizer(preset), network.params)
+    state = jaxmaml.init_state(learner, outer_optimizer(preset, network.model), network.params)
 
     targets = jnp.tile(jnp.arange(5), (4, 1))
     tasks = jaxmaml.Task(
