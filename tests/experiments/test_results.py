@@ -18,7 +18,8 @@ def test_results_are_the_stable_interface(compared):
     assert list(results["runs"]["exact"]) == [
         "mse_per_step", "ci95_per_step", "nearest_neighbour_on_features", "num_nonfinite",
         "seconds_per_outer_step", "compile_seconds", "temp_bytes", "flops", "num_outer_steps",
-        "inner_lr", "seed", "selected_step", "num_skipped", "stopped", "stopped_early", "averaged",
+        "inner_lr", "seed", "selected_step", "num_skipped", "num_rejected", "stopped",
+        "stopped_early", "averaged",
     ]  # fmt: skip
     stored = json.loads(comparison.run_dir.results.read_text())
     assert stored["runs"] == to_json(results["runs"])

@@ -91,9 +91,16 @@ def test_a_setting_that_a_learner_replaces_or_ignores_is_refused(learner, change
 
 
 def test_the_settings_of_every_preset_but_its_own_network_are_in_use():
-    for name in ("way", "shot", "outer_lr", "num_tasks", "compute_dtype", "chunk_size"):
-        for preset in presets.PRESETS.values():
+    of_examples = ("way", "shot", "compute_dtype")
+    of_policies = ("num_trajectories", "horizon", "discount", "gae_lambda", "outer", "hidden_sizes")
+    for preset in presets.PRESETS.values():
+        is_policy = preset.domain == "reinforcement"
+        own, other = (of_policies, of_examples) if is_policy else (of_examples, of_policies[:-1])
+        for name in (*own, "num_tasks", "chunk_size", "inner_lr"):
             assert not settings.why_unused(preset, name)
+        for name in other:
+            assert settings.why_unused(preset, name) == f"dataset={preset.dataset!r}"
+        assert bool(settings.why_unused(preset, "outer_lr")) == (preset.outer == "trpo")
 
 
 def _outcome(preset, learner, images):
