@@ -92,7 +92,7 @@ def test_the_outer_optimizer_follows_the_preset():
     gradient = np.array([3.0, -0.1], np.float32)
 
     def updates(**changes):
-        optimizer = _build(presets.override(REGRESSION, **changes)).optimizer
+        optimizer: Any = _build(presets.override(REGRESSION, **changes)).optimizer
         state, found = optimizer.init(gradient), []
         for _ in range(REGRESSION.num_outer_steps):
             update, state = optimizer.update(gradient, state, gradient)
@@ -109,7 +109,7 @@ def test_clipping_bounds_each_entry_of_the_meta_gradient():
     gradients = np.array([[100.0], [1.0]], np.float32)
 
     def second_update(clip):
-        optimizer = _build(presets.override(REGRESSION, outer_clip=clip)).optimizer
+        optimizer: Any = _build(presets.override(REGRESSION, outer_clip=clip)).optimizer
         state = optimizer.init(gradients[0])
         update: Any = None
         for gradient in gradients:
