@@ -1,4 +1,4 @@
-"""The works of `rl.py` as jaxmaml computes them, each one compiled program."""
+"""The works of `meta_rl.py` as jaxmaml computes them, each one compiled program."""
 
 import functools
 import re

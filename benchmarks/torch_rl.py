@@ -1,4 +1,4 @@
-"""MAML for reinforcement learning in PyTorch, on 2D navigation: the other side of `rl.py`.
+"""MAML for reinforcement learning in PyTorch, on 2D navigation: the other side of `meta_rl.py`.
 
 There are three forms, from that of published implementations to the fastest. They share every function;
 they differ in how environments are stepped, and in whether tasks are computed one after the other.

@@ -1,4 +1,4 @@
-"""What `rl.py` runs in PyTorch: the comparison with our results, and the works that are timed."""
+"""What `meta_rl.py` runs in PyTorch: the comparison with our results, and the works that are timed."""
 
 import os
 from collections.abc import Callable, Iterable

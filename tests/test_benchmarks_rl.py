@@ -23,7 +23,7 @@ FORMS = {"environment by environment", "task by task", "all tasks at once"}
 
 def _benchmark():
     """The module by its file: the tests have a package of the same name."""
-    spec = importlib.util.spec_from_file_location("benchmarks_rl", BENCHMARKS / "rl.py")
+    spec = importlib.util.spec_from_file_location("benchmarks_rl", BENCHMARKS / "meta_rl.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,7 +44,7 @@ def _torch_module(name):
 
 def test_the_command_appends_a_row_per_form(tmp_path):
     out = tmp_path / "rows.jsonl"
-    command = [sys.executable, str(BENCHMARKS / "rl.py"), "--quick", "--work", "rollouts"]
+    command = [sys.executable, str(BENCHMARKS / "meta_rl.py"), "--quick", "--work", "rollouts"]
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert {row.get("form") for row in rows} == (FORMS if HAS_TORCH else {None})

@@ -1,6 +1,6 @@
 """Meta-reinforcement-learning in jaxmaml and in PyTorch: MAML on 2D navigation.
 
-    python benchmarks/rl.py --out rl.jsonl
+    python benchmarks/meta_rl.py --out rl.jsonl
 
 A meta-iteration has the sizes of the MAML paper: 20 tasks, 20 trajectories of 100 steps before and after
 adaptation, a policy with two hidden layers of 100 units, a linear baseline fitted to each task, and one
