@@ -56,6 +56,10 @@ def first_nonfinite(
     return next((place for place, finite in _in_order(flags) if not finite), None)
 
 
+_DIGITS = 4
+"""The digits of the number of a leaf."""
+
+
 class _Flags(NamedTuple):
     """Whether each leaf is finite, {path: flag}, by place.
 
@@ -113,7 +117,14 @@ def _batches(
     adapted = learner.trace(meta_params, task.support, lambda params, state: params, state=state)
     before_each = jax.tree.map(lambda leaf: leaf[:-1], adapted)
     num_inner_steps = jax.tree.leaves(before_each)[0].shape[0]
-    flags = lambda params, i: _finite(at_step(params, task.support, i)[1])
+
+    def flags(params: Params, i: Any) -> dict[str, Any]:
+        # `jit` sorts a dict by its keys; numbers keep the order in which a batch is computed.
+        found = _finite(at_step(params, task.support, i)[1])
+        return {
+            f"{number:0{_DIGITS}}{path}": flag for number, (path, flag) in enumerate(found.items())
+        }
+
     return jax.vmap(flags)(before_each, jnp.arange(num_inner_steps))
 
 
@@ -132,7 +143,8 @@ def _in_order(flags: _Flags) -> Iterator[tuple[str, bool]]:
     yield from _named("before the first inner step: parameter", _at(flags.adapted, 0))
     num_steps = len(next(iter(flags.adapted.values()), [()])) - 1
     for i in range(1, num_steps + 1):
-        yield from _named(f"inner step {i}: batch", _at(flags.batches, i - 1))
+        batch = {name[_DIGITS:]: flag for name, flag in _at(flags.batches, i - 1).items()}
+        yield from _named(f"inner step {i}: batch", batch)
         yield from _named(f"inner step {i}: loss", _at(flags.inner_losses, i - 1))
         yield from _named(f"inner step {i}: state", _at(flags.state, i))
         yield from _named(f"inner step {i}: parameter", _at(flags.adapted, i))
