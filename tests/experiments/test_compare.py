@@ -78,7 +78,7 @@ def test_runs_that_differ_in_more_than_the_order_are_not_watched(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "specs", "message"),
     [
-        ({}, [Spec("a", "exact", 0.1, "protonet")], "'protonet' classifies"),
+        ({}, [Spec("a", "exact", 0.1, "protonet")], "'protonet' is for classification"),
         (
             {"dataset": "omniglot", "way": 3},
             [Spec("a", "exact", 0.1)],

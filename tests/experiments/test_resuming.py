@@ -199,7 +199,7 @@ def test_the_last_good_state_survives_an_interruption(on_nonfinite, tmp_path, mo
     """The second update gives parameters whose loss is not finite, which only the next step shows."""
     preset = presets.override(REGRESSION, on_nonfinite=on_nonfinite)
     rates = optax.sgd(lambda count: jnp.where(count == 1, 1e30, 1e-3))
-    monkeypatch.setattr(experiment, "outer_optimizer", lambda preset: rates)
+    monkeypatch.setattr(experiment, "outer_optimizer", lambda *_: rates)
     monkeypatch.setattr(dispatch, "MAX_SKIPS", 3)
     out, whole, run_slices = tmp_path / "run", tmp_path / "whole", fitting.run_slices
 
