@@ -110,6 +110,17 @@ def check_weights(weights: Any, num_tasks: int) -> Array:
     return weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
 
 
+def with_stand_ins(tasks: Task, weights: Array) -> Task:
+    """Returns tasks in which one that counts stands in for each that has no weight.
+
+    Example:
+        >>> tasks = Task(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([4.0, jnp.nan, 6.0]))
+        >>> with_stand_ins(tasks, jnp.array([1.0, 0.0, 2.0])).query.tolist()
+        [4.0, 4.0, 6.0]
+    """
+    return _take(tasks, jnp.where(weights > 0, jnp.arange(weights.size), jnp.argmax(weights > 0)))
+
+
 class Means(NamedTuple):
     """Means over tasks, in the types of the meta-parameters and the losses."""
 
@@ -151,7 +162,7 @@ def mean_over_tasks(
         weights = jnp.ones(num_tasks)
     else:
         weights = check_weights(weights, num_tasks)
-        tasks = _take(tasks, jnp.where(weights > 0, jnp.arange(num_tasks), jnp.argmax(weights > 0)))
+        tasks = with_stand_ins(tasks, weights)
 
     # What the devices share is marked as one copy each: otherwise JAX would sum each gradient of it
     # over the devices by itself.

@@ -1,10 +1,11 @@
 """Sampling the batches of an outer step, which then stay the same while the parameters move."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxmaml.batching import check_tasks, check_weights, with_stand_ins
 from jaxmaml.rl.problems import Experience, Problem
 from jaxmaml.types import Array, MetaLearner, MetaParams, Task
 
@@ -58,17 +59,45 @@ def collect_one(
     return Task(support, problem.experience(adapted, task.query))
 
 
-def shares(weights: Any, batches: Task) -> Array:
-    """Returns the part of each task in a mean over tasks, `[num_tasks]`.
+class Counted(NamedTuple):
+    """The tasks of an outer step that makes its own means.
+
+    Attributes:
+        tasks: the tasks. One that counts stands in for each that has no weight.
+        parts: the part of each task in a mean over tasks, `[num_tasks]`.
+    """
+
+    tasks: Task
+    parts: Array
+
+
+def counted(name: str, tasks: Task, options: dict[str, Any]) -> Counted:
+    """Returns tasks as the options of an outer step weight them.
 
     Args:
-        weights: of the tasks, `[num_tasks]`; None for equal ones.
-        batches: what `collect` returns.
+        name: of the outer optimizer, for the message.
+        tasks: those of the step.
+        options: those of `jaxmaml.meta_step`.
+
+    Raises:
+        ValueError: an `axis_name`, whose means this program would not share with other devices; or
+            wrong weights.
     """
-    returns = batches.query.returns
-    weights = jnp.ones(len(returns)) if weights is None else weights
-    weights = jnp.asarray(weights, returns.dtype)
-    return weights / weights.sum()
+    if options.get("axis_name") is not None:
+        raise ValueError(f"{name} takes no axis_name: give it the mesh")
+    num_tasks, weights = check_tasks(tasks), options.get("weights")
+    if weights is None:
+        return Counted(tasks, jnp.full(num_tasks, 1 / num_tasks))
+    weights = check_weights(weights, num_tasks)
+    return Counted(with_stand_ins(tasks, weights), weights / weights.sum())
+
+
+def mean_returns(batches: Task, parts: Array) -> dict[str, Array]:
+    """Returns the mean undiscounted returns before and after adaptation, as metrics."""
+    return {
+        "return_before": parts @ batches.support.returns[:, 0].mean(axis=1),
+        "return": parts @ batches.query.returns.mean(axis=1),
+    }
 
 
 def _stacked(sampled: list[Experience], num_inner_steps: int) -> Experience:

@@ -12,7 +12,7 @@ import optax
 from jaxmaml import outer
 from jaxmaml.checks import check_count
 from jaxmaml.rl.baselines import masked_mean
-from jaxmaml.rl.collecting import collect, shares
+from jaxmaml.rl.collecting import collect, counted, mean_returns
 from jaxmaml.rl.corrections import at_each_step, check_learner, corrected_loss
 from jaxmaml.rl.problems import Experience, Problem, likelihood_ratio
 from jaxmaml.types import Array, Info, MetaLearner, MetaParams, MetaState, Scalar, State, Task
@@ -53,6 +53,7 @@ class Promp:
         """Samples, and makes the steps; see `promp`. The options are those of `jaxmaml.meta_step`."""
         _check_learner(learner)
         params, opt_state, step, state = meta_state
+        tasks, parts = counted("promp", tasks, options)
         batches = collect(self.problem, learner, params, tasks)
         proximal = learner._replace(loss=functools.partial(_loss, self, learner))
         # What is measured is a part of the state of the loss: its mean over tasks comes with it.
@@ -61,7 +62,6 @@ class Promp:
         grad = functools.partial(outer.meta_grad, proximal, step=step, state=start, **options)
 
         optimizer = optax.with_extra_args_support(self.optimizer)
-        parts = shares(options.get("weights"), batches)
 
         def epoch(carry: Any, _: None) -> Any:
             params, opt_state = carry
@@ -76,9 +76,7 @@ class Promp:
         state, kl, clipped = grad(params, batches)[2].state
         metrics = {
             "loss": loss, "query_loss": query_loss, "grad_norm": grad_norm,
-            "kl": kl, "clipped": clipped,
-            "return_before": parts @ batches.support.returns[:, 0].mean(axis=1),
-            "return": parts @ batches.query.returns.mean(axis=1),
+            "kl": kl, "clipped": clipped, **mean_returns(batches, parts),
         }  # fmt: skip
         return MetaState(params, opt_state, step + 1, state), metrics
 

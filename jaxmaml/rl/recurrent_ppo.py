@@ -9,6 +9,7 @@ import optax
 
 from jaxmaml import outer
 from jaxmaml.checks import check_count
+from jaxmaml.rl.collecting import counted
 from jaxmaml.rl.remembering import problem_of
 from jaxmaml.rl.trials import TrialExperience
 from jaxmaml.types import Array, MetaLearner, MetaParams, MetaState, Task
@@ -43,9 +44,8 @@ class Ppo:
         """Plays trials and makes one outer step; see `ppo`. The options are those of `meta_step`."""
         problem = problem_of(learner)
         play = lambda task: problem.experience(meta_state.params, task)
-        weights = options.get("weights")
-        weights = jnp.ones(len(tasks.query.key)) if weights is None else jnp.asarray(weights)
-        batch = _normalized(jax.vmap(play)(tasks), weights)
+        tasks, parts = counted("ppo", tasks, options)
+        batch = _normalized(jax.vmap(play)(tasks), parts)
 
         def epoch(current: MetaState, _: None) -> tuple[MetaState, dict[str, Array]]:
             following, metrics = outer.meta_step(
@@ -55,7 +55,7 @@ class Ppo:
 
         meta_state, metrics = jax.lax.scan(epoch, meta_state, length=self.num_epochs)
         metrics = jax.tree.map(lambda rows: rows[0], metrics)
-        return meta_state._replace(step=meta_state.step + 1), metrics | _returns(batch, weights)
+        return meta_state._replace(step=meta_state.step + 1), metrics | _returns(batch, parts)
 
 
 def ppo(optimizer: optax.GradientTransformation, *, num_epochs: int = 5) -> Ppo:
@@ -99,25 +99,21 @@ def ppo(optimizer: optax.GradientTransformation, *, num_epochs: int = 5) -> Ppo:
     return Ppo(optimizer, check_count("num_epochs", num_epochs))
 
 
-def _normalized(batch: TrialExperience, weights: Array) -> TrialExperience:
+def _normalized(batch: TrialExperience, parts: Array) -> TrialExperience:
     """The batch of all tasks, with advantages of mean zero at each step, and deviation one."""
-    # A task of weight zero may hold anything, NaN included.
-    share = weights[:, None, None, None] * batch.trials.mask
-    found = jnp.where(share > 0, batch.advantages, 0)
+    share = parts[:, None, None, None] * batch.trials.mask
     # The values do not know when a trial ends, and all of them are far too large at its last steps.
     over_trials = lambda leaf: leaf.sum(axis=(0, 1))
-    means = over_trials(found * share) / jnp.maximum(
+    means = over_trials(batch.advantages * share) / jnp.maximum(
         over_trials(share), jnp.finfo(share.dtype).tiny
     )
-    offset = (found - means) * (share > 0)
+    offset = (batch.advantages - means) * batch.trials.mask
     deviation = jnp.sqrt((jnp.square(offset) * share).sum() / share.sum())
     return batch._replace(advantages=offset / (deviation + 1e-8))
 
 
-def _returns(batch: TrialExperience, weights: Array) -> dict[str, Array]:
-    returns = batch.trials.returns().mean(axis=1)
-    returns = jnp.where(weights[:, None] > 0, returns, 0)
-    by_episode = weights / weights.sum() @ returns
+def _returns(batch: TrialExperience, parts: Array) -> dict[str, Array]:
+    by_episode = parts @ batch.trials.returns().mean(axis=1)
     return {
         "return_before": by_episode[0], "return": by_episode[-1], "trial_return": by_episode.sum()
     }  # fmt: skip

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxmaml import outer
+from jaxmaml import outer, parallel
 from jaxmaml.adjoints import Exact
+from jaxmaml.batching import TASKS
 from jaxmaml.checks import check_count
 from jaxmaml.learners.inner_loop import algorithm_of
 from jaxmaml.rl.baselines import masked_mean
-from jaxmaml.rl.collecting import collect, shares
+from jaxmaml.rl.collecting import collect, counted, mean_returns
 from jaxmaml.rl.problems import Experience, Problem
 from jaxmaml.types import Array, Info, MetaLearner, MetaParams, MetaState, Scalar, State, Task
 
@@ -77,19 +79,16 @@ class Trpo:
         """Samples, and makes one step; see `trpo`. The options are those of `jaxmaml.meta_step`."""
         _check_adjoint(learner)
         params, opt_state, step, state = meta_state
+        tasks, parts = counted("trpo", tasks, options)
         batches = collect(self.problem, learner, params, tasks)
         grad = functools.partial(outer.meta_grad, step=step, state=state, **options)
 
-        # The direction: the inverse of the Fisher matrix times the meta-gradient.
         loss, grads, info = grad(learner, params, batches)
-        kl_learner = learner._replace(loss=functools.partial(_kl_loss, self.problem, learner))
-        parts = shares(options.get("weights"), batches)
-        hessian = _kl_hessian(self.problem, learner, params, batches, state, parts)
-        fisher = lambda vector: optax.tree.add_scale(hessian(vector), self.damping, vector)
-        direction = jax.scipy.sparse.linalg.cg(fisher, grads, maxiter=self.num_cg_steps)[0]
+        args = params, state, batches, parts, grads
+        direction, curvature = self._natural_direction(learner, options.get("mesh"), *args)
 
         # The longest step within the trust region, shortened until it is an improvement.
-        curvature = optax.tree.vdot(direction, fisher(direction))
+        kl_learner = learner._replace(loss=functools.partial(_kl_loss, self.problem, learner))
         longest = jnp.sqrt(2 * self.max_kl / jnp.maximum(curvature, jnp.finfo(loss.dtype).tiny))
 
         def candidate(number: Scalar) -> MetaParams:
@@ -106,11 +105,42 @@ class Trpo:
         rejected = opt_state.num_rejected + jnp.where(accepted, 0, 1)
         metrics = {
             "loss": loss, "query_loss": parts @ info.query_loss, "grad_norm": optax.tree.norm(grads),
-            "kl": jnp.where(accepted, kl, 0), ACCEPTED: accepted,
-            "return_before": parts @ batches.support.returns[:, 0].mean(axis=1),
-            "return": parts @ batches.query.returns.mean(axis=1),
+            "kl": jnp.where(accepted, kl, 0), ACCEPTED: accepted, **mean_returns(batches, parts),
         }  # fmt: skip
         return MetaState(params, TrpoState(rejected), step + 1, info.state), metrics
+
+    def _natural_direction(
+        self,
+        learner: MetaLearner,
+        mesh: Mesh | None,
+        params: MetaParams,
+        state: State,
+        batches: Task,
+        parts: Array,
+        grads: MetaParams,
+    ) -> tuple[MetaParams, Array]:
+        """(inverse of the Fisher matrix times the meta-gradient, its product with the matrix)."""
+
+        def solve(
+            params: MetaParams, state: State, batches: Task, parts: Array, grads: MetaParams
+        ) -> tuple[MetaParams, Array]:
+            hessian = _kl_hessian(self.problem, learner, params, batches, state, parts)
+            total = lambda tree: tree if mesh is None else jax.lax.psum(tree, TASKS)
+            fisher = lambda vector: optax.tree.add_scale(
+                total(hessian(vector)), self.damping, vector
+            )
+            direction = jax.scipy.sparse.linalg.cg(fisher, grads, maxiter=self.num_cg_steps)[0]
+            return direction, optax.tree.vdot(direction, fisher(direction))
+
+        if mesh is None:
+            return solve(params, state, batches, parts, grads)
+        # Each device has the products of its own tasks, which are summed once per product.
+        batches, parts = parallel.evened(batches, parts, mesh)
+        shared, whole = PartitionSpec(TASKS), PartitionSpec()
+        return jax.shard_map(
+            solve, mesh=mesh, axis_names={TASKS}, check_vma=False,
+            in_specs=(whole, whole, shared, shared, whole), out_specs=whole,
+        )(params, state, batches, parts, grads)  # fmt: skip
 
     def _search(
         self, loss: Array, losses: Callable[[Scalar], tuple[Array, Array]]

@@ -301,22 +301,6 @@ def test_a_step_of_ppo_is_one_of_its_optimizer_for_each_epoch():
     np.testing.assert_allclose([metrics[name] for name in names], wanted, rtol=1e-5)
 
 
-def test_ppo_never_looks_at_a_task_of_weight_zero():
-    environment = rl.bandit(3)
-    _, learner, params = _setup(environment)
-    optimizer, tasks = OPTIMIZERS["ppo"], rl.sampler(environment, num_tasks=4)(jax.random.key(0))
-    start = jaxmaml.init_state(learner, optimizer, params)
-    weights = jnp.array([1.0, 1.0, 2.0, 0.0])
-    # Means of NaN pull no arm, but make every reward of a Gaussian bandit NaN.
-    spoil = lambda means: means.at[3].set(jnp.nan)
-    spoiled = jax.tree.map(
-        lambda request: request._replace(task=spoil(request.task)), tasks,
-        is_leaf=lambda node: isinstance(node, rl.Request),
-    )  # fmt: skip
-    ends = [optimizer.meta_step(learner, start, t, weights=weights) for t in (tasks, spoiled)]
-    jax.tree.map(np.testing.assert_array_equal, *ends)
-
-
 def test_it_learns_to_find_the_better_arm():
     """One arm pays: whoever has found it pulls it again. Half of the pulls pay without a memory."""
 
