@@ -126,16 +126,19 @@ class Display:
 
     def run(self, label: str, total: int, *, metric: Metric) -> Callable[..., None]:
         """Returns a function that receives news of a run, as fields of `Status`, and shows them."""
-        status, begin = Status(label, total, metric), None
+        status, before, begin = Status(label, total, metric), None, None
 
         def show(**news: Any) -> None:
-            nonlocal begin
+            nonlocal before, begin
             for name, value in news.items():
                 setattr(status, name, value)
-            # The time left is that of all work since the first step, validations included.
-            if begin is None and "completed" in news:
-                begin = (self._clock(), status.completed)
-            if begin is not None and status.completed > begin[1]:
+            # The time left is that of all work, validations included, but for the first steps: they
+            # wait until programs are compiled.
+            if before is None and "completed" in news:
+                before = status.completed
+            elif begin is None and before is not None and status.completed > before:
+                begin = self._clock(), status.completed
+            elif begin is not None and status.completed > begin[1]:
                 seconds = (self._clock() - begin[0]) / (status.completed - begin[1])
                 status.left = seconds * (total - status.completed)
             self._view.run(status)

@@ -60,9 +60,26 @@ def test_a_resumed_run_does_not_count_the_steps_that_were_done(clock, log):
     with Display(log, clock) as display:
         show = display.run("exact", 2000, metric=METRICS["regression"])
         show(completed=1000)
+        clock.now += 10
+        show(completed=1100, rate=10.0, loss=0.5)
         clock.now += 40
-        show(completed=1100, rate=2.5, loss=0.5)
-    assert "0:06:00 left" in log.getvalue()
+        show(completed=1200, rate=2.5, loss=0.5)
+    assert "0:05:20 left" in log.getvalue()
+
+
+def test_the_time_left_is_not_that_of_compiling(clock, log):
+    with Display(log, clock) as display:
+        show = display.run("exact", 400, metric=METRICS["regression"])
+        show(completed=0)
+        clock.now += 120
+        show(completed=1, rate=20.0, loss=0.5)
+        for done in range(101, 400, 100):
+            clock.now += 10
+            show(completed=done, rate=10.0, loss=0.5)
+    assert log.getvalue().splitlines() == [
+        "exact: outer step 1 of 400, 20 steps/s, loss 0.5",
+        "exact: outer step 301 of 400, 10 steps/s, 0:00:10 left, loss 0.5",
+    ]
 
 
 def test_a_short_stage_has_no_line_and_a_long_one_has(clock, log):
