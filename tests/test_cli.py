@@ -224,7 +224,10 @@ def test_a_damaged_run_is_one_line(compared, tmp_path, capsys):
         (["data", "split", "folder:nowhere", "--out", "s.json"], "nowhere does not exist"),
         (["compare", "glyphs-5w1s", "--learners", "maml,fomal"], "did you mean 'fomaml'"),
         (["compare", "glyphs-5w1s", "--learners", "maml,maml"], "learners must differ"),
-        (["compare", "sinusoid-5shot", "--learners", "protonet"], "'protonet' is for classification"),
+        (
+            ["compare", "sinusoid-5shot", "--learners", "protonet"],
+            "'protonet' is for classification",
+        ),
         (["train", "sinusoid-5shot", "--learner", "reptile", "--order", "first"], "has no order"),
         (["train", "glyphs-5w1s", "--learner", "r2d2", "--norm", "inductive"], "norm='inductive'"),
         (["train", "glyphs-5w1s", "--norm", "per_step"], "only 'maml_plus_plus'"),

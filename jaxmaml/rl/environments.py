@@ -74,6 +74,15 @@ class Environment(NamedTuple):
     optimal_return: Callable[[EnvTask, int], Array] | None = None
 
 
+def check_observation(environment: Environment, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless an observation has the shape that the environment says."""
+    if shape != (environment.observation_size,):
+        raise ValueError(
+            f"reset returns an observation of shape {list(shape)}, but the environment says "
+            f"observation_size={environment.observation_size}"
+        )
+
+
 def navigation_2d() -> Environment:
     """Returns 2D navigation: Finn, Abbeel and Levine 2017 (arXiv 1703.03400), section 5.3.
 

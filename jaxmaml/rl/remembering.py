@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmaml.checks import check_count
 from jaxmaml.rl.baselines import masked_mean
-from jaxmaml.rl.environments import Environment
+from jaxmaml.rl.environments import Environment, check_observation
 from jaxmaml.rl.recurrent import Memory, WithMemory
 from jaxmaml.rl.requests import Request
 from jaxmaml.rl.trials import RecurrentProblem, TrialExperience, episode_keys
@@ -190,9 +190,4 @@ def _check_observations(environment: Environment) -> None:
     def first(key: Array) -> Array:
         return environment.reset(key, environment.sample_task(key))[1]
 
-    shape = jax.eval_shape(first, jax.random.key(0)).shape
-    if shape != (environment.observation_size,):
-        raise ValueError(
-            f"reset returns an observation of shape {list(shape)}, but the environment says "
-            f"observation_size={environment.observation_size}"
-        )
+    check_observation(environment, jax.eval_shape(first, jax.random.key(0)).shape)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml.checks import check_count
-from jaxmaml.rl.environments import Environment, EnvTask
+from jaxmaml.rl.environments import Environment, EnvTask, check_observation
 from jaxmaml.rl.policies import PolicyFn
 from jaxmaml.types import Array, Params
 
@@ -91,7 +91,7 @@ def rollout(
     start_key, step_key = jax.random.split(key)
     starts = jax.random.split(start_key, num_trajectories)
     state, observations = jax.vmap(environment.reset, (0, None))(starts, task)
-    _check_observations(environment, observations, num_trajectories)
+    check_observation(environment, observations.shape[1:])
 
     def advance(carry: tuple, number: Array) -> tuple[tuple, Trajectories]:
         state, observations, alive = carry
@@ -110,12 +110,3 @@ def rollout(
     _, steps = jax.lax.scan(advance, (state, observations, alive), jnp.arange(horizon))
     by_trajectory = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), steps)
     return by_trajectory._replace(mask=by_trajectory.mask.astype(by_trajectory.rewards.dtype))
-
-
-def _check_observations(environment: Environment, observations: Array, num: int) -> None:
-    wanted = (num, environment.observation_size)
-    if observations.shape != wanted:
-        raise ValueError(
-            f"reset returns an observation of shape {list(observations.shape[1:])}, but the "
-            f"environment says observation_size={environment.observation_size}"
-        )
