@@ -67,23 +67,20 @@ def _spoiled(tasks, index):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_task_of_weight_zero_may_hold_anything(name):
-    step, state, tasks = _setup(name)
-    step = jax.jit(functools.partial(step, weights=jnp.array([1.0, 1.0, 2.0, 0.0])))
-    ends = [step(state, found) for found in (tasks, _spoiled(tasks, 3))]
-    jax.tree.map(np.testing.assert_array_equal, *ends)
-    assert all(np.isfinite(metric) for metric in ends[1][1].values())
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_weights_are_relative(name, x64):
+def test_weights_are_relative_and_a_task_without_weight_may_hold_anything(name):
     """A weight of two is a task that comes twice."""
     step, state, tasks = _setup(name)
+    step = jax.jit(step)
     twice = jax.tree.map(lambda leaf: leaf[jnp.array([0, 1, 2, 2])], tasks)
-    once = jax.tree.map(lambda leaf: leaf[:3], tasks)
-    found = step(state, once, weights=jnp.array([0.5, 0.5, 1.0]))
-    wanted = step(state, twice)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, wanted)
+    wanted = step(state, twice, weights=jnp.ones(4))
+    ends = [
+        step(state, found, weights=jnp.array([0.5, 0.5, 1.0, 0.0]))
+        for found in (tasks, _spoiled(tasks, 3))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), ends[1], wanted
+    )
 
 
 @pytest.mark.parametrize("name", ["trpo", "promp"])

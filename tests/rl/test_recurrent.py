@@ -1,5 +1,7 @@
 """RL²: the memory, the likelihoods and the gradient of whole trials, and that it learns."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +38,21 @@ def _setup(environment, *, options=None, **sizes):
     return problem, rl.rl_squared(problem, **(options or {})), params
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _experience(problem, params, task):
+    return problem.experience(params, task)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _experiences(problem, params, tasks):
+    return jax.vmap(lambda task: problem.experience(params, task))(tasks)
+
+
+def _grad(learner, params, task):
+    """The meta-gradient in one task."""
+    return jax.jit(jax.grad(learner.loss, has_aux=True))(params, task)[0]
+
+
 def _first(environment, seed=0):
     """The first task of a source."""
     tasks = rl.sampler(environment, num_tasks=1)(jax.random.key(seed))
@@ -53,7 +70,7 @@ def test_a_trial_is_that_of_a_loop(name):
     """The memory goes from step to step and from episode to episode."""
     environment = ENVIRONMENTS[name]
     problem, _, params = _setup(environment)
-    trials = problem.experience(params, _first(environment)).trials
+    trials = _experience(problem, params, _first(environment)).trials
     for trajectory in range(2):
         rows = _rows(trials, trajectory)
         hidden, action = problem.policy.start(params)[None], np.zeros(environment.action_size)
@@ -77,7 +94,7 @@ def test_a_trial_is_that_of_a_loop(name):
 def test_a_replay_finds_the_likelihoods_of_the_trial(name):
     environment = ENVIRONMENTS.get(name) or _counter()
     problem, _, params = _setup(environment)
-    trials = problem.experience(params, _first(environment)).trials
+    trials = _experience(problem, params, _first(environment)).trials
     log_probs, values, entropies = problem.replay(params, trials)
     counted = np.asarray(trials.mask) > 0
     np.testing.assert_allclose(log_probs[counted], trials.log_probs[counted], rtol=1e-4, atol=1e-6)
@@ -93,7 +110,7 @@ def test_the_memory_rests_after_the_end_of_an_episode():
     environment = _counter()
     problem, learner, params = _setup(environment, discount=1.0)
     task = _first(environment)
-    batch = problem.experience(params, task)
+    batch = _experience(problem, params, task)
     trials = batch.trials
     np.testing.assert_array_equal(trials.mask, np.broadcast_to([1, 1, 0, 0], (2, 3, 4)))
     np.testing.assert_array_equal(trials.returns(), np.full((2, 3), 21))
@@ -107,12 +124,12 @@ def test_the_memory_rests_after_the_end_of_an_episode():
     cut = rl.rl_squared(problem._replace(horizon=2), value_weight=0.5 / 4)
     short = jax.tree.map(lambda leaf: leaf[:, :, :2], batch)
     grads = [
-        jax.grad(learner.loss, has_aux=True)(params, jaxmaml.Task((), found))[0]
+        _grad(learner, params, jaxmaml.Task((), found))
         for learner, found in ((learner, batch), (cut, short))
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *grads)
     assert optax.tree.norm(grads[0]) > 1e-2
-    grad = jax.grad(learner.loss, has_aux=True)(params, task)[0]
+    grad = _grad(learner, params, task)
     assert np.isfinite(optax.tree.norm(grad))
 
 
@@ -120,7 +137,7 @@ def test_each_task_starts_without_a_memory():
     environment = rl.bandit(3)
     problem, learner, params = _setup(environment)
     tasks = rl.sampler(environment, num_tasks=4)(jax.random.key(0))
-    found = jax.vmap(lambda task: problem.experience(params, task))(tasks).trials
+    found = _experiences(problem, params, tasks).trials
     # Before the first action nothing is known: it is the same in all tasks.
     assert (np.asarray(found.inputs[:, :, 0, 0]) == [1, 0, 0, 0, 0, 0]).all()
     np.testing.assert_allclose(found.values[:, :, 0, 0], found.values[0, 0, 0, 0], rtol=1e-5)
@@ -137,7 +154,7 @@ def test_adapt_trace_and_the_trial_play_the_same_episodes():
     environment = rl.tabular_mdp(3, 2)
     problem, learner, params = _setup(environment)
     task = _first(environment)
-    returns = problem.experience(params, task).trials.returns().mean(axis=0)
+    returns = _experience(problem, params, task).trials.returns().mean(axis=0)
     adapted, info = learner.adapt(params, task.support)
     np.testing.assert_allclose(info.inner_losses, -returns[:2], rtol=1e-5)
     last = problem.metric_fn(adapted, task.query)
@@ -174,13 +191,13 @@ def test_the_gradient_is_that_of_the_surrogate(name):
     environment = ENVIRONMENTS[name]
     options = {"clip": 10.0, "value_weight": 0.7, "entropy_weight": 0.1}
     problem, learner, params = _setup(environment, options=options)
-    held = jaxmaml.Task((), problem.experience(params, _first(environment)))
+    held = jaxmaml.Task((), _experience(problem, params, _first(environment)))
     with jax.enable_x64(True):
         double = lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf
         held, start = jax.tree.map(double, (held, params))
         direction = jax.tree.map(lambda leaf: jnp.cos(1e3 * leaf + 1), start)
         start = optax.tree.add_scale(start, 0.01, direction)
-        grads = jax.grad(learner.loss, has_aux=True)(start, held)[0]
+        grads = _grad(learner, start, held)
         moved = lambda size: optax.tree.add_scale(start, size, direction)
         ends = [learner.loss(moved(size), held)[0] for size in (1e-5, -1e-5)]
         slope = (ends[0] - ends[1]) / 2e-5
@@ -196,7 +213,7 @@ def test_the_gradient_where_trials_were_played_is_that_of_all_trials():
     problem, _, params = _setup(environment, **sizes)
     problem = problem._replace(discount=1.0, gae_lambda=1.0)
     learner = rl.rl_squared(problem, value_weight=0.0)
-    grads = jax.grad(learner.loss, has_aux=True)(params, _first(environment))[0]
+    grads = _grad(learner, params, _first(environment))
 
     every = jnp.stack(jnp.meshgrid(*[jnp.arange(2)] * 4, indexing="ij"), -1).reshape(16, 2, 2)
     paid = arms[every]
@@ -223,11 +240,11 @@ def test_the_gradient_where_trials_were_played_is_that_of_all_trials():
 def test_a_ratio_beyond_the_clip_has_no_gradient():
     environment = rl.bandit(3)
     problem, _, params = _setup(environment)
-    batch = problem.experience(params, _first(environment))
+    batch = _experience(problem, params, _first(environment))
     gains = batch._replace(advantages=jnp.ones_like(batch.advantages))
     rare = gains._replace(trials=batch.trials._replace(log_probs=batch.trials.log_probs - 1))
     learner = rl.rl_squared(problem, value_weight=0.0)
-    grad = lambda batch: jax.grad(learner.loss, has_aux=True)(params, jaxmaml.Task((), batch))[0]
+    grad = lambda batch: _grad(learner, params, jaxmaml.Task((), batch))
     assert optax.tree.norm(grad(gains)) > 1e-3
     assert optax.tree.norm(grad(rare)) == 0
     # A loss of likelihood is followed back, whatever the ratio.
@@ -279,18 +296,18 @@ def test_a_step_of_ppo_is_one_of_its_optimizer_for_each_epoch():
     environment = rl.bandit(3)
     problem, learner, params = _setup(environment)
     optimizer, tasks = OPTIMIZERS["ppo"], rl.sampler(environment, num_tasks=4)(jax.random.key(0))
-    state, metrics = optimizer.meta_step(
-        learner, jaxmaml.init_state(learner, optimizer, params), tasks
-    )
+    step = jax.jit(functools.partial(optimizer.meta_step, learner))
+    state, metrics = step(jaxmaml.init_state(learner, optimizer, params), tasks)
 
-    found = jax.vmap(lambda task: problem.experience(params, task))(tasks)
+    found = _experiences(problem, params, tasks)
     advantages = found.advantages
     normalized = advantages - advantages.mean(axis=(0, 1))
     normalized = normalized / normalized.std()
     held = jaxmaml.Task((), found._replace(advantages=normalized))
     wanted, opt_state = params, optax.adam(1e-2).init(params)
+    meta_grad = jax.jit(functools.partial(jaxmaml.meta_grad, learner))
     for _ in range(2):
-        grads = jaxmaml.meta_grad(learner, wanted, held)[1]
+        grads = meta_grad(wanted, held)[1]
         updates, opt_state = optax.adam(1e-2).update(grads, opt_state)
         wanted = optax.apply_updates(wanted, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, wanted)
