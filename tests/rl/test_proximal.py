@@ -82,7 +82,11 @@ def _objective(problem, learner, clip, penalty, num_inner_steps, params, task):
 
 @pytest.mark.parametrize(
     ("adjoint", "num_inner_steps"),
-    [(jaxmaml.Exact(), 1), (jaxmaml.Exact(), 2), (jaxmaml.FirstOrder(), 2)],
+    [
+        (jaxmaml.Exact(), 1),
+        pytest.param(jaxmaml.Exact(), 2, marks=pytest.mark.slow),
+        pytest.param(jaxmaml.FirstOrder(), 2, marks=pytest.mark.slow),
+    ],
 )
 def test_the_first_epoch_follows_the_gradient_of_the_likelihood_ratio(adjoint, num_inner_steps):
     """The penalty has no gradient where the support was sampled, however large its weight is."""

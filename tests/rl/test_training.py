@@ -1,6 +1,7 @@
 """Trainings of policies: the same curves, one program, several devices, and a resumption."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ OPTIMIZERS = {
     "promp": rl.promp(PROBLEM, optax.adam(1e-2), num_epochs=2),
 }
 ADJOINTS = {"exact": jaxmaml.Exact(mode="reverse"), "first": jaxmaml.FirstOrder()}
+SLOW = pytest.mark.slow
+"""The programs of TRPO and ProMP take long to compile."""
 HOST_TRANSFERS = ("infeed(", "outfeed(", "send(", "recv(", "callback")
 
 
@@ -45,27 +48,34 @@ def _fit(optimizer, num_outer_steps=4, *, seed=0, **options):
     return found[-1][0], [loss for _, metrics in found for loss in metrics["query_loss"].tolist()]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adam", "trpo", pytest.param("promp", marks=SLOW)])
 def test_a_seed_decides_about_the_curve(name):
     first, again, other = (_fit(OPTIMIZERS[name], seed=seed)[1] for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
+@functools.cache
+def _alone(name):
+    """The end of a training on one device, in float64."""
+    state, losses = _fit(OPTIMIZERS[name], 2)
+    return parallel.to_host(state.params), losses
+
+
+@pytest.mark.parametrize("num_devices", [pytest.param(2, marks=SLOW), 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_one_two_and_three_devices_agree(name, x64):
+def test_one_two_and_three_devices_agree(name, num_devices, x64):
     """In float64, since conjugate gradients and trajectories enlarge errors of rounding."""
-    alone, losses = _fit(OPTIMIZERS[name], 2)
-    for number in (2, 3):
-        spread, found = _fit(OPTIMIZERS[name], 2, mesh=parallel.make_mesh(number))
-        np.testing.assert_allclose(found, losses, rtol=1e-3, atol=1e-6)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
-            parallel.to_host(spread.params), alone.params,
-        )  # fmt: skip
+    params, losses = _alone(name)
+    spread, found = _fit(OPTIMIZERS[name], 2, mesh=parallel.make_mesh(num_devices))
+    np.testing.assert_allclose(found, losses, rtol=1e-3, atol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+        parallel.to_host(spread.params), params,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("order", ADJOINTS)
+@pytest.mark.parametrize("order", ["exact", pytest.param("first", marks=SLOW)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_outer_step_is_one_program_without_host_transfers(name, order):
     """Sampling before and after adaptation, both derivatives, and the step."""
@@ -82,7 +92,7 @@ def test_an_outer_step_is_one_program_without_host_transfers(name, order):
     assert not [word for word in HOST_TRANSFERS if word in text]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adam", "trpo", pytest.param("promp", marks=SLOW)])
 def test_an_interrupted_training_ends_bit_for_bit_as_a_whole_one(name, tmp_path):
     whole, _ = _fit(OPTIMIZERS[name], 6, num_steps_per_dispatch=2)
     options = {"num_steps_per_dispatch": 2, "checkpoints": checkpoint.Manager(tmp_path, every=2)}
@@ -100,7 +110,9 @@ def test_an_interrupted_training_ends_bit_for_bit_as_a_whole_one(name, tmp_path)
     assert {key: len(rows) for key, rows in metrics.items()} == dict.fromkeys(names, 0)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", ["adam", pytest.param("trpo", marks=SLOW), pytest.param("promp", marks=SLOW)]
+)
 def test_rewards_that_are_not_finite_are_named_with_their_step_and_task(name):
     def step(key, state, action, goal):
         found = NAVIGATION.step(key, state, action, goal)

@@ -103,19 +103,6 @@ def test_it_improves_the_return_after_adaptation():
     assert (metrics["kl"] <= 0.05).all()
 
 
-@pytest.mark.parametrize("num_devices", [2, 3])
-def test_the_step_does_not_depend_on_the_devices(num_devices):
-    problem, learner, params = _setup()
-    source, optimizer, ends = rl.sampler(BANDIT, num_tasks=4), rl.trpo(problem), []
-    start = jaxmaml.init_state(learner, optimizer, params)
-    for mesh in (None, jaxmaml.parallel.make_mesh(num_devices)):
-        *_, (state, _) = jaxmaml.fit(
-            learner, optimizer, start, source, 2, key=jax.random.key(0), mesh=mesh
-        )
-        ends.append(jax.device_get(state.params))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *ends)
-
-
 def test_an_adjoint_without_a_forward_derivative_is_refused_in_words():
     problem, learner, params = _setup(num_inner_steps=2, adjoint=jaxmaml.Exact())
     tasks = rl.sampler(BANDIT, num_tasks=2)(jax.random.key(0))
