@@ -20,7 +20,7 @@ from experiments.tiny import OPTIONS as TINY
 
 import jaxmaml
 from jaxmaml import cli, files, fitting
-from jaxmaml.experiments import experiment, figures, progress, tables
+from jaxmaml.experiments import experiment, figures, learners, options, progress, settings, tables
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -403,6 +403,9 @@ def test_presets_are_listed(capsys):
         "data list",
         "data prepare",
         "data split",
+        "report",
+        "presets",
+        "doctor",
     ],
 )
 def test_every_option_has_help_that_fits_the_terminal(command, capsys, monkeypatch):
@@ -443,10 +446,10 @@ def test_a_stream_trains_as_a_pool_does(tmp_path):
     learner = ["--learner", "fine_tuning"]  # whose batches also have class numbers
     cut = TINY.index("--num-test-inner-steps")  # it makes as many steps as in training
     tiny = TINY[:cut] + TINY[cut + 2 :]
-    for name, options in (("pool", learner), ("stream", [*learner, "--stream"])):
+    for name, given in (("pool", learner), ("stream", [*learner, "--stream"])):
         out = tmp_path / name
         size = ["--model", "mlp", "--way", "3", "--jitter", "0.1"]
-        assert cli.main(["train", "glyphs-5w1s", "--out", str(out), *tiny, *size, *options]) == 0
+        assert cli.main(["train", "glyphs-5w1s", "--out", str(out), *tiny, *size, *given]) == 0
         runs[name] = json.loads((out / "results.json").read_text())["runs"]["fine_tuning"]
     accuracy = "accuracy_per_step"
     np.testing.assert_allclose(runs["stream"][accuracy], runs["pool"][accuracy], atol=1e-6)
@@ -498,8 +501,56 @@ def small_pictures(monkeypatch, tmp_path):
 
 
 def test_a_picture_takes_only_the_settings_that_it_shows(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["data", "show", "glyphs-5w1s", "--inner-lr", "0.1"])
+    error = _error(capsys, "data", "show", "glyphs-5w1s", "--inner-lr", "0.1")
+    assert "Unrecognized or misplaced options: --inner-lr" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Expected one of {compare, train, "),
+        (["trian"], "unknown command 'trian': did you mean 'train'?"),
+        (["train"], "Missing from jaxmaml train: PRESET see jaxmaml presets (required)"),
+        (["train", "sinusoid-5shot", "--way", "x"], "Error parsing --way: no type matching INT"),
+        (["train", "sinusoid-5shot", "--num-taks", "3"], "Perhaps you meant: --num-tasks INT"),
+        (
+            ["train", "sinusoid-5shot", "--outer", "sgd"],
+            "invalid choice 'sgd' for argument '--outer'",
+        ),
+        (["data", "splt"], "Available subcommands: show, list, prepare, split"),
+    ],
+)
+def test_a_mistake_in_the_options_is_one_line(arguments, message, capsys):
+    error = _error(capsys, *arguments)
+    assert message in error
+    assert not set(error) & set("│╭─"), error
+    assert "Got errors" not in error
+    assert "'None'" not in error
+
+
+def test_the_help_lists_the_commands_without_their_examples(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    assert "For example" not in capsys.readouterr().out
+
+
+def test_the_help_names_every_learner():
+    names = {*learners.LEARNERS, *learners.ALIASES}
+    assert names == set(re.findall(r"[a-z_0-9]+", options.LEARNERS)) - {"for", "policies"}
+
+
+@pytest.mark.parametrize("command", ["compare", "train"])
+def test_the_help_has_examples_and_groups(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    assert f"    jaxmaml {command} " in text
+    groups = re.findall(r"^(?:╭─)? (.+?) options (?:─+╮| *)$", text, flags=re.M)
+    assert groups == ["run", *dict.fromkeys(_groups()), "devices"]
+
+
+def _groups():
+    return [field.metadata["group"] for field in settings.options().values()]
 
 
 def _steps_of_events(out):

@@ -62,7 +62,8 @@ BELOW["rl"] = _LIBRARY
 _LIBRARY = _LIBRARY | {"rl"}
 BELOW["jaxmaml"] = _LIBRARY | {"experiments"}
 BELOW["experiments"] = _LIBRARY | {"jaxmaml"}
-BELOW["cli"] = {"experiments", "data", "files"}
+BELOW["commands"] = {"experiments", "data", "files"}
+BELOW["cli"] = {"checks", "commands", "experiments", "files"}
 BELOW["__main__"] = {"cli"}
 
 

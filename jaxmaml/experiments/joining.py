@@ -11,22 +11,22 @@ import jax
 from jaxmaml import processes
 from jaxmaml.experiments import devices, native_output
 from jaxmaml.experiments.devices import Devices
-from jaxmaml.experiments.options import RunOptions
+from jaxmaml.experiments.options import DeviceOptions
 
 _CONNECTION = re.compile("Gloo|NCCL|CoordinationService|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat")
 """Text of the errors of collective operations that fail because of another process."""
 
 
-def join(run: RunOptions) -> None:
+def join(used: DeviceOptions) -> None:
     """Joins the other processes of a command, if there are any; before anything runs in JAX.
 
     Raises:
         ValueError: options that do not fit, or no cluster that can be detected.
         ConnectionError: process 0 cannot be reached.
     """
-    devices.number_of(run.devices)
-    given = run.coordinator, run.num_processes, run.process_id
-    if run.distributed:
+    devices.number_of(used.devices)
+    given = used.coordinator, used.num_processes, used.process_id
+    if used.distributed:
         native_output.filter_output()
         processes.initialize(*given)
     elif any(value is not None for value in given):
@@ -35,11 +35,11 @@ def join(run: RunOptions) -> None:
         )
 
 
-def chosen_devices(run: RunOptions, num_tasks: int) -> Devices:
+def chosen_devices(used: DeviceOptions, num_tasks: int) -> Devices:
     """Returns the devices of a command, the same in all processes; an error is that of all."""
     with processes.agreeing():
         return devices.choose(
-            num_tasks, devices=run.devices, mesh=run.mesh, fully_sharded=run.fully_sharded
+            num_tasks, devices=used.devices, mesh=used.mesh, fully_sharded=used.fully_sharded
         )
 
 

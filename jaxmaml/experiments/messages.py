@@ -8,6 +8,18 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+_HELP = ("For full helptext", "Argument helptext")
+"""The beginnings of what tyro adds to each mistake."""
+_SURPLUS = (
+    " in jaxmaml( [a-z]+)+ --help",
+    r" \(applied to [^)]*\)",
+    " Arguments are applied to the directly preceding subcommand, so ordering can matter.",
+    r"\. Got errors: [^;]*",
+    ", 'None'",
+    "'None', ",
+)
+"""Patterns of words that help nobody: None is what an option has that is not given."""
+_RULE = re.compile("[│╰╯ ]*[─-]{3,}[│╰╯ ]*")
 MAX_WORD = 200
 """The most characters of a word in a message."""
 
@@ -28,6 +40,25 @@ def warnings_as_lines() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
+
+
+def usage_error(box: str) -> str:
+    """Returns the box that tyro draws around a mistake in the options as one line.
+
+    >>> usage_error("╭─ Title ─╮\\n│ Unrecognized: x │\\n│ ───── │\\n│ Perhaps y │\\n╰────╯")
+    'Unrecognized: x; Perhaps y'
+    """
+    # The first line is the title; lines divide the parts. Where the output takes ASCII only, there are
+    # no borders.
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines()[1:]:
+        if _RULE.fullmatch(line):
+            parts.append([])
+        else:
+            parts[-1].append(line.strip("│ "))
+    texts = [" ".join(part).strip() for part in parts]
+    kept = [text for text in texts if text and not text.startswith(_HELP)]
+    return re.sub("|".join(_SURPLUS), "", one_line("; ".join(kept) or box)).rstrip(".")
 
 
 def accept_all_characters() -> None:

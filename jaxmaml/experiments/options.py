@@ -15,6 +15,13 @@ from jaxmaml.experiments.presets import Preset
 PositionalPreset = Annotated[
     str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET", help="see jaxmaml presets")
 ]
+OptionalPreset = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="[PRESET]", help="the preset whose settings are shown", help_behavior_hint=""
+    ),
+]
 PositionalDataset = Annotated[
     str,
     tyro.conf.Positional,
@@ -69,7 +76,7 @@ LearnerNames = Annotated[
     str,
     tyro.conf.arg(
         metavar="NAME,NAME,...",
-        help="learners to compare: maml, fomaml, anil, reptile, imaml, protonet, ...",
+        help="learners to compare, see jaxmaml train --help",
         help_behavior_hint="(default: exact and first-order MAML)",
     ),
 ]
@@ -81,10 +88,12 @@ InnerRates = Annotated[
         help_behavior_hint="(default: the preset's)",
     ),
 ]
-LearnerName = Annotated[
-    str,
-    tyro.conf.arg(metavar="NAME", help="maml, fomaml, anil, meta_sgd, reptile, protonet, ..."),
-]
+LEARNERS = (
+    "maml, fomaml, maml_plus_plus, anil, boil, meta_sgd, meta_curvature, cavia, reptile, imaml, "
+    "fine_tuning, unicorn, proto_maml, protonet, r2d2; for policies maml, fomaml, meta_sgd, pretrained"
+)
+"""The learners, for a help page: the registry itself needs JAX."""
+LearnerName = Annotated[str, tyro.conf.arg(metavar="NAME", help=LEARNERS)]
 Order = Annotated[
     str | None,
     tyro.conf.arg(
@@ -101,25 +110,34 @@ SHOWN = ("dataset", "way", "shot", "test_query", "split", "image_size", "rotate_
 """The settings of a preset that decide what a test episode looks like."""
 
 
+_GROUPS: dict[str, str] = {
+    "data": "The tasks, and their images.",
+    "rollouts": "The trajectories of a policy in an environment.",
+    "model": "The network.",
+    "inner loop": "The adaptation to a task.",
+    "outer loop": "The training over tasks.",
+    "validation": "The tests during training.",
+}
+"""The texts of the groups of settings."""
+
+
 def _settings(class_name: str, names: Iterable[str]) -> Any:
-    """Returns a dataclass whose fields are options of a preset; None keeps the preset's value."""
-    fields = {name: settings.options()[name] for name in names}
-    return dataclasses.make_dataclass(
-        class_name,
-        [
-            (
-                name,
-                Annotated[
-                    field.type | None,
-                    tyro.conf.arg(help=field.metadata["help"], help_behavior_hint=""),
-                ],
-                None,
-            )
-            for name, field in fields.items()
-        ],
-        frozen=True,
-        namespace={"__doc__": "Each option replaces a setting of the preset."},
-    )
+    """Returns a dataclass of the options of a preset in groups; None keeps the preset's value."""
+    groups: dict[str, list[Any]] = {}
+    for name in names:
+        field = settings.options()[name]
+        hint = tyro.conf.arg(help=field.metadata["help"], help_behavior_hint="")
+        option = (name, Annotated[field.type | None, hint], None)
+        groups.setdefault(field.metadata["group"], []).append(option)
+    fields = []
+    for group, found in groups.items():
+        of_group = dataclasses.make_dataclass(
+            f"{class_name}Of{group.title().replace(' ', '')}", found, frozen=True,
+            namespace={"__doc__": _GROUPS[group]},
+        )  # fmt: skip
+        titled = Annotated[of_group, tyro.conf.arg(name=group)]
+        fields.append((group.replace(" ", "_"), titled, of_group()))
+    return dataclasses.make_dataclass(class_name, fields, frozen=True)
 
 
 _Settings = _settings("Settings", settings.options())
@@ -128,7 +146,9 @@ if TYPE_CHECKING:
     Settings: TypeAlias = Any  # a type checker does not know a class that is made at run time
     ShownSettings: TypeAlias = Any
 else:
-    Settings, ShownSettings = _Settings, _ShownSettings
+    # Without a name of their own: the groups are what a help page shows.
+    Settings = Annotated[_Settings, tyro.conf.arg(name="")]
+    ShownSettings = Annotated[_ShownSettings, tyro.conf.arg(name="")]
 UNCHANGED = _Settings()
 """The settings that keep those of the preset."""
 _SHOWN_UNCHANGED = _ShownSettings()
@@ -136,7 +156,7 @@ _SHOWN_UNCHANGED = _ShownSettings()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Options of the commands that train."""
+    """The run as a whole."""
 
     seed: int = 0
     """seed of the initial parameters and of the training episodes"""
@@ -173,6 +193,12 @@ class RunOptions:
     """with --stream: processes that read and decode images (0: threads of this process)"""
     image_cache: bool = True
     """with --stream: keep decoded images in the user's cache directory"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """The devices that compute, of one machine or of many."""
+
     matmul_precision: Precision = "highest"
     """precision of float32 matrix products; less is faster on GPU and TPU, but not exact"""
     devices: Annotated[str, tyro.conf.arg(metavar="{all,INT}")] = "all"
@@ -346,9 +372,27 @@ Action = (
 """The actions of `jaxmaml data`."""
 
 
-def given(options: Any) -> dict[str, Any]:
-    """Returns the options of a dataclass that are not None: those that a user has given."""
-    return {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+def given(settings: Settings) -> dict[str, Any]:
+    """Returns the settings that are not None, by name: those that a user has given."""
+    groups = dataclasses.asdict(settings).values()
+    return {name: value for group in groups for name, value in group.items() if value is not None}
+
+
+def replaced(**values: Any) -> Settings:
+    """Returns settings in which some are given.
+
+    >>> given(replaced(way=3))
+    {'way': 3}
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        group = settings.options()[name].metadata["group"].replace(" ", "_")
+        groups.setdefault(group, {})[name] = value
+    changes = {
+        group: dataclasses.replace(getattr(UNCHANGED, group), **found)
+        for group, found in groups.items()
+    }
+    return dataclasses.replace(UNCHANGED, **changes)
 
 
 def chosen_preset(name: str, settings: Settings) -> Preset:

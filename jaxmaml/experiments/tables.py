@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxmaml.data.preparation import Prepared
 from jaxmaml.diagnostics import CgResidual
+from jaxmaml.experiments import settings
 from jaxmaml.experiments.presets import Preset, title
 from jaxmaml.experiments.references import Reference
 from jaxmaml.experiments.run import Run
@@ -198,6 +200,33 @@ def presets_table(presets: Iterable[Preset]) -> Table:
         number = 1 + sources.index(f"{preset.paper}, {preset.table}")
         steps = f"{preset.num_outer_steps:,}"
         table.add_row(preset.name, preset.expected, steps, preset.cost, f"({number})")
+    return table
+
+
+def settings_table(preset: Preset) -> Table:
+    """Returns a table of the settings of a preset that have an effect, in their groups."""
+    table = Table(box=box.SIMPLE_HEAD, title=title(preset))
+    for name in ("group", "setting", "value"):
+        table.add_column(name)
+    before = ""
+    for name, field in settings.options().items():
+        if settings.why_unused(preset, name):
+            continue
+        group, value = field.metadata["group"], getattr(preset, name)
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        option = "--" + name.replace("_", "-")
+        table.add_row("" if group == before else group, option, shown or "-")
+        before = group
+    return table
+
+
+def facts_table(name: str, rows: Mapping[str, str]) -> Table:
+    """Returns a table of facts, each with its name."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column(escape(name), no_wrap=True)
+    table.add_column("", overflow="fold")
+    for fact, value in rows.items():
+        table.add_row(f"  {escape(fact)}", escape(value))
     return table
 
 

@@ -1,0 +1,1 @@
+"""The commands of the command line: each reads its options, works, and returns an exit code."""

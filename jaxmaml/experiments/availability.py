@@ -1,0 +1,109 @@
+"""The parts of the installation, the caches, and the needs of a preset."""
+
+import importlib.metadata
+import importlib.util
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxmaml import files
+from jaxmaml.data import datasets, records
+from jaxmaml.experiments.presets import Preset
+
+PACKAGES = (
+    "jaxmaml", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain",
+)  # fmt: skip
+"""The packages whose versions matter in a report of an error."""
+EXTRAS: dict[str, str] = {
+    "brax": "brax", "gymnax": "gymnax", "tensorboard": "tensorboardX", "prepare": "tensorflow",
+    "peers": "torch", "docs": "pdoc",
+}  # fmt: skip
+"""A module of each optional part of the package."""
+SYNTHETIC = ("glyphs", "sinusoid")
+"""The datasets that need no preparation."""
+
+
+class Cache(NamedTuple):
+    """A directory that commands fill by themselves, and that may be removed at any time.
+
+    Attributes:
+        name: what it holds.
+        path: the directory, which may be missing.
+        num_bytes: the size of its files.
+    """
+
+    name: str
+    path: Path
+    num_bytes: int
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages; "-" for one that is not there.
+
+    >>> versions()["jaxmaml"] == importlib.metadata.version("jaxmaml")
+    True
+    """
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def extras() -> dict[str, bool]:
+    """Returns whether each optional part is installed."""
+    return {extra: _is_installed(module) for extra, module in EXTRAS.items()}
+
+
+def devices() -> dict[str, str]:
+    """Returns the devices of JAX with their memory, as texts."""
+    return {str(device): _memory_text(device) for device in jax.devices()}
+
+
+def caches() -> list[Cache]:
+    """Returns the caches of the package, with their sizes."""
+    names = {"images": "images", "compilation": "compiled programs", "tfds": "glyphs"}
+    paths = {name: files.cache_dir() / name for name in names}
+    if configured := jax.config.values["jax_compilation_cache_dir"]:
+        paths["compilation"] = Path(configured)
+    return [Cache(text, paths[name], _size(paths[name])) for name, text in names.items()]
+
+
+def missing(preset: Preset, data_dir: Path | None = None) -> str:
+    """Returns the command that makes a preset ready; "" for one that is.
+
+    Args:
+        preset: the settings.
+        data_dir: a directory of prepared datasets; defaults to that of TFDS.
+
+    >>> from jaxmaml.experiments import presets
+    >>> missing(presets.get("sinusoid-5shot"))
+    ''
+    """
+    if preset.domain == "reinforcement":
+        needs_brax = preset.dataset.startswith("cheetah") and not _is_installed("brax")
+        return "pip install 'jaxmaml[brax]'" if needs_brax else ""
+    if preset.dataset in SYNTHETIC or preset.dataset not in datasets.DATASETS:
+        return ""
+    name = datasets.DATASETS[preset.dataset].tfds
+    if records.prepared_versions(name, datasets.data_directory(data_dir)):
+        return ""
+    return f"jaxmaml data prepare {preset.dataset}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _memory_text(device: Any) -> str:
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return device.device_kind + (f", {limit / 2**30:.1f} GiB" if limit else "")
+
+
+def _size(path: Path) -> int:
+    return sum(found.stat().st_size for found in path.rglob("*") if found.is_file())
