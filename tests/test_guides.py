@@ -12,7 +12,7 @@ GUIDES = Path(__file__).parents[1] / "docs" / "guides.md"
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    """What each program prints; they share their names, as the guides say."""
+    """The output of each program; they share their names, as the guides say."""
     names, found = {}, []
     text = GUIDES.read_text("utf-8")
     with contextlib.chdir(tmp_path_factory.mktemp("guides")):
