@@ -38,5 +38,7 @@ def test_the_programs_say_what_the_guides_say(printed):
 def test_every_link_leads_to_a_heading():
     text = GUIDES.read_text("utf-8")
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    anchors = {
+        re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings
+    }
     assert set(re.findall(r"\(#([a-z0-9-]+)\)", text)) == anchors
