@@ -130,7 +130,7 @@ class Trpo:
                 total(hessian(vector)), self.damping, vector
             )
             direction = jax.scipy.sparse.linalg.cg(fisher, grads, maxiter=self.num_cg_steps)[0]
-            return direction, optax.tree.vdot(direction, fisher(direction))
+            return direction, jnp.asarray(optax.tree.vdot(direction, fisher(direction)))
 
         if mesh is None:
             return solve(params, state, batches, parts, grads)
