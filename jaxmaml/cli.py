@@ -30,7 +30,7 @@ from jaxmaml.commands.mistakes import (
     SUCCESS,
     UserError,
     user_errors,
-)  # fmt: skip
+)
 from jaxmaml.experiments import messages
 
 MAX_ARGUMENT = 1000
@@ -38,7 +38,7 @@ MAX_ARGUMENT = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; a mistake in the options exits with 2 at once.
+    """Runs one command and returns its exit code.
 
     Args:
         arguments: the words of the command line after "jaxmaml"; defaults to those of the process.
