@@ -378,23 +378,6 @@ def given(settings: Settings) -> dict[str, Any]:
     return {name: value for group in groups for name, value in group.items() if value is not None}
 
 
-def replaced(**values: Any) -> Settings:
-    """Returns settings in which some are given.
-
-    >>> given(replaced(way=3))
-    {'way': 3}
-    """
-    groups: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        group = settings.options()[name].metadata["group"].replace(" ", "_")
-        groups.setdefault(group, {})[name] = value
-    changes = {
-        group: dataclasses.replace(getattr(UNCHANGED, group), **found)
-        for group, found in groups.items()
-    }
-    return dataclasses.replace(UNCHANGED, **changes)
-
-
 def chosen_preset(name: str, settings: Settings) -> Preset:
     """Returns the preset of a name, with the given settings.
 

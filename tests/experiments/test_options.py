@@ -7,6 +7,16 @@ import pytest
 from jaxmaml.experiments import options, presets, settings
 
 
+def _given(**values):
+    """The settings in which some are given."""
+    changes = {}
+    for name, value in values.items():
+        group = settings.options()[name].metadata["group"].replace(" ", "_")
+        before = changes.get(group, getattr(options.UNCHANGED, group))
+        changes[group] = dataclasses.replace(before, **{name: value})
+    return dataclasses.replace(options.UNCHANGED, **changes)
+
+
 def test_every_setting_of_a_preset_is_an_option_and_keeps_its_value():
     groups = dataclasses.asdict(options.UNCHANGED)
     names = [name for group in groups.values() for name in group]
@@ -16,14 +26,14 @@ def test_every_setting_of_a_preset_is_an_option_and_keeps_its_value():
 
 
 def test_a_given_setting_replaces_that_of_the_preset():
-    given = options.replaced(way=3, inner_lr=0.1)
+    given = _given(way=3, inner_lr=0.1)
     chosen = options.chosen_preset("glyphs-5w1s", given)
     assert chosen == dataclasses.replace(presets.get("glyphs-5w1s"), way=3, inner_lr=0.1)
 
 
 def test_a_setting_out_of_range_is_refused():
     with pytest.raises(ValueError, match="way must be an integer, 1 or more"):
-        options.chosen_preset("glyphs-5w1s", options.replaced(way=0))
+        options.chosen_preset("glyphs-5w1s", _given(way=0))
 
 
 def test_the_options_of_other_tasks_are_settings_of_a_preset():
