@@ -149,7 +149,7 @@ def _commands() -> list[str]:
 @pytest.mark.parametrize("command", _commands())
 def test_a_command_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parses it, and runs nothing."""
-    nothing = lambda command: functools.wraps(command)(lambda *args, **options: lambda: 0)
+    nothing = lambda command, _: functools.wraps(command)(lambda *args, **options: lambda: 0)
     monkeypatch.setattr(cli, "_deferred", nothing)
     assert cli.main(shlex.split(command, comments=True)[1:]) == 0
 

@@ -198,6 +198,7 @@ def test_an_environment_has_no_examples_to_show(tmp_path, capsys):
     assert "nav2d is an environment, without examples to show" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", ["trpo", "promp"])
 def test_every_outer_optimizer_trains(outer, tmp_path):
     preset = presets.override(AGENT, outer=outer, num_outer_steps=2)
@@ -210,7 +211,7 @@ def test_every_outer_optimizer_trains(outer, tmp_path):
         assert run.num_outer_steps == 2
 
 
-@pytest.mark.parametrize("name", ["bandits", "tabular-mdp"])
+@pytest.mark.parametrize("name", ["bandits", pytest.param("tabular-mdp", marks=pytest.mark.slow)])
 def test_discrete_actions_are_drawn_as_probabilities(name, tmp_path):
     preset = presets.override(
         presets.get(name), num_tasks=2, num_outer_steps=2, num_trajectories=3, horizon=4,

@@ -108,7 +108,7 @@ def test_the_first_epoch_follows_the_gradient_of_the_likelihood_ratio(adjoint, n
 
 @pytest.mark.parametrize(
     ("environment", "num_inner_steps"),
-    [(BANDIT, 1), (rl.navigation_2d(), 2)],
+    [(BANDIT, 1), pytest.param(rl.navigation_2d(), 2, marks=pytest.mark.slow)],
     ids=["discrete", "continuous"],
 )
 def test_the_epochs_are_steps_on_the_objective_of_the_paper(environment, num_inner_steps):

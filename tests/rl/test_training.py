@@ -48,7 +48,9 @@ def _fit(optimizer, num_outer_steps=4, *, seed=0, **options):
     return found[-1][0], [loss for _, metrics in found for loss in metrics["query_loss"].tolist()]
 
 
-@pytest.mark.parametrize("name", ["adam", "trpo", pytest.param("promp", marks=SLOW)])
+@pytest.mark.parametrize(
+    "name", ["adam", pytest.param("trpo", marks=SLOW), pytest.param("promp", marks=SLOW)]
+)
 def test_a_seed_decides_about_the_curve(name):
     first, again, other = (_fit(OPTIMIZERS[name], seed=seed)[1] for seed in (0, 0, 1))
     assert first == again
@@ -92,7 +94,9 @@ def test_an_outer_step_is_one_program_without_host_transfers(name, order):
     assert not [word for word in HOST_TRANSFERS if word in text]
 
 
-@pytest.mark.parametrize("name", ["adam", "trpo", pytest.param("promp", marks=SLOW)])
+@pytest.mark.parametrize(
+    "name", ["adam", pytest.param("trpo", marks=SLOW), pytest.param("promp", marks=SLOW)]
+)
 def test_an_interrupted_training_ends_bit_for_bit_as_a_whole_one(name, tmp_path):
     whole, _ = _fit(OPTIMIZERS[name], 6, num_steps_per_dispatch=2)
     options = {"num_steps_per_dispatch": 2, "checkpoints": checkpoint.Manager(tmp_path, every=2)}
