@@ -37,9 +37,10 @@ def doctor(*, data_dir: options.DataDir = None) -> int:
 
     with session("highest"), user_errors(), Display():
         directory = datasets.data_directory(data_dir)
-        found = preparation.listing(data_dir) if directory.is_dir() else []
+        found = preparation.listing(data_dir)
+        prepared = {one.name for one in found if not one.problem}
         needs = {
-            preset.name: availability.missing(preset, data_dir)
+            preset.name: availability.missing(preset, prepared)
             for preset in presets.PRESETS.values()
         }
         parts = {

@@ -2,20 +2,19 @@
 
 import importlib.metadata
 import importlib.util
-import platform
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxmaml import files
-from jaxmaml.data import datasets, records
+from jaxmaml.data import datasets
+from jaxmaml.experiments import provenance
 from jaxmaml.experiments.presets import Preset
 
-PACKAGES = (
-    "jaxmaml", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain",
-)  # fmt: skip
-"""The packages whose versions matter in a report of an error."""
+FURTHER = ("orbax-checkpoint", "tensorflow-datasets", "grain")
+"""The packages beside those on which numbers depend."""
 EXTRAS: dict[str, str] = {
     "brax": "brax", "gymnax": "gymnax", "tensorboard": "tensorboardX", "prepare": "tensorflow",
     "peers": "torch", "docs": "pdoc",
@@ -40,12 +39,12 @@ class Cache(NamedTuple):
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages; "-" for one that is not there.
+    """Returns the versions of Python and of the packages that matter in a report of an error.
 
     >>> versions()["jaxmaml"] == importlib.metadata.version("jaxmaml")
     True
     """
-    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+    return provenance.versions() | {name: importlib.metadata.version(name) for name in FURTHER}
 
 
 def extras() -> dict[str, bool]:
@@ -67,33 +66,24 @@ def caches() -> list[Cache]:
     return [Cache(text, paths[name], _size(paths[name])) for name, text in names.items()]
 
 
-def missing(preset: Preset, data_dir: Path | None = None) -> str:
+def missing(preset: Preset, prepared: Collection[str]) -> str:
     """Returns the command that makes a preset ready; "" for one that is.
 
     Args:
         preset: the settings.
-        data_dir: a directory of prepared datasets; defaults to that of TFDS.
+        prepared: the names in TFDS of the datasets that can be read.
 
     >>> from jaxmaml.experiments import presets
-    >>> missing(presets.get("sinusoid-5shot"))
-    ''
+    >>> missing(presets.get("omniglot-5w1s"), prepared=[])
+    'jaxmaml data prepare omniglot'
     """
     if preset.domain == "reinforcement":
         needs_brax = preset.dataset.startswith("cheetah") and not _is_installed("brax")
         return "pip install 'jaxmaml[brax]'" if needs_brax else ""
     if preset.dataset in SYNTHETIC or preset.dataset not in datasets.DATASETS:
         return ""
-    name = datasets.DATASETS[preset.dataset].tfds
-    if records.prepared_versions(name, datasets.data_directory(data_dir)):
-        return ""
-    return f"jaxmaml data prepare {preset.dataset}"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "-"
+    is_there = datasets.DATASETS[preset.dataset].tfds in prepared
+    return "" if is_there else f"jaxmaml data prepare {preset.dataset}"
 
 
 def _is_installed(module: str) -> bool:

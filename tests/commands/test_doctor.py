@@ -41,6 +41,16 @@ def test_the_doctor_names_versions_devices_caches_and_what_presets_need(capsys, 
     assert needs["omniglot-5w1s"] == "jaxmaml data prepare omniglot"
 
 
+def test_a_dataset_that_cannot_be_read_is_not_ready(capsys, tmp_path):
+    version = tmp_path / "omniglot" / "3.0.0"
+    version.mkdir(parents=True)
+    (version / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
+    text = _output(capsys, "doctor", "--data-dir", str(tmp_path))
+    assert "another format than ArrayRecord" in " ".join(text.split())
+    row = next(line for line in text.splitlines() if "omniglot-5w1s" in line)
+    assert "jaxmaml data prepare omniglot" in row
+
+
 def test_the_doctor_sees_prepared_data(capsys, test_data):
     text = _output(capsys, "doctor", "--data-dir", str(test_data))
     assert "1,623 classes" in text
@@ -52,4 +62,4 @@ def test_the_doctor_sees_prepared_data(capsys, test_data):
 def test_a_preset_names_the_extra_that_it_needs(is_there, monkeypatch):
     monkeypatch.setattr(availability, "_is_installed", lambda module: is_there)
     wanted = "" if is_there else "pip install 'jaxmaml[brax]'"
-    assert availability.missing(presets.get("cheetah-dir")) == wanted
+    assert availability.missing(presets.get("cheetah-dir"), ()) == wanted
