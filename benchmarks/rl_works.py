@@ -146,7 +146,7 @@ def _part_on_batches(
 
 
 def _kl_products(setup: Setup, learner: MetaLearner, params: Params, batches: Task) -> Params:
-    """As many products as a step of TRPO makes, each of the one before, normalized."""
+    """Multiplies by the Hessian as often as a step of TRPO, each time the normalized product before."""
     product = kl_product(setup, learner, params, batches)
 
     def again(_: Any, vector: Params) -> Params:

@@ -1,4 +1,4 @@
-"""What `meta_rl.py` runs in PyTorch: the comparison with our results, and the works that are timed."""
+"""The PyTorch side of `meta_rl.py`: the comparison with our results, and the works that are timed."""
 
 import os
 from collections.abc import Callable, Iterable

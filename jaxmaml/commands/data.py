@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from jaxmaml.commands.mistakes import check_matplotlib, user_errors
+from jaxmaml.commands.mistakes import SUCCESS, check_matplotlib, user_errors
 from jaxmaml.commands.session import session
 from jaxmaml.experiments import options, presets
 from jaxmaml.experiments.options import List, Prepare, Show, Split
@@ -36,7 +36,7 @@ def _show(action: Show) -> int:
         built = build_experiment(chosen, seed=0, data_dir=action.data_dir, num_test_tasks=1)
         draw_episode(built, path)
     print(path)
-    return 0
+    return SUCCESS
 
 
 def _list(action: List) -> int:
@@ -49,9 +49,9 @@ def _list(action: List) -> int:
         found = preparation.listing(action.data_dir)
     if not found:
         print(f"nothing is prepared in {directory}")
-        return 0
+        return SUCCESS
     tables.console().print(tables.datasets_table(found, str(directory)))
-    return 0
+    return SUCCESS
 
 
 def _prepare(action: Prepare) -> int:
@@ -61,7 +61,7 @@ def _prepare(action: Prepare) -> int:
     with user_errors(), Display():
         directory = preparation.prepare(action.dataset, action.data_dir, action.archive_dir)
     print(directory)
-    return 0
+    return SUCCESS
 
 
 def _split(action: Split) -> int:
@@ -75,4 +75,4 @@ def _split(action: Split) -> int:
         about = {"dataset": action.dataset, "fractions": action.fractions, "seed": action.seed}
         class_splits.write(action.out, listed, **about)
     print(f"{action.out}: " + ", ".join(f"{len(n)} {split}" for split, n in listed.items()))
-    return 0
+    return SUCCESS

@@ -40,7 +40,7 @@ def evaluate(
             )
         table = reevaluate.scores_table(restored, num_test_tasks)
     tables.console().print(table)
-    return 0
+    return SUCCESS
 
 
 def adapt(run_dir: options.RunDirectory, *, files: options.AdaptOptions) -> int:

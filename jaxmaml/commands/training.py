@@ -43,10 +43,9 @@ def compare(
         chosen = options.chosen_preset(preset, preset_settings)
         names = [name.strip() for name in learners.split(",")] if learners else []
         specs = candidates.comparison(chosen, inner_lrs, names)
-        registry.check_used(
-            chosen, options.given(preset_settings), [spec.learner for spec in specs]
-        )
-        if inner_lrs and "inner_lr" in options.given(preset_settings):
+        given = options.given(preset_settings)
+        registry.check_used(chosen, given, [spec.learner for spec in specs])
+        if inner_lrs and "inner_lr" in given:
             raise ValueError("inner_lr has no effect with inner_lrs: leave one of them out")
     return _execute(chosen, specs, run, devices)
 

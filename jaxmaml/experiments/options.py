@@ -372,9 +372,9 @@ Action = (
 """The actions of `jaxmaml data`."""
 
 
-def given(settings: Settings) -> dict[str, Any]:
+def given(preset_settings: Settings) -> dict[str, Any]:
     """Returns the settings that are not None, by name: those that a user has given."""
-    groups = dataclasses.asdict(settings).values()
+    groups = dataclasses.asdict(preset_settings).values()
     return {name: value for group in groups for name, value in group.items() if value is not None}
 
 
