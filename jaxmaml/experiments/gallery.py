@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 MAX_PER_CLASS, MAX_CLASSES, MAX_PICTURES = 8, 20, 60
 """The most pictures that are drawn, of each class of the support and of those that are predicted."""
 MIN_COLUMNS, COLUMNS = 6, 8
-CELL, CELL_HEIGHT, GAP = 1.0, 1.55, 0.9
+CELL, CELL_HEIGHT, GAP = 1.0, 1.7, 0.9
 """The width and height of a cell and the height of a heading, in inches."""
 
 
@@ -21,6 +21,7 @@ def draw(
     support: np.ndarray,
     targets: np.ndarray,
     classes: Sequence[str],
+    names: Sequence[str],
     images: np.ndarray,
     probabilities: np.ndarray,
     *,
@@ -34,12 +35,14 @@ def draw(
         support: uint8 `[num_support, H, W, C]`.
         targets: the class of each, `[num_support]`.
         classes: the names of the classes.
+        names: the name of each picture that is classified, such as that of its file.
         images: uint8 `[num_images, H, W, C]`.
         probabilities: `[num_images, num_classes]`.
         title: the title.
 
     >>> pictures, classes = np.zeros((2, 8, 8, 3), np.uint8), ["cat", "dog"]
-    >>> figure = draw(pictures, np.arange(2), classes, pictures, np.eye(2), title="cats and dogs")
+    >>> support, images = (pictures, np.arange(2), classes), (["a.png", "b.png"], pictures, np.eye(2))
+    >>> figure = draw(*support, *images, title="cats and dogs")
     >>> len(figure.axes)
     4
     """
@@ -61,7 +64,8 @@ def draw(
     # The predictions.
     page.heading("predictions" + _left_out(len(images), num, "pictures"))
     lines = [
-        f"{_short(classes[int(row.argmax())])}\n{100 * row.max():.0f} %" for row in probabilities
+        f"{_short(name)}\n{_short(classes[int(row.argmax())])}\n{100 * row.max():.0f} %"
+        for name, row in zip(names, probabilities, strict=True)
     ]
     for first in range(0, num, columns):
         last = min(first + columns, num)

@@ -143,7 +143,8 @@ def _serve_images(trained: Trained, request: Request, options: Mapping[str, Any]
     # The picture.
     with stages.stage("drawing the picture"):
         figure = gallery.draw(
-            support["inputs"], support["targets"], names, images, probabilities,
+            support["inputs"], support["targets"], names, [path.name for path in paths], images,
+            probabilities,
             title=f"{trained.preset.name}, {_about(adapted)}",
         )  # fmt: skip
         return Served(adapted, table, gallery.png(figure))

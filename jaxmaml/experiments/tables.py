@@ -33,6 +33,15 @@ def console() -> Console:
     return out if out.is_terminal else Console(width=120)
 
 
+def rounded(value: float) -> str:
+    """Returns a number with three digits; a large one as a whole number, without an exponent.
+
+    >>> rounded(0.01234), rounded(1070.4)
+    ('0.0123', '1,070')
+    """
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
 def scores_table(
     preset: Preset, scores: Mapping[str, Score], num_test_tasks: int, reference: Reference | None
 ) -> Table:
@@ -82,8 +91,8 @@ def summary_table(
 
     # Rows.
     for run in runs:
-        memory = "unknown" if run.temp_bytes is None else f"{run.temp_bytes / 2**20:.3g}"
-        costs = [f"{1e3 * run.seconds_per_outer_step:.3g}", memory, f"{run.flops / 1e9:.3g}"]
+        memory = "unknown" if run.temp_bytes is None else rounded(run.temp_bytes / 2**20)
+        costs = [rounded(1e3 * run.seconds_per_outer_step), memory, rounded(run.flops / 1e9)]
         table.add_row(run.label, *_summary(preset, run.test), _on_features(run), *costs)
         if run.averaged is not None:
             label = run.label + averaged_suffix(len(run.averaged_states))
@@ -132,11 +141,11 @@ def add_costs(table: Table, preset: Preset, runs: Iterable[Run]) -> None:
     selected = [int(run.meta_state.step) for run in runs]
     if selected != [run.num_outer_steps for run in runs]:
         table.add_row("selected by validation", *[f"{step:,}" for step in selected])
-    table.add_row("ms per outer step", *[f"{1e3 * run.seconds_per_outer_step:.3g}" for run in runs])
+    table.add_row("ms per outer step", *[rounded(1e3 * run.seconds_per_outer_step) for run in runs])
     table.add_row("s to compile", *[f"{run.compile_seconds:.1f}" for run in runs])
     table.add_row("XLA temporary memory", *[_mebibytes(run.temp_bytes) for run in runs])
     at_least = ", at least" * (preset.outer == "trpo")  # its loops count once
-    table.add_row(f"GFLOP per outer step{at_least}", *[f"{run.flops / 1e9:.3g}" for run in runs])
+    table.add_row(f"GFLOP per outer step{at_least}", *[rounded(run.flops / 1e9) for run in runs])
 
 
 def gradient_table(gradient: Gradient, label: str) -> Table:
@@ -147,7 +156,7 @@ def gradient_table(gradient: Gradient, label: str) -> Table:
     count = len(gradient["step"])
     for i in np.unique(np.linspace(0, count - 1, min(count, MAX_ROWS)).round().astype(int)):
         cosine, ratio = gradient["cosine"][i], gradient["norm_ratio"][i]
-        table.add_row(f"{gradient['step'][i]:,}", f"{cosine:.3f}", f"{ratio:.3g}")
+        table.add_row(f"{gradient['step'][i]:,}", f"{cosine:.3f}", rounded(ratio))
     return table
 
 
@@ -323,7 +332,7 @@ def _titled(title: str) -> Table:
 
 
 def _mebibytes(num_bytes: int | None) -> str:
-    return "unknown" if num_bytes is None else f"{num_bytes / 2**20:.3g} MiB"
+    return "unknown" if num_bytes is None else f"{rounded(num_bytes / 2**20)} MiB"
 
 
 def _on_features(run: Run) -> str:

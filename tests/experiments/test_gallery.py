@@ -18,13 +18,15 @@ def _drawn(classes, num_images, channels=3):
     support = np.zeros((len(targets), 4, 4, channels), np.uint8)
     images = np.zeros((num_images, 4, 4, channels), np.uint8)
     probabilities = np.tile(np.linspace(0.1, 0.9, len(classes)), (num_images, 1))
-    return gallery.draw(support, targets, classes, images, probabilities, title="a title")
+    names = [f"{i}.png" for i in range(num_images)]
+    return gallery.draw(support, targets, classes, names, images, probabilities, title="a title")
 
 
 def test_every_class_and_prediction_is_named():
     figure = _drawn(["cat", "dog", "emu"], 3)
     assert _texts(figure) == [
-        "a title", "support", "cat", "dog", "emu", "predictions", *["emu\n90 %"] * 3,
+        "a title", "support", "cat", "dog", "emu", "predictions",
+        *[f"{i}.png\nemu\n90 %" for i in range(3)],
     ]  # fmt: skip
     assert len(figure.axes) == 6 + 3
 

@@ -271,7 +271,7 @@ def _costs(runs: Runs) -> Table:
 
 def _number(run: SavedRun, name: str, factor: float = 1.0) -> str:
     value = run.results.get(name)
-    return NONE if value is None else f"{factor * value:.3g}"
+    return NONE if value is None else tables.rounded(factor * value)
 
 
 def _differences(directories: Sequence[SavedDirectory]) -> Block:
