@@ -5,6 +5,7 @@ tensorflow-datasets, tyro or a network.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import os
@@ -25,6 +26,7 @@ from jaxmaml import nn
 from jaxmaml.types import LossFn, Params, Task
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 MIB = 2**20
 
 
@@ -86,13 +88,23 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def commit(checkout: Path) -> str | None:
-    """Returns the commit of a checkout, with "-dirty" if files were changed; None without git."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=checkout, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return found.stdout.strip() or None
+    """Returns the commit of a checkout as this process first saw it; None without git.
+
+    It ends in "-dirty" if files were changed, other than the results: a row does not change what the
+    next one measures.
+    """
+    name = _git(checkout, "rev-parse", "--short=12", "HEAD")
+    tracked = ("status", "--porcelain", "--untracked-files=no")
+    changed = _git(checkout, *tracked, "--", ".", ":!benchmarks/results", ":!benchmarks/README.md")
+    return f"{name}-dirty" if name and changed else name or None
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    """Returns what a git command prints, or nothing where there is no git."""
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True).stdout.strip()
 
 
 def _version(name: str) -> str | None:
@@ -109,9 +121,15 @@ class Rows:
         options: a command line with the options of `parser`.
         labels: what every row starts with, such as the name of its table. Each row ends with its
             environment.
+
+    Raises:
+        SystemExit: --quick with a file of the results, to which a check does not belong.
     """
 
     def __init__(self, options: argparse.Namespace, **labels: Any):
+        if options.quick and options.out and RESULTS in options.out.resolve().parents:
+            print(f"--quick is a check, not a measurement: not to {options.out}", file=sys.stderr)
+            raise SystemExit(2)
         self._out, self._labels = options.out, {**labels, "quick": options.quick}
         self._held: list[dict[str, Any]] = []
         if options.resume and self._out is not None and self._out.is_file():

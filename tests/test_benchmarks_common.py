@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,6 +34,37 @@ def test_growth_is_per_step_and_unit_of_the_sides_that_are_left():
 
 def _options(out, *, resume=False):
     return argparse.Namespace(out=out, quick=True, resume=resume)
+
+
+def test_a_check_is_not_written_to_the_results(capsys):
+    with pytest.raises(SystemExit) as error:
+        common.Rows(_options(common.RESULTS / "speed.jsonl"))
+    assert error.value.code == 2
+    assert "a check, not a measurement" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "is_dirty"),
+    [(None, False), ("benchmarks/results/rows.jsonl", False), ("benchmarks/speed.py", True)],
+)
+def test_a_row_is_called_dirty_if_more_than_results_changed(tmp_path, file, is_dirty):
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (results / "rows.jsonl").touch()
+    (tmp_path / "benchmarks" / "speed.py").touch()
+    me = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], [*me, "commit", "-qm", "all"]):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    if file is not None:
+        (tmp_path / file).write_text("new")
+    found = common.commit(tmp_path)
+    assert found is not None
+    assert found.endswith("-dirty") == is_dirty
+
+
+def test_no_commit_without_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert common.commit(tmp_path) is None
 
 
 def test_rows_are_appended_with_labels_and_environment(tmp_path):

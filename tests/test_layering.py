@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -190,6 +191,16 @@ def test_importing_jaxmaml_loads_nothing_heavy() -> None:
 def test_there_is_no_utils_module() -> None:
     folders = (PACKAGE, ROOT / "tests", ROOT / "benchmarks")
     assert not [path for folder in folders for path in folder.rglob("utils.py")]
+
+
+@pytest.mark.parametrize("package", ["nn", "data", "rl", "experiments"])
+def test_a_package_says_what_each_of_its_modules_is_for(package: str) -> None:
+    entries = [path.stem for path in (PACKAGE / package).iterdir() if path.suffix == ".py"]
+    entries += [path.parent.name for path in (PACKAGE / package).glob("*/__init__.py")]
+    described = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text())) or ""
+    assert {f"`{name}`" for name in entries if name != "__init__"} <= set(
+        re.findall(r"`\w+`", described)
+    )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)

@@ -1,5 +1,16 @@
 """Tasks of images on the device or on disk, sinusoids, and the datasets that they are drawn from.
 
+What a module is for:
+
+- `datasets`: datasets by name; `class_splits`: which classes are train, val and test; `preparation`:
+  preparing with TFDS, with `tfds_progress` for its progress; `builders`: what TFDS itself lacks.
+- `records`: encoded images of a prepared dataset; `folders`: those of a folder of the user;
+  `decoders`: how they become arrays; `image_cache` and `label_cache`: so that it happens once;
+  `stored_images`: the images of one split, by row.
+- `pools`: images on the device; `stream`: images read ahead from disk; `episodes`: which images a
+  task has, for both; `variable`: tasks of varying way and shot; `augmentation`: changes of pixels.
+- `sinusoid`: the regression tasks.
+
 `stream` loads on first use, as it needs grain.
 """
 

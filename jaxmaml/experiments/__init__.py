@@ -3,13 +3,17 @@
 This package is not public API: its names may change with every release. The library does not import
 it. What a module is for:
 
-- `settings`: what each setting means and when it has an effect; `ranges`: which values it may have;
-  `presets`: the settings of each benchmark; `options`: the options of the command line.
+- `domains`: the three domains and their scores; `settings`: what each setting means and when it has
+  an effect; `ranges`: which values it may have; `presets`: the settings of each benchmark; `options`:
+  the options of the command line.
 - `networks`: the network of a preset as pure functions; `learners`: the learners by name, and what
   each of them can do; `candidates`: a learner that is built for a run.
-- `tasks`: the train, val and test sources of a preset; `experiment`: what all runs of a preset share.
+- `tasks`: the train, val and test sources of a preset; `experiment`: what all runs of a preset share;
+  `agents`: what those of reinforcement learning add; `devices` and `joining`: the devices and the
+  processes of a run.
 - `run`: trains and tests one candidate; `training`: its steps, validations, selection and
-  checkpoints; `scoring`: its scores; `probes`: what else is measured.
+  checkpoints; `scoring`: its scores; `references`: the numbers beside them; `seeds`: runs of several
+  seeds; `probes`: what else is measured.
 - `run_dir`: every file of a run directory; `results`: the contents of results.json; `recorder`: its
   metrics along the runs; `resuming`: whether it is continued; `interruption`: signals; `provenance`:
   versions, commit and device.
@@ -18,8 +22,9 @@ it. What a module is for:
   for the picture.
 - `program_cache`: the compiled programs that one command keeps for the next.
 - `progress`: what a command shows while it works; `messages`: its lines on standard error;
+  `native_output`: those of compiled libraries; `availability`: what is installed and prepared;
   `event_files`: the metrics for TensorBoard; `report`: a package that writes a report of run
   directories.
 - `compare` and `reevaluate`: the commands; `tables`: what they print; `figures`: what they draw,
-  by means of `plots`, which draws plain numbers.
+  by means of `plots`, which draws plain numbers; `agent_figures` and `agent_plots`: of policies.
 """

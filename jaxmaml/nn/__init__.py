@@ -1,4 +1,14 @@
-"""Models, convolution, normalization, losses, and adapters for models of other libraries."""
+"""Models, convolution, normalization, losses, and adapters for models of other libraries.
+
+What a module is for:
+
+- `models` and `resnet`: the networks, made of `layers`; `losses`: losses and accuracy.
+- `norm`: the policies of normalization, by means of `normalizer`; `pooling`: max-pooling.
+- `convolution`: that of the networks; `forms`: the convolutions of any model, replaced, by means of
+  `general_conv` and `layouts`.
+- `adapters`, `adapters_flax`, `adapters_equinox`, `adapters_haiku`: models of other libraries;
+  `padding`: examples that do not count.
+"""
 
 from jaxmaml.nn.adapters import StatefulModel as StatefulModel
 from jaxmaml.nn.adapters import first_ways as first_ways

@@ -1,4 +1,18 @@
-"""Meta-reinforcement-learning: environments, policies, rollouts and estimators, wholly in JAX."""
+"""Meta-reinforcement-learning: environments, policies, rollouts and estimators, wholly in JAX.
+
+What a module is for:
+
+- `environments`: those of the papers; `wrappers`: environments made of others; `adapters_gymnax`,
+  `adapters_brax` and what they share, `adapters`: those of other packages; `drawing`: pictures of the
+  half-cheetah.
+- `policies`: networks and their distributions; `rollouts`: trajectories; `baselines`: advantages;
+  `requests`: tasks, whose data the learner samples.
+- `problems`: losses that sample, for any learner; `surrogates`: the inner loss; `corrections`: the
+  derivative of what is sampled.
+- `collecting`: samples that stay the same during an outer step, for the outer optimizers
+  `trust_region` (TRPO) and `proximal` (ProMP).
+- `recurrent`, `trials`, `remembering` and `recurrent_ppo`: RL², from the policy to its optimizer.
+"""
 
 from jaxmaml.rl.adapters_brax import from_brax as from_brax
 from jaxmaml.rl.adapters_brax import half_cheetah as half_cheetah

@@ -1,6 +1,7 @@
 """Datasets by name: Omniglot as the papers use it, data of the user, and what is refused."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -192,3 +193,13 @@ def test_classes_may_be_given_by_name():
     given = {"train": ["DIGIT ONE"], "val": ["DIGIT TWO"], "test": ["DIGIT SIX", "DIGIT SEVEN"]}
     found = datasets.images("glyphs", class_split=given, cache=False)
     assert {split: list(images.names) for split, images in found.items()} == given
+
+
+def test_every_class_split_of_every_dataset_is_in_the_package_and_no_other():
+    used = {
+        str(datasets._known_class_split(name, split))
+        for name, dataset in datasets.DATASETS.items()
+        for split in dataset.class_splits
+    }
+    files = (Path(class_splits.__file__).parent / "splits").glob("*.json")
+    assert len(used) == len(list(files))

@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from jaxmaml.data import datasets
 from jaxmaml.experiments import presets, settings
 
 
 def test_the_presets_that_the_documents_name_exist():
     root = Path(__file__).resolve().parents[2]
     text = "".join((root / name).read_text() for name in ("README.md", "benchmarks/README.md"))
-    datasets = "sinusoid|glyphs|omniglot|cifar-fs|fc100|mini-imagenet|cub|pictures"
+    named_so = "|".join([*datasets.DATASETS, "sinusoid", "pictures"])
     agents = re.findall(
         r"\b(?:nav2d-paper|nav2d-script|tabular-mdp|cheetah-dir|cheetah-vel)\b", text
     )
     assert set(agents) <= set(presets.PRESETS)
-    named = set(re.findall(rf"\b(?:{datasets})-(?:mlp-)?\d+(?:w\d+s|shot)\b", text))
+    named = set(re.findall(rf"\b(?:{named_so})-(?:mlp-)?\d+(?:w\d+s|shot)\b", text))
     assert len(named) >= 4
     assert named <= set(presets.PRESETS)
 
