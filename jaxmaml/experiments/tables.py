@@ -1,5 +1,6 @@
 """The tables that the commands print."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,8 +30,7 @@ SUMMARY = ("0 steps", "1 step", "inner\nsteps", "score")
 
 def console() -> Console:
     """Returns standard output, wide enough for a table if it is not a terminal."""
-    out = Console()
-    return out if out.is_terminal else Console(width=120)
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def rounded(value: float) -> str:

@@ -167,3 +167,13 @@ def test_work_that_is_done_again_and_again_has_few_lines(clock, log):
                 clock.now += 7
                 display.tick()
     assert log.getvalue().splitlines() == ["scoring tasks"] * 2
+
+
+def test_colors_that_are_asked_for_bring_no_moving_bars_to_a_log(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # set by notebooks and by CI
+    log = io.StringIO()
+    with progress.Display(log) as display:
+        show = display.run("exact", 100, metric=METRICS["classification"])
+        for completed in range(3):
+            show(completed=completed)
+    assert "\x1b" not in log.getvalue()
