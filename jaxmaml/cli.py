@@ -10,7 +10,9 @@ import contextlib
 import functools
 import importlib.metadata
 import io
+import itertools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -88,27 +90,48 @@ def _command(arguments: list[str], commands: dict[str, Callable[..., int]]) -> C
     with user_errors():
         if named:
             check_known("command", named, commands)
+    deferred = {name: _deferred(command, name == named) for name, command in commands.items()}
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(
-                {name: _deferred(command, name == named) for name, command in commands.items()},
-                prog="jaxmaml",
-                description="Gradient-based meta-learning in JAX.",
-                args=arguments,
-                config=(
-                    tyro.conf.CascadeSubcommandArgs,
-                    tyro.conf.OmitArgPrefixes,
-                    tyro.conf.OmitSubcommandPrefixes,
-                    tyro.conf.DisallowNone,
-                ),
-            )
+            return _parsed(arguments, deferred)
     except SystemExit as stop:
         if stop.code == MISTAKE:
-            page = " ".join(filter(None, ["jaxmaml", named, "--help"]))
-            raise UserError(f"{messages.usage_error(said.getvalue())}; see {page}") from None
+            words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+            mistake = messages.usage_error(said.getvalue())
+            if option := messages.unknown_option(mistake):
+                mistake = messages.nearest_option(option, _options(words, deferred))
+            page = " ".join(["jaxmaml", *words[: 2 if named == "data" else 1], "--help"])
+            raise UserError(f"{mistake}; see {page}".replace("?; see", "? See")) from None
         sys.stderr.write(said.getvalue())
         raise
+
+
+def _parsed(
+    arguments: Sequence[str], commands: dict[str, Callable[..., Callable[[], int]]]
+) -> Callable[[], int]:
+    return tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="jaxmaml",
+        description="Gradient-based meta-learning in JAX.",
+        args=arguments,
+        config=(
+            tyro.conf.CascadeSubcommandArgs,
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.DisallowNone,
+        ),
+    )
+
+
+def _options(
+    words: Sequence[str], commands: dict[str, Callable[..., Callable[[], int]]]
+) -> list[str]:
+    """Returns the options on the help page of the command that some words name."""
+    page = io.StringIO()
+    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+        _parsed([*words, "--help"], commands)
+    return sorted(set(re.findall(r"--[a-z][a-z-]+", page.getvalue())) - {"--help"})
 
 
 def _report(error: Exception) -> int:

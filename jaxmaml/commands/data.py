@@ -74,5 +74,6 @@ def _split(action: Split) -> int:
         listed = class_splits.draw(names, action.fractions, action.seed)
         about = {"dataset": action.dataset, "fractions": action.fractions, "seed": action.seed}
         class_splits.write(action.out, listed, **about)
-    print(f"{action.out}: " + ", ".join(f"{len(n)} {split}" for split, n in listed.items()))
+    sizes = ", ".join(f"{len(names)} {split}" for split, names in listed.items())
+    print(f"{action.out}: {sizes} (--way {min(map(len, listed.values()))} at most)")
     return SUCCESS

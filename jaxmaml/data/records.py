@@ -234,7 +234,7 @@ def prepared_versions(dataset: str, data_dir: Path) -> list[Path]:
 
 def _newest_version(dataset: str, data_dir: Path) -> Path:
     """Returns the directory of the newest version, or raises; TFDS would try the network."""
-    problem = "not there"
+    problem = "not there" if data_dir.is_dir() else "not there, as the directory does not exist"
     for directory in reversed(prepared_versions(dataset, data_dir)):
         if _file_format(directory / "dataset_info.json") == "array_record":
             return directory

@@ -67,7 +67,7 @@ def caches() -> list[Cache]:
 
 
 def missing(preset: Preset, prepared: Collection[str]) -> str:
-    """Returns the command that makes a preset ready; "" for one that is.
+    """Returns the command that makes a preset ready, or the option that it needs; "" if it is ready.
 
     Args:
         preset: the settings.
@@ -80,6 +80,8 @@ def missing(preset: Preset, prepared: Collection[str]) -> str:
     if preset.domain == "reinforcement":
         needs_brax = preset.dataset.startswith("cheetah") and not _is_installed("brax")
         return "pip install 'jaxmaml[brax]'" if needs_brax else ""
+    if preset.dataset == "folder:":
+        return "--dataset folder:PATH"
     if preset.dataset in SYNTHETIC or preset.dataset not in datasets.DATASETS:
         return ""
     is_there = datasets.DATASETS[preset.dataset].tfds in prepared

@@ -214,8 +214,8 @@ def check_way(way: int, trained_way: int, names: Iterable[str]) -> None:
     able = [name for name, entry in LEARNERS.items() if entry.serves_any_way]
     if way > trained_way and any(name not in able for name in names):
         raise ValueError(
-            f"way={way} is more than the {trained_way} outputs of the trained head; only "
-            f"learners without a fixed head allow it ({', '.join(able)})"
+            f"way={way}: the run was trained with way={trained_way}, and its head has no more outputs; "
+            f"use {trained_way} classes at most, or train one of the learners {', '.join(able)}"
         )
 
 

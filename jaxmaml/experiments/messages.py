@@ -1,11 +1,12 @@
 """Messages of a command on standard error: one line each, in any encoding."""
 
 import contextlib
+import difflib
 import io
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _HELP = ("For full helptext", "Argument helptext")
@@ -19,6 +20,18 @@ _SURPLUS = (
     "'None', ",
 )
 """Patterns of words that help nobody: None is what an option has that is not given."""
+_TYPES = {"INT": "an integer", "FLOAT": "a number"}
+_WORDINGS = (
+    (
+        r"Error parsing (\S+): no type matching (INT|FLOAT) could be instantiated from \[(.*)\]",
+        lambda found: f"{found[1]} must be {_TYPES[found[2]]}; got {found[3]}",
+    ),
+    (
+        r"Missing value for argument '(?:\w+\.)?([\w-]+)'\. Expected \d+ values?",
+        lambda found: f"{found[1]} is missing",
+    ),
+)
+"""What tyro says in its own words, and the same in those of this package."""
 _RULE = re.compile("[│╰╯ ]*[─-]{3,}[│╰╯ ]*")
 MAX_WORD = 200
 """The most characters of a word in a message."""
@@ -58,7 +71,30 @@ def usage_error(box: str) -> str:
             parts[-1].append(line.strip("│ "))
     texts = [" ".join(part).strip() for part in parts]
     kept = [text for text in texts if text and not text.startswith(_HELP)]
-    return re.sub("|".join(_SURPLUS), "", one_line("; ".join(kept) or box)).rstrip(".")
+    said = re.sub("|".join(_SURPLUS), "", one_line("; ".join(kept) or box)).rstrip(".")
+    for pattern, wording in _WORDINGS:
+        said = re.sub(pattern, wording, said)
+    return said
+
+
+def unknown_option(said: str) -> str | None:
+    """Returns the option that a message of `usage_error` calls unrecognized; None for other messages.
+
+    >>> unknown_option("Unrecognized options: --inner-rate, 0.4; Perhaps you meant: --inner-lr FLOAT")
+    '--inner-rate'
+    """
+    found = re.match(r"Unrecognized (?:or misplaced )?options: (--?[\w-]+)", said)
+    return found and found[1]
+
+
+def nearest_option(name: str, options: Sequence[str]) -> str:
+    """Returns an unknown option as a mistake, with the option that is spelled most like it.
+
+    >>> nearest_option("--inner-learning-rate", ["--inner-lr", "--outer-lr", "--way"])
+    'unknown option --inner-learning-rate; did you mean --inner-lr?'
+    """
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    return f"unknown option {name}" + "".join(f"; did you mean {option}?" for option in near)
 
 
 def accept_all_characters() -> None:

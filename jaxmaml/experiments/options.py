@@ -40,7 +40,7 @@ DataDir = Annotated[
     tyro.conf.arg(
         metavar="DIR",
         help="prepared TFDS directory",
-        help_behavior_hint="(default: $TFDS_DATA_DIR)",
+        help_behavior_hint="(default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)",
     ),
 ]
 RunDirectory = Annotated[
@@ -331,7 +331,12 @@ class List:
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Download and prepare a dataset, so that it can be read without TensorFlow."""
+    """Download and prepare a dataset, so that it can be read without TensorFlow.
+
+    For example:
+
+        jaxmaml data prepare omniglot --data-dir data
+    """
 
     dataset: PositionalDataset
     data_dir: DataDir = None
@@ -347,7 +352,13 @@ class Prepare:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Divide the classes of a dataset at random and write a split file, for --split."""
+    """Divide the classes of a dataset at random and write a split file, for --split.
+
+    For example, for few classes:
+
+        jaxmaml data split folder:pets --out split.json --fractions 0.5 0.25 0.25
+        jaxmaml train pictures-5w1s --dataset folder:pets --split split.json --way 2
+    """
 
     dataset: OwnDataset
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE", help="split file to write")]

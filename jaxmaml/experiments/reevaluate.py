@@ -5,7 +5,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-from rich.console import Group
+from rich.console import Group, RenderableType
 
 from jaxmaml.experiments import candidates, learners, networks, presets, ranges, references, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
@@ -29,6 +29,9 @@ from jaxmaml.experiments.scoring import (
 from jaxmaml.experiments.seeds import over_seeds
 from jaxmaml.experiments.tasks import input_shape, located
 from jaxmaml.types import MetaState, State
+
+INDUCTIVE = ", inductive"
+"""The suffix of a run that is scored with the statistics of the support in place of the batch."""
 
 
 class Restored(NamedTuple):
@@ -123,7 +126,11 @@ def scores_table(restored: Restored, num_test_tasks: int) -> Group:
     reference = references.measure(experiment, num_test_tasks)
     found = scores(restored, num_test_tasks)
     named = {spec.label + suffix: score for (spec, suffix), score in found.items()}
-    shown = [tables.scores_table(experiment.preset, named, num_test_tasks, reference)]
+    shown: list[RenderableType] = [
+        tables.scores_table(experiment.preset, named, num_test_tasks, reference)
+    ]
+    if any(suffix == INDUCTIVE for _, suffix in found):
+        shown.append("inductive: the same parameters, normalized by the support only")
     if over := over_seeds(found):
         shown.append(tables.seeds_table(experiment.preset, over, num_test_tasks))
     return Group(*shown)
@@ -162,7 +169,7 @@ def _variants(restored: Restored, spec: Spec) -> list[tuple[str, Candidate, Stat
     norms = {"": restored.trained.norm}
     entry = learners.LEARNERS[spec.learner]
     if restored.trained.norm == "transductive" and entry.takes_state:
-        norms[", inductive"] = "inductive"
+        norms[INDUCTIVE] = "inductive"
     return [(suffix, *_served(restored, spec, norm)) for suffix, norm in norms.items()]
 
 

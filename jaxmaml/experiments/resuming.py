@@ -30,7 +30,10 @@ def check_same(out: Path, held: Mapping[str, Any], config: Mapping[str, Any]) ->
         _check_extensible(config)
         return
     if names:
-        listed = ", ".join(_difference(name, before, now) for name in names)
+        # What may differ, and what follows from the settings, is listed only where nothing else is.
+        derived = {"runs", _STEPS if now.get(_STEPS, 0) > before.get(_STEPS, 0) else ""}
+        told = [name for name in names if name not in derived] or names
+        listed = ", ".join(_difference(name, before, now) for name in told)
         raise ValueError(
             f"--out {out} holds another run, and is continued by the same settings only: {listed}; "
             "name a new directory"

@@ -279,8 +279,9 @@ class RunDir:
             ValueError: the directory holds no run, or its config.json is not as it was written.
         """
         if not self.config.is_file():
+            reason = "no config.json" if self.path.is_dir() else "it does not exist"
             raise ValueError(
-                f"RUN_DIR {self.path} holds no run (no config.json): name a directory that "
+                f"RUN_DIR {self.path} holds no run ({reason}): name a directory that "
                 "jaxmaml train or jaxmaml compare wrote"
             )
         try:

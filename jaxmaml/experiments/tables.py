@@ -1,5 +1,6 @@
 """The tables that the commands print."""
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -29,8 +30,9 @@ SUMMARY = ("0 steps", "1 step", "inner\nsteps", "score")
 
 
 def console() -> Console:
-    """Returns standard output, wide enough for a table if it is not a terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    """Returns standard output, wide enough for a table if nothing says how wide it is."""
+    is_known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console() if is_known else Console(width=120)
 
 
 def rounded(value: float) -> str:
@@ -213,8 +215,13 @@ def presets_table(presets: Iterable[Preset]) -> Table:
 
 
 def settings_table(preset: Preset) -> Table:
-    """Returns a table of the settings of a preset that have an effect, in their groups."""
-    table = Table(box=box.SIMPLE_HEAD, title=title(preset))
+    """Returns a table of the settings of a preset that have an effect, in their groups.
+
+    Below it are the number that it should reproduce, the source, and the time that it takes.
+    """
+    facts = f"expected of MAML: {preset.expected} ({preset.paper}, {preset.table})"
+    notes = f"{facts}\ntime on 2 CPU cores: {preset.cost}\ninner rates belong to a mean loss"
+    table = Table(box=box.SIMPLE_HEAD, title=title(preset), caption=notes, caption_justify="left")
     for name in ("group", "setting", "value"):
         table.add_column(name)
     before = ""

@@ -182,8 +182,8 @@ def drawn_class_split(preset: Preset) -> ClassSplit | None:
     if len(names) < len(SPLITS) * preset.way:
         raise ValueError(
             f"dataset {preset.dataset!r} has {len(names)} classes, and way={preset.way} needs "
-            f"{len(SPLITS) * preset.way}, which are divided into train, val and test: reduce way or "
-            "add classes"
+            f"{len(SPLITS) * preset.way}, which are divided into train, val and test: add classes, or "
+            f"reduce way to at most {len(names) // len(SPLITS)}"
         )
     return class_splits.draw(names, smallest=preset.way)
 
