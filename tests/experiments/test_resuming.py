@@ -282,7 +282,10 @@ def test_a_complete_run_is_left_alone(whole):
         ({"outer_lr": 0.5}, SINGLE, {}, r"outer_lr is 0\.001 there and 0\.5 here"),
         ({}, PAIR, {}, "runs is "),
         ({}, SINGLE, {"seed": 3}, "seed is 0 there and 3 here"),
-        ({"num_outer_steps": 9}, SINGLE, {"seed": 3}, "num_outer_steps is 6 .* seed is 0 there"),
+        # More steps may be asked for, and the runs follow from the settings.
+        ({"num_outer_steps": 9}, SINGLE, {"seed": 3}, "only: seed is 0 there and 3 here; name"),
+        ({"num_outer_steps": 5}, SINGLE, {}, "num_outer_steps is 6 there and 5 here"),
+        ({"inner_lr": 0.5}, PAIR, {}, r"only: inner_lr is 0\.01 there and 0\.5 here; name"),
     ],
 )
 def test_another_run_is_refused_by_its_difference(changes, specs, options, message, whole):
