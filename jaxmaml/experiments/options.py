@@ -256,7 +256,8 @@ class AdaptOptions:
         pathlib.Path,
         tyro.conf.arg(
             metavar="PATH",
-            help="folder with one folder of pictures per class; for regression a CSV of x,y",
+            help="folder with one folder of pictures per class, for at most as many classes as a task "
+            "of the training had; for regression a CSV of x,y",
         ),
     ]
     images: Annotated[
