@@ -102,7 +102,8 @@ def _command(arguments: list[str], commands: dict[str, Callable[..., int]]) -> C
             if option := messages.unknown_option(mistake):
                 mistake = messages.nearest_option(option, _options(words, deferred))
             page = " ".join(["jaxmaml", *words[: 2 if named == "data" else 1], "--help"])
-            raise UserError(f"{mistake}; see {page}".replace("?; see", "? See")) from None
+            see = " See" if mistake.endswith("?") else "; see"
+            raise UserError(f"{mistake}{see} {page}") from None
         sys.stderr.write(said.getvalue())
         raise
 
