@@ -1,5 +1,7 @@
 """The domains of meta-learning, and the score of each."""
 
+import math
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, TypeAlias
 
 Domain: TypeAlias = Literal["classification", "regression", "reinforcement"]
@@ -35,6 +37,14 @@ class Metric(NamedTuple):
     def of(self) -> str:
         """Its name with its unit."""
         return f"{self.name} in {self.unit}" if self.unit else self.name
+
+    def scaled(self, values: Iterable[float | None]) -> list[float]:
+        """Returns scores in the unit of their texts, as plots show them; NaN where there is none.
+
+        >>> METRICS["classification"].scaled([0.5, None])
+        [50.0, nan]
+        """
+        return [math.nan if value is None else self.factor * value for value in values]
 
     def text(self, *values: float) -> str:
         """Returns numbers with the digits of the score: a mean, and the half width of an interval.

@@ -151,13 +151,16 @@ class LiveCurves:
 
 
 def _metric_per_step(preset: Preset, runs: Sequence[Run], reference: Reference | None) -> Figure:
-    curves = {run.label: {"mean": run.test.mean, "ci95": run.test.ci95} for run in runs}
+    scaled = preset.metric.scaled
+    curves = {
+        run.label: {"mean": scaled(run.test.mean), "ci95": scaled(run.test.ci95)} for run in runs
+    }
     headlines = {run.test.headline for run in runs}
     headline = headlines.pop() if len(headlines) == 1 else None
     return plots.metric_per_step(
         curves,
-        ylabel=f"test {preset.metric.name}",
-        reference=reference and (reference.name, reference.value),
+        ylabel=f"test {preset.metric.of}",
+        reference=reference and (reference.name, *scaled([reference.value])),
         headline=headline,
     )
 
@@ -177,7 +180,12 @@ def _learning_curves(preset: Preset, runs: Sequence[Run]) -> Figure:
 def _curves_figure(preset: Preset, curves: dict[str, Any], headlines: Collection[int]) -> Figure:
     steps = "".join(f" after {at} inner step{'s' * (at != 1)}" for at in headlines)
     steps = steps if len(headlines) == 1 else ""
-    return plots.learning_curves(curves, ylabel=f"validation {preset.metric.name}{steps}")
+    scaled = preset.metric.scaled
+    shown = {
+        label: {**curve, "value": scaled(curve["value"]), "ci95": scaled(curve["ci95"])}
+        for label, curve in curves.items()
+    }
+    return plots.learning_curves(shown, ylabel=f"validation {preset.metric.of}{steps}")
 
 
 def _first_task(experiment: Experiment) -> Task:

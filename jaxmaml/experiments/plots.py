@@ -109,7 +109,7 @@ def metric_per_step(
         )
     if reference is not None:
         name, value = reference
-        axes.axhline(value, label=f"{name}: {_number(value)}", **REFERENCE)
+        axes.axhline(value, label=f"{name}: {_numbers(value)}", **REFERENCE)
     if headline is not None:
         name = f"headline: {headline} inner step{'s' * (headline != 1)}"
         axes.axvspan(headline - 0.4, headline + 0.4, color="0.92", zorder=0, label=name)
@@ -325,8 +325,11 @@ def _floats(values: Numbers) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], float)
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.2e}"
+def _numbers(value: float, *others: float) -> str:
+    """Returns numbers with the digits that suit the first one."""
+    size = abs(value)
+    digits = ".3f" if size < 10 else ".1f" if size < 1000 else ".2e"
+    return " ± ".join(format(number, digits) for number in (value, *others))
 
 
 def _quoted(mean: np.ndarray, ci95: np.ndarray, headline: int | None) -> str:
@@ -334,7 +337,7 @@ def _quoted(mean: np.ndarray, ci95: np.ndarray, headline: int | None) -> str:
         return ""
     if not np.isfinite(mean[headline]):
         return ": not finite"
-    return f": {_number(mean[headline])} ± {_number(ci95[headline])}"
+    return f": {_numbers(mean[headline], ci95[headline])}"
 
 
 def _capital(text: str) -> str:

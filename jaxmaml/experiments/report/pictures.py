@@ -34,17 +34,21 @@ def scores(runs: Sequence[SavedRun], reference: Reference | None) -> Picture:
     }
     headlines = {score.headline for score in found.values()}
     preset = runs[0].preset
+    scaled = preset.metric.scaled
     figure = plots.metric_per_step(
-        {name: {"mean": score.mean, "ci95": score.ci95} for name, score in found.items()},
-        ylabel=f"test {preset.metric.name}",
-        reference=reference and (reference.name, reference.value),
+        {
+            name: {"mean": scaled(score.mean), "ci95": scaled(score.ci95)}
+            for name, score in found.items()
+        },
+        ylabel=f"test {preset.metric.of}",
+        reference=reference and (reference.name, *scaled([reference.value])),
         headline=next(iter(headlines)) if len(headlines) == 1 else None,
     )
     listed = ", ".join(
-        f"{name} {_value(score.mean[score.headline])}" for name, score in found.items()
+        f"{name} {_value(*scaled([score.mean[score.headline]]))}" for name, score in found.items()
     )
     return _picture(
-        "scores", f"Test {preset.metric.name} after each inner step", figure,
+        "scores", f"Test {preset.metric.of} after each inner step", figure,
         f"One line per run against the inner step. At the headline step: {listed}.",
     )  # fmt: skip
 
@@ -60,8 +64,8 @@ def curves(runs: Sequence[SavedRun]) -> Iterator[Picture]:
             (headline,) = headlines
             after = f" after {headline} inner step{'s' * (headline != 1)}"
         yield _picture(
-            "validation", f"Validation {preset.metric.name}{after}",
-            plots.learning_curves(validations, ylabel=f"validation {preset.metric.name}{after}"),
+            "validation", f"Validation {preset.metric.of}{after}",
+            plots.learning_curves(validations, ylabel=f"validation {preset.metric.of}{after}"),
             _last_values(validations),
         )  # fmt: skip
     losses = {_plain(run.name): _loss_curve(run) for run in runs if len(run.query_loss)}
@@ -118,10 +122,11 @@ def _plain(name: str) -> str:
 
 
 def _validation_curve(run: SavedRun) -> dict[str, Any]:
+    scaled = run.preset.metric.scaled
     return {
         "step": [step for step, _ in run.validations],
-        "value": [score.mean[score.headline] for _, score in run.validations],
-        "ci95": [score.ci95[score.headline] for _, score in run.validations],
+        "value": scaled(score.mean[score.headline] for _, score in run.validations),
+        "ci95": scaled(score.ci95[score.headline] for _, score in run.validations),
     }
 
 
