@@ -87,7 +87,7 @@ def test_a_long_training_is_drawn_with_few_points():
 def test_a_picture_says_what_it_shows():
     picture = pictures.scores([_run("a"), _run("b", mean=(0.2, 0.25))], None)
     assert isinstance(picture, Picture)
-    assert "a 0.5, b 0.25" in picture.alt
+    assert "a 50, b 25" in picture.alt
 
 
 def test_latex_has_no_more_columns_than_fit():
