@@ -84,7 +84,7 @@ def test_every_python_block_is_run(blocks: list[Block]) -> None:
 def test_the_first_example_learns(blocks: list[Block]) -> None:
     *rows, last = (line.split() for line in blocks[0].printed.splitlines())
     assert [int(step) for step, _ in rows] == list(range(100, 1001, 100))
-    assert float(rows[-1][1]) < 0.8 * float(rows[0][1])
+    assert float(rows[-1][1]) < 0.1  # predicting zero costs 0.29
     assert last[:5] == ["loss", "on", "a", "new", "task:"]
 
 
@@ -98,7 +98,7 @@ def test_adaptation_helps_in_the_first_example_on_average(blocks: list[Block]) -
 
 
 def test_the_model_learns_and_is_scored_on_600_tasks(blocks: list[Block]) -> None:
-    (scored,) = (block for block in blocks if "jaxmaml.evaluate(" in block.source)
+    (scored,) = (block for block in blocks if "num_tasks=600" in block.source)
     assert scored.names["scores"].shape == (600, 6)
     assert scored.names["mean"][-1] > 1.5 * scored.names["mean"][0]
     assert re.fullmatch(r"test accuracy 0\.\d{3} ± 0\.0\d\d\n", scored.printed)

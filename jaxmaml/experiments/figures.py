@@ -160,7 +160,7 @@ def _metric_per_step(preset: Preset, runs: Sequence[Run], reference: Reference |
     return plots.metric_per_step(
         curves,
         ylabel=f"test {preset.metric.of}",
-        reference=reference and (reference.name, *scaled([reference.value])),
+        reference=reference and (reference.name, preset.metric.factor * reference.value),
         headline=headline,
     )
 

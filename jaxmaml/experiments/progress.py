@@ -101,9 +101,9 @@ class Display:
     def __init__(self, file: IO[str] | None = None, clock: Callable[[], float] = time.monotonic):
         # What replaces standard error later, for example to silence a library, does not silence this.
         # A process that was started without standard error shows nothing.
-        file = file or sys.stderr or io.StringIO()
+        out: IO[str] = file or sys.stderr or io.StringIO()
         # FORCE_COLOR, which notebooks and CI set, asks for colors in a log and not for moving bars.
-        self.console = Console(file=file, force_terminal=file.isatty())
+        self.console = Console(file=out, force_terminal=out.isatty())
         self._clock = clock
         self._view: View = _Lines(self.console, clock)
         self._begins: dict[Stage, float] = {}

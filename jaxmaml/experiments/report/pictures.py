@@ -41,7 +41,7 @@ def scores(runs: Sequence[SavedRun], reference: Reference | None) -> Picture:
             for name, score in found.items()
         },
         ylabel=f"test {preset.metric.of}",
-        reference=reference and (reference.name, *scaled([reference.value])),
+        reference=reference and (reference.name, preset.metric.factor * reference.value),
         headline=next(iter(headlines)) if len(headlines) == 1 else None,
     )
     listed = ", ".join(
