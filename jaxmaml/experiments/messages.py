@@ -31,7 +31,7 @@ _WORDINGS = (
         lambda found: f"{found[1]} is missing",
     ),
 )
-"""What tyro says in its own words, and the same in those of this package."""
+"""Messages of tyro as patterns, each with its wording in this package."""
 _RULE = re.compile("[│╰╯ ]*[─-]{3,}[│╰╯ ]*")
 MAX_WORD = 200
 """The most characters of a word in a message."""
