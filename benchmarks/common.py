@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from flax import nnx
 
 from jaxmaml import nn
+from jaxmaml.experiments.provenance import git
 from jaxmaml.types import LossFn, Params, Task
 
 ROOT = Path(__file__).parents[1]
@@ -95,16 +95,10 @@ def commit(checkout: Path) -> str | None:
     It ends in "-dirty" if files were changed, other than the results: a row does not change what the
     next one measures.
     """
-    name = _git(checkout, "rev-parse", "--short=12", "HEAD")
+    name = git(checkout, "rev-parse", "--short=12", "HEAD")
     tracked = ("status", "--porcelain", "--untracked-files=no")
-    changed = _git(checkout, *tracked, "--", ".", ":!benchmarks/results", ":!benchmarks/README.md")
-    return f"{name}-dirty" if name and changed else name or None
-
-
-def _git(checkout: Path, *arguments: str) -> str:
-    """Returns what a git command prints, or nothing where there is no git."""
-    command = ["git", *arguments]
-    return subprocess.run(command, cwd=checkout, capture_output=True, text=True).stdout.strip()
+    changed = git(checkout, *tracked, "--", ".", ":!benchmarks/results", ":!benchmarks/README.md")
+    return f"{name}-dirty" if name and changed else name
 
 
 def _version(name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import difflib
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -72,9 +72,25 @@ def check_known(kind: str, name: str, known: Iterable[str]) -> None:
     known = list(known)
     if name in known:
         return
-    near = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f" did you mean {near[0]!r}?" if near else ""
+    near = nearest(name.lower(), known)
+    hint = f" did you mean {near!r}?" if near else ""
     raise ValueError(f"unknown {kind} {name!r}:{hint} Known are {', '.join(known)}")
+
+
+def nearest(name: str, known: Sequence[str], *, likeness: float = 0.6) -> str | None:
+    """Returns the known name that is spelled most like another; None if none is like it.
+
+    Args:
+        name: what was given.
+        known: every name.
+        likeness: the least ratio of `difflib.SequenceMatcher`, from 0 to 1.
+
+    Example:
+        >>> nearest("mmal", ["maml", "anil"])
+        'maml'
+    """
+    near = difflib.get_close_matches(name, known, n=1, cutoff=likeness)
+    return near[0] if near else None
 
 
 def zero_or_nan(

@@ -97,13 +97,7 @@ def _command(arguments: list[str], commands: dict[str, Callable[..., int]]) -> C
             return _parsed(arguments, deferred)
     except SystemExit as stop:
         if stop.code == MISTAKE:
-            words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
-            mistake = messages.usage_error(said.getvalue())
-            if option := messages.unknown_option(mistake):
-                mistake = messages.nearest_option(option, _options(words, deferred))
-            page = " ".join(["jaxmaml", *words[: 2 if named == "data" else 1], "--help"])
-            see = " See" if mistake.endswith("?") else "; see"
-            raise UserError(f"{mistake}{see} {page}") from None
+            raise UserError(_mistake(said.getvalue(), arguments, deferred)) from None
         sys.stderr.write(said.getvalue())
         raise
 
@@ -123,6 +117,18 @@ def _parsed(
             tyro.conf.DisallowNone,
         ),
     )
+
+
+def _mistake(
+    said: str, arguments: Sequence[str], commands: dict[str, Callable[..., Callable[[], int]]]
+) -> str:
+    """Returns what tyro said of a mistake as one line, with the option that may have been meant."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    mistake = messages.usage_error(said)
+    if option := messages.unknown_option(mistake):
+        mistake = messages.nearest_option(option, _options(words, commands))
+    page = " ".join(["jaxmaml", *words[: 2 if words[:1] == ["data"] else 1], "--help"])
+    return f"{mistake}{' See' if mistake.endswith('?') else '; see'} {page}"
 
 
 def _options(

@@ -86,6 +86,7 @@ def test_the_first_example_learns(blocks: list[Block]) -> None:
     assert [int(step) for step, _ in rows] == list(range(100, 1001, 100))
     assert float(rows[-1][1]) < 0.1  # predicting zero costs 0.29
     assert last[:5] == ["loss", "on", "a", "new", "task:"]
+    assert blocks[0].names["adapted"].keys() == blocks[0].names["params"].keys()
 
 
 def test_adaptation_helps_in_the_first_example_on_average(blocks: list[Block]) -> None:

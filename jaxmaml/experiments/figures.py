@@ -19,6 +19,7 @@ from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.references import Reference
 from jaxmaml.experiments.run import Run
 from jaxmaml.experiments.run_dir import Gradient, RunDir
+from jaxmaml.experiments.scoring import Score
 from jaxmaml.files import WriteError, check_absent
 from jaxmaml.types import MetaParams, State, Task, as_stateful
 
@@ -50,9 +51,12 @@ def draw_all(
     """
     # Draw.
     preset = experiment.preset
-    figures = {"metric_per_step": _metric_per_step(preset, runs, reference)}
+    scores = {run.label: run.test for run in runs}
+    figures = {"metric_per_step": metric_per_step(preset, scores, reference)}
     if preset.num_validations:
-        figures["learning_curves"] = _learning_curves(preset, runs)
+        curves = {run.label: validation_curve(preset, run.curve) for run in runs}
+        headlines = {run.test.headline for run in runs}
+        figures["learning_curves"] = learning_curves(preset, curves, headlines)
     if gradient is not None and gradient["step"]:
         figures["gradient_agreement"] = plots.gradient_agreement(
             gradient["step"], gradient["cosine"], gradient["norm_ratio"]
@@ -140,52 +144,55 @@ class LiveCurves:
             empty = {"step": [], "value": [], "ci95": []}
             curve, at = self._curves.setdefault(row["label"], empty), self._headlines[row["label"]]
             curve["step"].append(row["step"])
-            curve["value"].append(row["val_per_step"][at])
-            curve["ci95"].append(row["val_ci95_per_step"][at])
+            curve["value"] += self._preset.metric.scaled([row["val_per_step"][at]])
+            curve["ci95"] += self._preset.metric.scaled([row["val_ci95_per_step"][at]])
         return len(validations)
 
     def _draw(self) -> None:
-        figure = _curves_figure(self._preset, self._curves, set(self._headlines.values()))
+        figure = learning_curves(self._preset, self._curves, set(self._headlines.values()))
         with contextlib.suppress(WriteError):  # the recorder says that the disk is full
             plots.save(figure, self._run_dir.plot("learning_curves"), replace=True)
 
 
-def _metric_per_step(preset: Preset, runs: Sequence[Run], reference: Reference | None) -> Figure:
+def metric_per_step(
+    preset: Preset, scores: Mapping[str, Score], reference: Reference | None
+) -> Figure:
+    """Draws the test scores of runs, by label, after every inner step."""
     scaled = preset.metric.scaled
-    curves = {
-        run.label: {"mean": scaled(run.test.mean), "ci95": scaled(run.test.ci95)} for run in runs
-    }
-    headlines = {run.test.headline for run in runs}
+    headlines = {score.headline for score in scores.values()}
     headline = headlines.pop() if len(headlines) == 1 else None
     return plots.metric_per_step(
-        curves,
+        {
+            label: {"mean": scaled(score.mean), "ci95": scaled(score.ci95)}
+            for label, score in scores.items()
+        },
         ylabel=f"test {preset.metric.of}",
         reference=reference and (reference.name, preset.metric.factor * reference.value),
         headline=headline,
     )
 
 
-def _learning_curves(preset: Preset, runs: Sequence[Run]) -> Figure:
-    curves = {
-        run.label: {
-            "step": [step for step, _ in run.curve],
-            "value": [score.mean[score.headline] for _, score in run.curve],
-            "ci95": [score.ci95[score.headline] for _, score in run.curve],
-        }
-        for run in runs
-    }
-    return _curves_figure(preset, curves, {run.test.headline for run in runs})
-
-
-def _curves_figure(preset: Preset, curves: dict[str, Any], headlines: Collection[int]) -> Figure:
-    steps = "".join(f" after {at} inner step{'s' * (at != 1)}" for at in headlines)
-    steps = steps if len(headlines) == 1 else ""
+def validation_curve(preset: Preset, validations: Sequence[tuple[int, Score]]) -> plots.Curve:
+    """Returns the scores along a run as `learning_curves` draws them."""
     scaled = preset.metric.scaled
-    shown = {
-        label: {**curve, "value": scaled(curve["value"]), "ci95": scaled(curve["ci95"])}
-        for label, curve in curves.items()
+    return {
+        "step": [step for step, _ in validations],
+        "value": scaled(score.mean[score.headline] for _, score in validations),
+        "ci95": scaled(score.ci95[score.headline] for _, score in validations),
     }
-    return plots.learning_curves(shown, ylabel=f"validation {preset.metric.of}{steps}")
+
+
+def learning_curves(
+    preset: Preset, curves: Mapping[str, plots.Curve], headlines: Collection[int]
+) -> Figure:
+    """Draws the validation scores of runs, by label, after the inner steps that are quoted."""
+    return plots.learning_curves(curves, ylabel=validation_name(preset, headlines))
+
+
+def validation_name(preset: Preset, headlines: Collection[int]) -> str:
+    """Returns the name of the scores of validations, with the inner step if all have the same."""
+    steps = "".join(f" after {at} inner step{'s' * (at != 1)}" for at in headlines)
+    return f"validation {preset.metric.of}{steps if len(headlines) == 1 else ''}"
 
 
 def _first_task(experiment: Experiment) -> Task:

@@ -1,13 +1,14 @@
 """Messages of a command on standard error: one line each, in any encoding."""
 
 import contextlib
-import difflib
 import io
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from jaxmaml.checks import nearest
 
 _HELP = ("For full helptext", "Argument helptext")
 """The beginnings of what tyro adds to each mistake."""
@@ -93,8 +94,8 @@ def nearest_option(name: str, options: Sequence[str]) -> str:
     >>> nearest_option("--inner-learning-rate", ["--inner-lr", "--outer-lr", "--way"])
     'unknown option --inner-learning-rate; did you mean --inner-lr?'
     """
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    return f"unknown option {name}" + "".join(f"; did you mean {option}?" for option in near)
+    near = nearest(name, options, likeness=0.5)
+    return f"unknown option {name}" + (f"; did you mean {near}?" if near else "")
 
 
 def accept_all_characters() -> None:

@@ -27,12 +27,12 @@ def commit() -> str | None:
     """Returns the git commit of the package's checkout; None if it is not run from a checkout."""
     source = pathlib.Path(jaxmaml.__file__)
     # An environment inside another project's checkout would give the commit of that project.
-    if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
+    if git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
         return None
-    return _git(source.parent, "rev-parse", "HEAD")
+    return git(source.parent, "rev-parse", "HEAD")
 
 
-def _git(directory: pathlib.Path, *arguments: str) -> str | None:
+def git(directory: pathlib.Path, *arguments: str) -> str | None:
     """Returns what a git command prints; None if it fails."""
     command = ["git", "-C", str(directory), *arguments]
     try:

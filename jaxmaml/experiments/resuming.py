@@ -26,13 +26,14 @@ def check_same(out: Path, held: Mapping[str, Any], config: Mapping[str, Any]) ->
     """
     before, now = dict(_flat(held)), dict(_flat(config))
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if names == [_STEPS] and now[_STEPS] > before[_STEPS]:
+    is_longer = now.get(_STEPS, 0) > before.get(_STEPS, 0)
+    if names == [_STEPS] and is_longer:
         _check_extensible(config)
         return
     if names:
         # What may differ, and what follows from the settings, is listed only where nothing else is.
-        derived = {"runs", _STEPS if now.get(_STEPS, 0) > before.get(_STEPS, 0) else ""}
-        told = [name for name in names if name not in derived] or names
+        minor = {"runs", _STEPS} if is_longer else {"runs"}
+        told = [name for name in names if name not in minor] or names
         listed = ", ".join(_difference(name, before, now) for name in told)
         raise ValueError(
             f"--out {out} holds another run, and is continued by the same settings only: {listed}; "

@@ -155,7 +155,7 @@ BAD_PICTURES = {
     "an empty class": (lambda here: (here / "support/emu").mkdir(), IMAGES, "support/emu of a class"),
     "too many classes": (
         lambda here: shutil.copytree(here / "new/class0", here / "support/more"), IMAGES,
-        "use 3 classes at most",
+        "way=4: the run was trained with way=3, .*; use 3 classes at most",
     ),
     "no support": (lambda here: shutil.rmtree(here / "support"), IMAGES, "support does not exist"),
     "no pictures": (_no_pictures, IMAGES, "class0 must hold images"),

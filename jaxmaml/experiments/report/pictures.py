@@ -1,13 +1,13 @@
 """The pictures of a report: drawn from the numbers of the runs, or taken from their directories."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxmaml.experiments import plots
+from jaxmaml.experiments import figures, plots
 from jaxmaml.experiments.references import Reference
 from jaxmaml.experiments.report.blocks import Picture
 from jaxmaml.experiments.report.saved_runs import SavedDirectory, SavedRun
@@ -32,20 +32,11 @@ def scores(runs: Sequence[SavedRun], reference: Reference | None) -> Picture:
         for run in runs
         for (_, suffix), score in run.scores().items()
     }
-    headlines = {score.headline for score in found.values()}
     preset = runs[0].preset
-    scaled = preset.metric.scaled
-    figure = plots.metric_per_step(
-        {
-            name: {"mean": scaled(score.mean), "ci95": scaled(score.ci95)}
-            for name, score in found.items()
-        },
-        ylabel=f"test {preset.metric.of}",
-        reference=reference and (reference.name, preset.metric.factor * reference.value),
-        headline=next(iter(headlines)) if len(headlines) == 1 else None,
-    )
+    figure = figures.metric_per_step(preset, found, reference)
+    at_headline = preset.metric.scaled(score.mean[score.headline] for score in found.values())
     listed = ", ".join(
-        f"{name} {_value(*scaled([score.mean[score.headline]]))}" for name, score in found.items()
+        f"{name} {_value(value)}" for name, value in zip(found, at_headline, strict=True)
     )
     return _picture(
         "scores", f"Test {preset.metric.of} after each inner step", figure,
@@ -56,17 +47,17 @@ def scores(runs: Sequence[SavedRun], reference: Reference | None) -> Picture:
 def curves(runs: Sequence[SavedRun]) -> Iterator[Picture]:
     """Yields the pictures of the validation scores and of the training loss along the outer steps."""
     preset = runs[0].preset
-    validations = {_plain(run.name): _validation_curve(run) for run in runs if run.validations}
+    validations = {
+        _plain(run.name): figures.validation_curve(run.preset, run.validations)
+        for run in runs
+        if run.validations
+    }
     if validations:
         headlines = {run.validations[-1][1].headline for run in runs if run.validations}
-        after = ""
-        if len(headlines) == 1:
-            (headline,) = headlines
-            after = f" after {headline} inner step{'s' * (headline != 1)}"
+        name = figures.validation_name(preset, headlines)
         yield _picture(
-            "validation", f"Validation {preset.metric.of}{after}",
-            plots.learning_curves(validations, ylabel=f"validation {preset.metric.of}{after}"),
-            _last_values(validations),
+            "validation", name[:1].upper() + name[1:],
+            figures.learning_curves(preset, validations, headlines), _last_values(validations),
         )  # fmt: skip
     losses = {_plain(run.name): _loss_curve(run) for run in runs if len(run.query_loss)}
     if losses:
@@ -121,15 +112,6 @@ def _plain(name: str) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
-def _validation_curve(run: SavedRun) -> dict[str, Any]:
-    scaled = run.preset.metric.scaled
-    return {
-        "step": [step for step, _ in run.validations],
-        "value": scaled(score.mean[score.headline] for _, score in run.validations),
-        "ci95": scaled(score.ci95[score.headline] for _, score in run.validations),
-    }
-
-
 def _loss_curve(run: SavedRun) -> dict[str, Any]:
     """Returns the means of windows of the losses, without skipped steps, at the end of each window."""
     width, number = _window(run.query_loss), len(run.query_loss)
@@ -144,7 +126,7 @@ def _window(losses: np.ndarray) -> int:
     return max(1, -(-len(losses) // MAX_POINTS))
 
 
-def _last_values(found: dict[str, dict[str, Any]]) -> str:
+def _last_values(found: Mapping[str, plots.Curve]) -> str:
     listed = ", ".join(
         f"{name} {_value(curve['value'][-1])} at outer step {curve['step'][-1]:,}"
         for name, curve in found.items()
