@@ -94,7 +94,8 @@ def test_a_stage_runs_there_and_measures_nothing_twice(stage, bare, tmp_path):
     for _ in range(2):
         ran = _run(tmp_path, stage, *quick, python=bare)
         assert ran.returncode == 0, ran.stderr
-    rows = [json.loads(line) for file in tmp_path.glob("*.jsonl") for line in file.open() if line]
+    texts = [file.read_text() for file in tmp_path.glob("*.jsonl")]
+    rows = [json.loads(line) for text in texts for line in text.splitlines()]
     assert rows
     assert all(row["quick"] for row in rows)
     times = ("command",)
