@@ -59,6 +59,9 @@ def doctor(*, data_dir: options.DataDir = None) -> int:
             },
             "presets": {name: need or "ready" for name, need in needs.items()},
         }
+    # A title is a line of its own: a long path in the table would leave no room for the facts.
+    console = tables.console()
     for title, rows in parts.items():
-        tables.console().print(tables.facts_table(title, rows or {"none": ""}), highlight=False)
+        console.print(title, style="bold", soft_wrap=True, markup=False, highlight=False)
+        console.print(tables.facts_table(rows or {"none": ""}), highlight=False)
     return SUCCESS

@@ -236,11 +236,11 @@ def settings_table(preset: Preset) -> Table:
     return table
 
 
-def facts_table(name: str, rows: Mapping[str, str]) -> Table:
+def facts_table(rows: Mapping[str, str]) -> Table:
     """Returns a table of facts, each with its name."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column(escape(name), no_wrap=True)
-    table.add_column("", overflow="fold")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for fact, value in rows.items():
         table.add_row(f"  {escape(fact)}", escape(value))
     return table

@@ -41,11 +41,14 @@ def test_the_doctor_names_versions_devices_caches_and_what_presets_need(capsys, 
     assert needs["omniglot-5w1s"] == "jaxmaml data prepare omniglot"
 
 
-def test_a_dataset_that_cannot_be_read_is_not_ready(capsys, tmp_path):
+@pytest.mark.parametrize("parent", ["a", "long" * 30])
+def test_a_dataset_that_cannot_be_read_is_not_ready(parent, capsys, tmp_path):
+    tmp_path = tmp_path / parent
     version = tmp_path / "omniglot" / "3.0.0"
     version.mkdir(parents=True)
     (version / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
     text = _output(capsys, "doctor", "--data-dir", str(tmp_path))
+    # However long the path of the directory is, it takes no room from what the row says.
     assert "another format than ArrayRecord" in " ".join(text.split())
     row = next(line for line in text.splitlines() if "omniglot-5w1s" in line)
     assert "jaxmaml data prepare omniglot" in row

@@ -124,7 +124,7 @@ BAD = {
     "no targets": ({"targets": None}, "must have 'targets'"),
     "one class": ({"targets": np.zeros(6, int), "classes": None}, "one class only"),
     "a class without example": ({"targets": np.arange(6) % 2}, "class 'emu' has no example"),
-    "too many classes": ({"targets": np.arange(6) % 4, "classes": None}, "more than the 3 outputs"),
+    "too many classes": ({"targets": np.arange(6) % 4, "classes": None}, "use 3 classes at most"),
     "names that repeat": ({"classes": ("cat", "cat", "dog")}, "distinct names"),
     "a huge target": (
         {"targets": np.array([0, 1, 2**40] * 2), "classes": None},
