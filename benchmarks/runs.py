@@ -21,6 +21,7 @@ from jaxmaml.experiments.experiment import Experiment, build_experiment
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.progress import Display
 from jaxmaml.experiments.run import Probe, Run, train_and_test
+from jaxmaml.experiments.settings import DOCUMENTATION
 from jaxmaml.experiments.tasks import SPLITS
 from jaxmaml.files import json_digest
 
@@ -142,8 +143,10 @@ def _checkpoints(
     """Returns the checkpoints of a run, in a directory of its own; None without --checkpoints."""
     if options.checkpoints is None:
         return None
+    settings = dataclasses.asdict(experiment.preset).items()
     config = {
-        "preset": dataclasses.asdict(experiment.preset), "spec": candidate.spec._asdict(),
+        "preset": {name: value for name, value in settings if name not in DOCUMENTATION},
+        "spec": candidate.spec._asdict(),
         "key": jax.random.key_data(experiment.train_key).tolist(),
     }  # fmt: skip
     name = f"{experiment.preset.name}-{candidate.label}-{json_digest(config)[:12]}"

@@ -1,6 +1,7 @@
 """Runs of one experiment: same initial parameters, same episodes, one run directory."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import warnings
@@ -48,6 +49,7 @@ from jaxmaml.experiments.run_dir import (
     write_json,
 )
 from jaxmaml.experiments.seeds import over_seeds
+from jaxmaml.experiments.settings import DOCUMENTATION
 from jaxmaml.experiments.tasks import Streaming, class_split_of, input_shape, located
 from jaxmaml.experiments.training import Record
 from jaxmaml.types import MetaState
@@ -142,7 +144,8 @@ def prepare(
 
         # Continue what the directory holds, or nothing.
         config = make_config(
-            where, specs, seed=seed, num_test_tasks=num_test_tasks, data_dir=directory,
+            _as_documented(held, where), specs,
+            seed=seed, num_test_tasks=num_test_tasks, data_dir=directory,
             matmul_precision=matmul_precision,
             input_shape=input_shape(experiment.sources["train"]),
             class_split=class_split_of(experiment.sources),
@@ -167,6 +170,14 @@ def _build(experiment: Experiment, specs: Sequence[Spec]) -> list[Candidate]:
 
 def _of_seed(experiment: Experiment, spec: Spec) -> Experiment:
     return experiment if spec.seed is None else with_seed(experiment, spec.seed)
+
+
+def _as_documented(held: dict[str, Any] | None, preset: Preset) -> Preset:
+    """Returns a preset with the documentation that a directory holds: a newer text changes no run."""
+    before = {} if held is None else held["preset"]
+    return dataclasses.replace(
+        preset, **{name: before[name] for name in DOCUMENTATION if name in before}
+    )
 
 
 def _drawn_before(held: dict[str, Any] | None, preset: Preset) -> ClassSplit | None:

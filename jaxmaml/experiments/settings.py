@@ -14,6 +14,8 @@ Group: TypeAlias = Literal["data", "rollouts", "model", "inner loop", "outer loo
 """The settings that belong together."""
 Condition: TypeAlias = Callable[["Preset"], str]
 """Returns the other setting because of which a setting has no effect; "" if it has one."""
+DOCUMENTATION = ("paper", "table", "expected", "cost")
+"""The fields of a preset that say where it is from and what to expect. They decide nothing."""
 
 
 def _option(group: Group, help: str, *, where: Condition | None = None, **kwargs: Any) -> Any:

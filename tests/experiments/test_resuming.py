@@ -1,5 +1,6 @@
 """A run directory is continued by the same command, to the same end as if never interrupted."""
 
+import dataclasses
 import itertools
 import json
 
@@ -12,7 +13,7 @@ import pytest
 from experiments.tiny import AGENT, PRESET, REGRESSION, interrupted_after
 from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
-from jaxmaml.experiments import candidates, compare, experiment, figures, presets
+from jaxmaml.experiments import candidates, compare, experiment, figures, presets, settings
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.run_dir import RunDir, trained_for
 from jaxmaml.experiments.scoring import scored_part
@@ -122,6 +123,14 @@ def test_rows_after_the_checkpoint_are_made_again(whole, tmp_path):
     _check_equal(out, whole, SINGLE[0])
     assert not list(out.glob(".*"))
     assert not list(out.glob("training/*/*tmp*"))
+
+
+def test_a_run_goes_on_after_the_documentation_of_its_preset_has_changed(whole, tmp_path):
+    out = tmp_path / "run"
+    _interrupted(out, 3)
+    newer = dict.fromkeys(settings.DOCUMENTATION, "another text")
+    _execute(out, dataclasses.replace(REGRESSION, **newer))
+    _check_equal(out, whole, SINGLE[0])
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(

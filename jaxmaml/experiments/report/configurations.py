@@ -7,8 +7,9 @@ from typing import Any
 from jaxmaml import files
 from jaxmaml.experiments.report.blocks import Listing
 from jaxmaml.experiments.report.saved_runs import SavedDirectory, SavedRun
+from jaxmaml.experiments.settings import DOCUMENTATION
 
-_LEFT_OUT = ("runs", "digest", "preset.paper", "preset.table", "preset.expected", "preset.cost")
+_LEFT_OUT = ("runs", "digest", *(f"preset.{name}" for name in DOCUMENTATION))
 """Entries of config.json that are not settings of one run."""
 _MAX_LENGTH = 80
 """The most characters of a value; the full configuration has all of them."""
