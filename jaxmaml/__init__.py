@@ -1,4 +1,4 @@
-"""Gradient-based meta-learning in JAX: exact second-order MAML in first-order memory.
+"""Gradient-based meta-learning in JAX: exact second-order MAML in little memory.
 
 >>> import jax, jax.numpy as jnp, optax, jaxmaml
 >>> loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2)
