@@ -77,6 +77,8 @@ def main() -> None:
             "variant": name,
             "tflop": options.tflop,
             "seed": options.seed,
+            "num_outer_steps": options.num_outer_steps,
+            "num_test_tasks": runs.num_test_tasks(options),
         }
         rows += table.of(case, lambda name=name: _measure(name, options))
         common.print_table(rows[-1:], COLUMNS)

@@ -117,13 +117,16 @@ class Rows:
             environment.
 
     Raises:
-        SystemExit: --quick with a file of the results, to which a check does not belong.
+        SystemExit: the file cannot be written, which hours of work would find out too late; or --quick
+            with a file of the results, to which a check does not belong.
     """
 
     def __init__(self, options: argparse.Namespace, **labels: Any):
         if options.quick and options.out and RESULTS in options.out.resolve().parents:
             print(f"--quick is a check, not a measurement: not to {options.out}", file=sys.stderr)
             raise SystemExit(2)
+        if options.out:
+            _check_writable(options.out)
         self._out, self._labels = options.out, {**labels, "quick": options.quick}
         self._held: list[dict[str, Any]] = []
         if options.resume and self._out is not None and self._out.is_file():
@@ -151,6 +154,16 @@ class Rows:
                 is_whole = file.read() in (b"", b"\n")
                 file.write((lines if is_whole else "\n" + lines).encode())
         return rows
+
+
+def _check_writable(path: Path) -> None:
+    """Makes the directory of a file, and ends the process with a line if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        print(f"--out {path} cannot be written: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _whole_rows(path: Path) -> list[dict[str, Any]]:

@@ -61,7 +61,8 @@ def main() -> None:
         # The rows of its runs hold what this one is made of.
         case = {
             "preset": preset.name, "learner": name, "num_outer_steps": preset.num_outer_steps,
-            "num_tasks": preset.num_tasks,
+            "num_tasks": preset.num_tasks, "num_seeds": options.num_seeds,
+            "num_test_tasks": runs.num_test_tasks(options), "inner_lrs": _rates(name, options),
         }  # fmt: skip
         rows += table.of(case, lambda name=name: _measure(preset, name, options))
         common.print_table(rows[-1:], COLUMNS)
@@ -74,7 +75,7 @@ def _measure(preset: Preset, name: str, options: argparse.Namespace) -> dict[str
     # The best rate, from short runs of the first seed.
     preset = presets.override(preset, **SUITED.get(name, {}))
     entry = learners.LEARNERS[learners.resolve(name)[0]]
-    rates = options.inner_lrs or GRIDS.get(name, GRID)
+    rates = _rates(name, options)
     if entry.fills_head:
         rates = [preset.inner_lr]
     best, grid = rates[0], {}
@@ -112,8 +113,14 @@ def _run(
     case = {
         "preset": preset.name, "learner": name, "inner_lr": rate, "seed": seed,
         "num_outer_steps": preset.num_outer_steps, "num_tasks": preset.num_tasks,
+        "num_test_tasks": runs.num_test_tasks(options),
     }  # fmt: skip
     return common.Rows(options, table="run").of(case, measure)[0]
+
+
+def _rates(name: str, options: argparse.Namespace) -> list[float]:
+    """Returns the inner rates that are tried for a learner that has one."""
+    return list(options.inner_lrs or GRIDS.get(name, GRID))
 
 
 def _or_worst(value: float | None) -> float:

@@ -76,7 +76,10 @@ def _measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
         preset = presets.override(preset, num_outer_steps=12, **changes)
     experiment = runs.build(preset, options.seed, options)
     watch = _Watch(experiment)
-    shared = {"preset": preset.name, "num_outer_steps": preset.num_outer_steps}
+    shared = {
+        "preset": preset.name, "num_outer_steps": preset.num_outer_steps,
+        "num_test_tasks": runs.num_test_tasks(options),
+    }  # fmt: skip
 
     # One run per seed, rate and order. One of them is watched.
     found, layers = [], {}
@@ -111,18 +114,24 @@ def _run(
 ) -> dict[str, Any]:
     """Returns the row of a run, with what was watched along it."""
     candidate = build_candidate(experiment, Spec(f"{order}@{rate:g}", order, rate))
-    row = runs.row(runs.train(experiment, candidate, options, probe=watch))
-    watched = None if watch is None else {"step": watch.steps, "layers": watch.found}
-    return {**row, "watched": watched}
+    run = runs.train(experiment, candidate, options, probe=watch)
+    return {**runs.row(run), "watched": None if watch is None else _watched(run.probed)}
+
+
+def _watched(probed: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns {"step": [...], "layers": {layer: {"cosine": [...], "norm_ratio": [...]}}}."""
+    layers = {
+        layer: {
+            name: [found["layers"][layer][i] for found in probed]
+            for i, name in enumerate(("cosine", "norm_ratio"))
+        }
+        for layer in probed[0]["layers"]
+    }
+    return {"step": [found["step"] for found in probed], "layers": layers}
 
 
 class _Watch:
-    """The probe of a run: it compares both meta-gradients at the preset's rate, layer by layer.
-
-    Attributes:
-        steps: the outer steps at which it was called.
-        found: {layer: {"cosine": [...], "norm_ratio": [...]}}; "" is the whole gradient.
-    """
+    """The probe of a run: it compares both meta-gradients at the preset's rate, layer by layer."""
 
     def __init__(self, experiment: Experiment):
         rate, chunk_size = experiment.preset.inner_lr, experiment.preset.core_chunk_size
@@ -142,20 +151,18 @@ class _Watch:
             by_layer = diagnostics.agreement_by_layer(grads, reference)
             return {"": diagnostics.agreement(grads, reference), **by_layer}
 
-        # What accumulates along the run.
         self._agreements, self._experiment = jax.jit(agreements), experiment
-        self.steps: list[int] = []
-        self.found: dict[str, dict[str, list[float]]] = {}
 
-    def __call__(self, meta_state: MetaState) -> None:
-        """Appends the agreement at a state, on the tasks of its next step."""
+    def __call__(self, meta_state: MetaState) -> dict[str, Any]:
+        """Returns (cosine, norm ratio) of each layer at a state, on the tasks of its next step.
+
+        Checkpoints keep it. The layer "" is the whole gradient.
+        """
         step = int(meta_state.step)
         tasks = step_tasks(self._experiment, step)
-        for layer, pair in self._agreements(jax.device_get(meta_state.params), tasks).items():
-            lists = self.found.setdefault(layer, {"cosine": [], "norm_ratio": []})
-            for values, number in zip(lists.values(), pair, strict=True):
-                values.append(float(number))
-        self.steps.append(step)
+        found = self._agreements(jax.device_get(meta_state.params), tasks)
+        layers = {layer: [float(number) for number in pair] for layer, pair in found.items()}
+        return {"step": step, "layers": layers}
 
 
 def _agreement(watched: dict[str, Any]) -> "Figure":

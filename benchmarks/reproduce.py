@@ -36,6 +36,7 @@ def main() -> None:
     case = {
         "preset": preset.name, "order": options.order, "seed": options.seed,
         "num_outer_steps": steps, "matmul_precision": options.matmul_precision,
+        "num_test_tasks": runs.num_test_tasks(options),
     }  # fmt: skip
     rows = common.Rows(options).of(case, lambda: run(preset, options))
     common.print_table(rows, COLUMNS)
@@ -53,7 +54,7 @@ def run(preset: presets.Preset, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "expected": preset.expected, "steps_done": done.num_outer_steps,
         "seconds": done.num_outer_steps * done.seconds_per_outer_step,
-        "stopped": bool(done.stopped), "num_test_tasks": runs.num_test_tasks(options),
+        "stopped": bool(done.stopped),
         **runs.scores(done),
         "headline": float(done.test.mean[done.test.headline]),
     }  # fmt: skip

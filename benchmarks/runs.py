@@ -147,6 +147,9 @@ def _checkpoints(
     config = {
         "preset": {name: value for name, value in settings if name not in DOCUMENTATION},
         "spec": candidate.spec._asdict(),
+        # A row says all of these of its training.
+        "matmul_precision": jax.config.jax_default_matmul_precision,
+        **{name: value for name, value in common.environment().items() if name != "command"},
         "key": jax.random.key_data(experiment.train_key).tolist(),
     }  # fmt: skip
     name = f"{experiment.preset.name}-{candidate.label}-{json_digest(config)[:12]}"
@@ -172,8 +175,12 @@ def row(run: Run) -> dict[str, Any]:
 
 
 def ci95_over_seeds(intervals: list[Any]) -> Any:
-    """Returns the 95 % interval of a mean over seeds, from the intervals over the tasks of each seed."""
-    return np.sqrt(np.sum(np.square(intervals), axis=0)) / len(intervals)
+    """Returns a 95 % interval of a mean over seeds, from the intervals over the tasks of each seed.
+
+    All seeds are tested on the same tasks, so that their errors may go together: the interval is no
+    smaller than theirs. It does not say how trainings with other seeds differ.
+    """
+    return np.mean(intervals, axis=0)
 
 
 def scores(run: Run) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from jaxmaml.commands.mistakes import (
     STOPPED,
     SUCCESS,
     UserError,
+    drop,
+    say,
     user_errors,
 )
 from jaxmaml.experiments import messages
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with messages.warnings_as_lines():
             return _run(arguments, commands)
     except KeyboardInterrupt as stop:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return getattr(stop, "code", INTERRUPTED)
     except SystemExit as stop:
         # tyro stops at a mistake in the options, and rich with 1 at an output that is closed.
@@ -144,7 +146,7 @@ def _options(
 def _report(error: Exception) -> int:
     """Prints an error, and returns the exit code: a line for what the user can mend, or a bug."""
     if (lost := _lost(error)) is not None:
-        print(f"error: {messages.one_line(lost)}", file=sys.stderr, flush=True)
+        say(f"error: {messages.one_line(lost)}")
         os._exit(LOST)  # at the end of the process, JAX would wait for the one that is gone
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         message = f"out of memory; smaller sizes or a smaller chunk_size need less ({error})"
@@ -152,16 +154,13 @@ def _report(error: Exception) -> int:
         message = str(error)
     else:
         traceback.print_exception(error)
-        print("This is a bug in jaxmaml: please report it.", file=sys.stderr)
+        say("This is a bug in jaxmaml: please report it.")
         return BUG
-    print(f"error: {messages.one_line(message)}", file=sys.stderr)
-
-    # What cannot be written now cannot be written at the end of the process either.
-    with contextlib.suppress(OSError, ValueError):  # an output that is not a file, or is closed
-        try:
-            sys.stdout.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    say(f"error: {messages.one_line(message)}")
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        drop(sys.stdout)
     return MISTAKE
 
 

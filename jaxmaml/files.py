@@ -179,6 +179,24 @@ def map_array(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r")
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Returns a path with `~` or `~user` replaced by the home directory.
+
+    Example:
+        >>> expanded("~/data") == Path.home() / "data"
+        True
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} has no home directory to begin with: {error}"
+        ) from None
+
+
 def digest(*parts: object) -> str:
     """Returns sixteen hexadecimal digits that change with any of the parts.
 

@@ -43,6 +43,19 @@ def test_a_check_is_not_written_to_the_results(capsys):
     assert "a check, not a measurement" in capsys.readouterr().err
 
 
+def test_the_directory_of_a_new_file_is_made_before_anything_is_measured(tmp_path):
+    out = tmp_path / "new" / "rows.jsonl"
+    common.Rows(_options(out))
+    assert out.read_text() == ""
+
+
+def test_a_file_that_cannot_be_written_is_a_line_before_anything_is_measured(tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        common.Rows(_options(tmp_path))
+    assert error.value.code == 2
+    assert capsys.readouterr().err == f"--out {tmp_path} cannot be written: Is a directory\n"
+
+
 @pytest.mark.parametrize(
     ("file", "is_dirty"),
     [(None, False), ("benchmarks/results/rows.jsonl", False), ("benchmarks/speed.py", True)],

@@ -1,17 +1,24 @@
-"""The recipes of benchmarks/ablations.py and benchmarks/family.py are settings that exist."""
+"""The runs of presets in benchmarks, and that the recipes of ablations.py and family.py exist."""
 
+import argparse
 import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
 from jaxmaml.experiments import learners, presets, settings
+from jaxmaml.experiments.candidates import Spec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 ablations = importlib.import_module("ablations")
 family = importlib.import_module("family")
+orders = importlib.import_module("orders")
+runs = importlib.import_module("runs")
 
 
 @pytest.mark.parametrize("name", ablations.VARIANTS)
@@ -32,3 +39,36 @@ def test_the_settings_of_a_learner_have_an_effect(name, preset):
     changed = presets.override(presets.get(preset), **family.SUITED.get(name, {}))
     learners.check_used(changed, family.SUITED.get(name, {}), [learners.resolve(name)[0]])
     assert all(setting in settings.options() for setting in family.SUITED.get(name, {}))
+
+
+def _checkpoints(tmp_path, precision):
+    """Returns the directory of the checkpoints of a run."""
+    experiment = SimpleNamespace(preset=presets.get("sinusoid-5shot"), train_key=jax.random.key(0))
+    candidate = SimpleNamespace(spec=Spec("exact", "exact", 0.01), label="exact")
+    before = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", precision)
+    try:
+        found = runs._checkpoints(experiment, candidate, argparse.Namespace(checkpoints=tmp_path))
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+    return found.directory
+
+
+def test_a_training_is_continued_by_the_same_settings_only(tmp_path):
+    assert _checkpoints(tmp_path, "highest") == _checkpoints(tmp_path, "highest")
+    assert _checkpoints(tmp_path, "highest") != _checkpoints(tmp_path, "default")
+
+
+def test_more_seeds_on_the_same_tasks_have_no_smaller_interval():
+    np.testing.assert_allclose(runs.ci95_over_seeds([[0.2, 0.1]] * 3), [0.2, 0.1])
+
+
+def test_what_was_watched_comes_from_what_checkpoints_keep():
+    probed = [{"step": step, "layers": {"": [0.5, step], "head": [-1.0, 2.0]}} for step in (0, 100)]
+    assert orders._watched(probed) == {
+        "step": [0, 100],
+        "layers": {
+            "": {"cosine": [0.5, 0.5], "norm_ratio": [0, 100]},
+            "head": {"cosine": [-1.0, -1.0], "norm_ratio": [2.0, 2.0]},
+        },
+    }

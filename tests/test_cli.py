@@ -20,7 +20,17 @@ from experiments.tiny import OPTIONS as TINY
 
 import jaxmaml
 from jaxmaml import cli, files, fitting
-from jaxmaml.experiments import experiment, figures, learners, options, progress, settings, tables
+from jaxmaml.commands import training
+from jaxmaml.experiments import (
+    experiment,
+    figures,
+    learners,
+    options,
+    presets,
+    progress,
+    settings,
+    tables,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -132,6 +142,12 @@ def test_train_stops_at_a_loss_that_is_not_finite(tmp_path, capsys):
     assert run["mse_per_step"][0] is not None
     assert run["mse_per_step"][2] is None
     assert (out / "checkpoints" / "first").is_dir()
+
+    # The same command has the same exit code, and promises nothing.
+    assert cli.main(["train", "sinusoid-5shot", *options]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"{out} is complete\n"
+    assert "first stopped at outer step 0: loss is" in printed.err
 
 
 def test_a_run_that_stops_early_or_skips_steps_has_not_failed(tmp_path, capsys):
@@ -254,6 +270,13 @@ def test_a_damaged_run_is_one_line(compared, tmp_path, capsys):
         (["train", "glyphs-5w1s", "--num-averaged", "5"], "glyphs-5w1s with selection_steps=()"),
         (["train", "sinusoid-5shot", "--seed", "4294967296"], "seed must be at most 4,294"),
         (["train", "sinusoid-5shot", "--num-test-tasks", "1"], "num_test_tasks must be an"),
+        (
+            ["train", "sinusoid-5shot", "--checkpoint-every", "0"],
+            "checkpoint_every must be an integer, 1 or more",
+        ),
+        (["data", "list", "--data-dir", "~nobody-there/x"], "has no home directory"),
+        (["train", "glyphs-5w1s", "--data-dir", "~nobody-there/x"], "has no home directory"),
+        (["train", "glyphs-5w1s", "--dataset", "folder:~nobody-there/x"], "has no home directory"),
         (["data", "show", "sinusoid-5shot", "--out", "noext"], "a file with a suffix: .png"),
         (["data", "show", "sinusoid-5shot", "--way", "2"], "way must be 1"),
         (["data", "prepare", "glyphs", "--archive-dir", "."], "archive_dir has no effect"),
@@ -342,6 +365,21 @@ def test_an_output_that_is_full_is_one_line(monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdout", full)
         assert cli.main(["presets"]) == 2
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_mistake_that_cannot_be_said_has_its_exit_code(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert cli.main(["presets", "nothing"]) == 2
+
+
+def test_two_runs_of_the_same_second_have_directories_of_their_own(monkeypatch):
+    monkeypatch.setattr(training.time, "strftime", lambda _: "20260101-000000")
+    preset = presets.get("sinusoid-5shot")
+    names = {training._new_directory(preset).name for _ in range(2)}
+    assert len(names) == 2
+    assert all(name.startswith("sinusoid-5shot-20260101-000000-") for name in names)
 
 
 @pytest.mark.parametrize(

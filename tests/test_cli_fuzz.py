@@ -45,7 +45,7 @@ USUAL = {
     "averaging": ["0", "0.9"], "compute_dtype": ["bfloat16", "float32"],
     "num_validations": ["0", "2"], "num_val_tasks": ["10"], "selection_steps": ["1", "0 1"],
     "num_averaged": ["0", "5"], "patience": ["0", "3"], "on_nonfinite": ["raise", "skip"],
-    "num_seeds": ["1", "3", "1000000000"], "checkpoint_every": ["1", "100"],
+    "num_seeds": ["1", "3", "1000000000"], "checkpoint_every": ["0", "1", "100"],
     "learner": ["maml", "fomaml", "anil", "reptile", "protonet", "cavia", "maml_plus_plus"],
     "learners": ["maml,fomaml", "protonet", "protonet,maml", "reptile,imaml", "r2d2,protonet"],
     "order": ["exact", "first"], "inner_lrs": ["0.1", "0.1 0.2", "0.1 0.1"],

@@ -44,8 +44,8 @@ def _list(action: List) -> int:
     from jaxmaml.experiments import tables
     from jaxmaml.experiments.progress import Display
 
-    directory = datasets.data_directory(action.data_dir)
     with user_errors(), Display():
+        directory = datasets.data_directory(action.data_dir)
         found = preparation.listing(action.data_dir)
     if not found:
         print(f"nothing is prepared in {directory}")

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 SUCCESS, STOPPED, MISTAKE, BUG, LOST, INTERRUPTED = 0, 1, 2, 70, 75, 130
 """The exit codes; 70 and 75 are EX_SOFTWARE and EX_TEMPFAIL of sysexits.h."""
@@ -10,6 +12,20 @@ SUCCESS, STOPPED, MISTAKE, BUG, LOST, INTERRUPTED = 0, 1, 2, 70, 75, 130
 
 class UserError(Exception):
     """Something that the user can mend. Its text is all that is shown."""
+
+
+def say(line: str) -> None:
+    """Prints a line on standard error. If nobody can read it, the exit code still says how it went."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        drop(sys.stderr)
+
+
+def drop(stream: Any) -> None:
+    """Lets go of what a stream could not write: it could not at the end of the process either."""
+    with contextlib.suppress(OSError, ValueError):  # an output that is not a file, or is closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager

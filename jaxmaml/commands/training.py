@@ -2,13 +2,21 @@
 
 import contextlib
 import importlib.util
+import json
 import pathlib
-import sys
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxmaml.commands.mistakes import STOPPED, SUCCESS, UserError, check_matplotlib, user_errors
+from jaxmaml.commands.mistakes import (
+    STOPPED,
+    SUCCESS,
+    UserError,
+    check_matplotlib,
+    say,
+    user_errors,
+)
 from jaxmaml.commands.session import session
 from jaxmaml.experiments import options, presets
 from jaxmaml.experiments.options import DeviceOptions, RunOptions, Settings
@@ -92,10 +100,9 @@ def _execute(preset: Preset, specs: Any, run: RunOptions, machine: DeviceOptions
     with user_errors():
         options.check_data_dir(preset.dataset, run.data_dir)
         joining.join(machine)
-    name = f"{presets.file_name(preset)}-{time.strftime('%Y%m%d-%H%M%S')}"
     with session(machine.matmul_precision, machine.devices), contextlib.ExitStack() as stack:
         stack.enter_context(joining.silent_but_first())
-        out = joining.agreed(run.out or pathlib.Path("runs", name))
+        out = joining.agreed(run.out or _new_directory(preset))
         with user_errors(), Display.of_process():
             used = joining.chosen_devices(machine, preset.num_tasks)
             comparison = stack.enter_context(prepare(
@@ -108,17 +115,24 @@ def _execute(preset: Preset, specs: Any, run: RunOptions, machine: DeviceOptions
         if comparison.is_complete:
             if run.tensorboard:
                 write_event_files(comparison)
-            longer = "" if preset.patience else ": a larger --num-outer-steps trains it longer"
-            print(f"{out} is complete{longer}")
-            return SUCCESS
+            return _say_complete(comparison)
         try:
             with interruptible():
                 runs = execute(comparison)
         except KeyboardInterrupt:
             if comparison.run_dir.config.exists():
-                print(f"the same command with --out {out} continues this run", file=sys.stderr)
+                say(f"the same command with --out {out} continues this run")
             raise
         return _summarize(comparison, runs)
+
+
+def _new_directory(preset: Preset) -> pathlib.Path:
+    """Returns the directory of a run that names none.
+
+    Runs that start in the same second, as those of a loop over seeds in a shell, have own ones.
+    """
+    when = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return pathlib.Path("runs", f"{presets.file_name(preset)}-{when}")
 
 
 def _summarize(comparison: Any, runs: Sequence[Any]) -> int:
@@ -132,13 +146,28 @@ def _summarize(comparison: Any, runs: Sequence[Any]) -> int:
                 f"{done.label} stopped early at outer step {done.num_outer_steps:,}: "
                 f"{comparison.experiment.preset.patience} validations without a better score"
             )
-    stopped = [done for done in runs if done.stopped]
-    for done in stopped:
-        print(
-            f"{done.label} stopped at {done.stopped}; the last good state is saved in "
-            f"{comparison.run_dir.checkpoint(done.label)}",
-            file=sys.stderr,
-        )
+    return _say_stopped(comparison, {done.label: done.stopped for done in runs if done.stopped})
+
+
+def _say_complete(comparison: Any) -> int:
+    """Says that nothing is left to do, and returns the exit code with which the runs ended."""
+    from jaxmaml import processes
+
+    results = processes.from_first(lambda: json.loads(comparison.run_dir.results.read_text()))
+    stopped = {
+        label: run["stopped"] for label, run in results["runs"].items() if run.get("stopped")
+    }
+    can_go_on = not (stopped or comparison.experiment.preset.patience)
+    longer = ": a larger --num-outer-steps trains it longer" if can_go_on else ""
+    print(f"{comparison.run_dir.path} is complete{longer}")
+    return _say_stopped(comparison, stopped)
+
+
+def _say_stopped(comparison: Any, stopped: Mapping[str, str]) -> int:
+    """Says where runs stopped, by their labels, and returns the exit code."""
+    for label, where in stopped.items():
+        saved = comparison.run_dir.checkpoint(label)
+        say(f"{label} stopped at {where}; the last good state is saved in {saved}")
     return STOPPED if stopped else SUCCESS
 
 

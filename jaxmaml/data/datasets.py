@@ -233,7 +233,7 @@ def data_directory(data_dir: str | os.PathLike[str] | None) -> Path:
     """
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    return Path(data_dir).expanduser()
+    return files.expanded(data_dir)
 
 
 def _own_records(dataset: str, data_dir: str | os.PathLike[str] | None) -> Records | None:
@@ -247,12 +247,12 @@ def _own_records(dataset: str, data_dir: str | os.PathLike[str] | None) -> Recor
             "class, or tfds:NAME"
         )
     if kind == "folder":
-        return FolderRecords(Path(rest).expanduser())
+        return FolderRecords(files.expanded(rest))
     return TFDSRecords(rest, data_directory(data_dir))
 
 
 def _check_not_a_folder(dataset: str) -> None:
-    if Path(dataset).expanduser().is_dir():
+    if files.expanded(dataset).is_dir():
         raise ValueError(f"{dataset!r} is a folder; its images are the dataset 'folder:{dataset}'")
 
 
@@ -285,7 +285,7 @@ def _own_class_split(dataset: str, path: str | ClassSplit | None) -> ClassSplit:
     )
     if not path:
         raise ValueError(f"{needs}; jaxmaml data split draws one")
-    file = Path(path).expanduser()
+    file = files.expanded(path)
     if not file.exists():
         raise ValueError(f"{needs}; there is no file {path!r}, and jaxmaml data split draws one")
     return class_splits.read(file)
@@ -297,7 +297,7 @@ def _prepared(known: Dataset, data_dir: str | os.PathLike[str] | None) -> Path:
         return data_directory(data_dir)
     from jaxmaml.data.builders.glyphs import Glyphs
 
-    directory = files.cache_dir() / "tfds" if data_dir is None else Path(data_dir).expanduser()
+    directory = files.cache_dir() / "tfds" if data_dir is None else files.expanded(data_dir)
     builder = Glyphs(data_dir=directory, file_format="array_record")
     if not _is_complete(builder):
         _prepare(builder, directory)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -119,6 +118,8 @@ def prepare(
     """
     # Check what can be checked before a dataset is read.
     ranges.check_whole("num_test_tasks", num_test_tasks, minimum=2)
+    if checkpoint_every is not None:
+        ranges.check_whole("checkpoint_every", checkpoint_every)
     ranges.check_whole("seed", seed, minimum=0, maximum=MAX_SEED)
     specs = candidates.over_seeds(specs, seed, num_seeds)
     ranges.check_whole("seed + num_seeds - 1", seed + num_seeds - 1, minimum=0, maximum=MAX_SEED)
@@ -276,7 +277,7 @@ def _gradient(watch: _Watch, runs: list[Run]) -> Gradient:
 def _train_all(comparison: Comparison, watch: _Watch | None, display: Display) -> list[Run]:
     """Makes each run and saves its state."""
     runs, run_dir, config = [], comparison.run_dir, comparison.config
-    say = functools.partial(_say, display)
+    say = lambda line: display.say(f"warning: {line}")
     record: Record = NoRecord()
     if processes.is_first():
         record = Recorder(run_dir, config, comparison.is_resumed, say, _sinks(comparison, say))
@@ -310,11 +311,6 @@ def _event_files(comparison: Comparison, say: Callable[[str], None]) -> "EventFi
     from jaxmaml.experiments.event_files import EventFiles
 
     return EventFiles(comparison.run_dir.event_files, comparison.experiment.preset.metric.name, say)
-
-
-def _say(display: Display, line: str) -> None:
-    """Prints a line above the progress bars."""
-    display.console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _residuals(experiment: Experiment, runs: list[Run]) -> dict[str, CgResidual]:

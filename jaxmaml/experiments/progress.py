@@ -103,7 +103,7 @@ class Display:
         # A process that was started without standard error shows nothing.
         out: IO[str] = file or sys.stderr or io.StringIO()
         # FORCE_COLOR, which notebooks and CI set, asks for colors in a log and not for moving bars.
-        self.console = Console(file=out, force_terminal=out.isatty())
+        self.console = _Console(file=out, force_terminal=out.isatty())
         self._clock = clock
         self._view: View = _Lines(self.console, clock)
         self._begins: dict[Stage, float] = {}
@@ -147,6 +147,12 @@ class Display:
 
         return show
 
+    def say(self, line: str) -> None:
+        """Prints a line above the bars."""
+        # Its reader may be gone, or the disk of a log full, which must not end hours of work.
+        with contextlib.suppress(OSError, ValueError):
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def tick(self) -> None:
         """Shows all stages again: the next thing of one may take minutes."""
         with self._lock:
@@ -159,6 +165,13 @@ class Display:
             self._view.stage(stage, self._clock() - begin)
             if stage.is_over:
                 del self._begins[stage]
+
+
+class _Console(Console):
+    """A console that falls silent when its reader is gone: rich's would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 @contextlib.contextmanager
@@ -283,7 +296,6 @@ class _Lines:
 
     def _print(self, work: str, line: str) -> None:
         self._last[work] = self._clock()
-        # Whoever read the lines may be gone, which must not end hours of work.
         with contextlib.suppress(OSError, ValueError):
             print(line, file=self._console.file, flush=True)
 

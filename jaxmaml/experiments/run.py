@@ -105,7 +105,7 @@ def train_and_test(
     show = display.run(candidate.label, preset.num_outer_steps, metric=preset.metric)
     show(phase="compiling")
     training = Training(experiment, candidate, record, probe, checkpoints, start)
-    training.restore(display.console)
+    training.restore(display.say)
     program = fitting.compile_program(
         learner, experiment.optimizer, training.state, experiment.sources["train"],
         key=experiment.train_key, chunk_size=candidate.chunk_size, mesh=experiment.mesh,

@@ -94,7 +94,7 @@ def summary_table(
     # Rows.
     for run in runs:
         memory = "unknown" if run.temp_bytes is None else rounded(run.temp_bytes / 2**20)
-        costs = [rounded(1e3 * run.seconds_per_outer_step), memory, rounded(run.flops / 1e9)]
+        costs = [rounded(1e3 * run.seconds_per_outer_step), memory, gflop(preset, run.flops)]
         table.add_row(run.label, *_summary(preset, run.test), _on_features(run), *costs)
         if run.averaged is not None:
             label = run.label + averaged_suffix(len(run.averaged_states))
@@ -146,8 +146,12 @@ def add_costs(table: Table, preset: Preset, runs: Iterable[Run]) -> None:
     table.add_row("ms per outer step", *[rounded(1e3 * run.seconds_per_outer_step) for run in runs])
     table.add_row("s to compile", *[f"{run.compile_seconds:.1f}" for run in runs])
     table.add_row("XLA temporary memory", *[_mebibytes(run.temp_bytes) for run in runs])
-    at_least = ", at least" * (preset.outer == "trpo")  # its loops count once
-    table.add_row(f"GFLOP per outer step{at_least}", *[rounded(run.flops / 1e9) for run in runs])
+    table.add_row("GFLOP per outer step", *[gflop(preset, run.flops) for run in runs])
+
+
+def gflop(preset: Preset, flops: float) -> str:
+    """Returns the operations of an outer step as text. The loops of TRPO are counted once."""
+    return "at least " * (preset.outer == "trpo") + rounded(flops / 1e9)
 
 
 def gradient_table(gradient: Gradient, label: str) -> Table:
@@ -221,7 +225,12 @@ def settings_table(preset: Preset) -> Table:
     """
     facts = f"expected of MAML: {preset.expected} ({preset.paper}, {preset.table})"
     notes = f"{facts}\ntime on 2 CPU cores: {preset.cost}\ninner rates belong to a mean loss"
-    table = Table(box=box.SIMPLE_HEAD, title=title(preset), caption=notes, caption_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=escape(title(preset)),
+        caption=escape(notes),
+        caption_justify="left",
+    )
     for name in ("group", "setting", "value"):
         table.add_column(name)
     before = ""
@@ -256,11 +265,11 @@ def datasets_table(found: Iterable[Prepared], directory: str) -> Table:
     table.add_column("smallest class")
     for one in found:
         if one.problem:
-            table.add_row(one.name, one.directory.name, "-", "-", one.problem, style="red")
+            table.add_row(one.name, one.directory.name, "-", "-", escape(one.problem), style="red")
             continue
         name, count = one.smallest
         numbers = f"{one.num_classes:,}", f"{one.num_images:,}"
-        table.add_row(one.name, one.directory.name, *numbers, f"{name}, {count}")
+        table.add_row(one.name, one.directory.name, *numbers, escape(f"{name}, {count}"))
     return table
 
 
@@ -335,7 +344,7 @@ def _merit(preset: Preset, run: Run) -> float:
 
 def _titled(title: str) -> Table:
     """Returns a table that is as wide as its title: rich would break a longer title."""
-    return Table(title=title, box=box.SIMPLE_HEAD, min_width=len(title) + 4)
+    return Table(title=escape(title), box=box.SIMPLE_HEAD, min_width=len(title) + 4)
 
 
 def _mebibytes(num_bytes: int | None) -> str:

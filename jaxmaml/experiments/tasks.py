@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
-from jaxmaml import rl
+from jaxmaml import files, rl
 from jaxmaml.checks import check_count
 from jaxmaml.data import class_splits, datasets, pools, sinusoid
 from jaxmaml.data.augmentation import Augment
@@ -155,10 +155,10 @@ def located(preset: Preset, data_dir: pathlib.Path | None) -> tuple[Preset, path
     """
     kind, _, rest = preset.dataset.partition(":")
     if kind == "folder":
-        dataset = f"folder:{pathlib.Path(rest).expanduser().absolute()}"
+        dataset = f"folder:{files.expanded(rest).absolute()}"
         preset = dataclasses.replace(preset, dataset=dataset)
     if kind in ("folder", "tfds") and preset.split:
-        split = pathlib.Path(preset.split).expanduser().absolute()
+        split = files.expanded(preset.split).absolute()
         preset = dataclasses.replace(preset, split=str(split))
     is_made = kind in ("folder", "glyphs") or preset.domain != "classification"
     if data_dir is None and is_made:

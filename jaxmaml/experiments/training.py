@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from rich.console import Console
 
-from jaxmaml import dispatch, fitting
+from jaxmaml import dispatch, fitting, processes
 from jaxmaml.checkpoint import Manager
 from jaxmaml.experiments import interruption
 from jaxmaml.experiments.candidates import Candidate
@@ -111,7 +110,7 @@ class Training:
         wanted = preset.num_averaged if preset.num_averaged > 1 else 0
         return min(wanted, preset.num_validations + 1)
 
-    def restore(self, console: Console) -> None:
+    def restore(self, say: Callable[[str], None]) -> None:
         """Goes back to the newest checkpoint, if there is one, and says so.
 
         Raises:
@@ -123,10 +122,7 @@ class Training:
         if found is not None:
             self._resume(found.state, found.record)
             total = self.experiment.preset.num_outer_steps
-            console.print(
-                f"{self.candidate.label}: continues from outer step {self.done:,} of {total:,}",
-                highlight=False, markup=False,
-            )  # fmt: skip
+            say(f"{self.candidate.label}: continues from outer step {self.done:,} of {total:,}")
         validations = [step for step, _ in self.curve]
         self.record.cut(self.candidate.label, self.num_rows, validations)
 
@@ -190,7 +186,8 @@ class Training:
     def _reach(self) -> None:
         """Keeps the training as it is for `_save`, if all of its rows are on disk."""
         # An interruption may come at any moment, for example while later rows are written.
-        if self.record.is_written:
+        # All processes keep the same points: a checkpoint needs all of them.
+        if processes.first(self.record.is_written):
             self._reached = self._now()
 
     def _now(self) -> dict[str, Any]:

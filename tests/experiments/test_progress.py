@@ -1,6 +1,7 @@
 """The progress on a terminal of 80 columns, and in a log file."""
 
 import contextlib
+import errno
 import io
 
 import pytest
@@ -30,6 +31,22 @@ def clock():
 @pytest.fixture
 def log():
     return io.StringIO()
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError("gone"), OSError(errno.ENOSPC, "full"), ValueError("closed file")]
+)
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_line_that_cannot_be_written_ends_nothing(error, is_terminal, log, monkeypatch):
+    monkeypatch.setattr(log, "isatty", lambda: is_terminal)
+    display = Display(log)
+
+    def write(text):
+        raise error
+
+    monkeypatch.setattr(log, "write", write)
+    display.say("warning: the disk is full")
+    display.say("and still is")
 
 
 def test_a_log_has_lines_at_a_sensible_rate(clock, log):

@@ -1,12 +1,14 @@
 """Tables: the numbers of the runs, in an 80-column terminal."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from experiments.tiny import PRESET, REGRESSION
+from jaxmaml.data.preparation import Prepared
 from jaxmaml.experiments import presets, tables
 from jaxmaml.experiments.candidates import Spec, over_seeds
 from jaxmaml.experiments.references import named
@@ -184,3 +186,20 @@ def test_many_scores_have_a_row_each():
         " ".join(line.split()) for line in _shown(tables.seeds_table(PRESET, over, 600), width=110)
     ]
     assert "learner 4 20.0 ± 1.2 40.0 ± 1.2 2 85.3 ± 1.2" in rows
+
+
+def test_brackets_in_names_and_paths_are_not_markup():
+    path = pathlib.Path("/data/x[/y]/omniglot/3.0.0")
+    found = [
+        Prepared("omniglot", path, 2, 9, ("[b]old[/i]", 4)),
+        Prepared("cifar100", path, problem="no [/dim] here"),
+    ]
+    shown = "\n".join(_shown(tables.datasets_table(found, "/data/x[/y]"), width=120))
+    for text in ("prepared in /data/x[/y]", "[b]old[/i], 4", "no [/dim] here"):
+        assert text in shown
+
+
+def test_what_trpo_counts_is_called_a_lower_bound():
+    trpo = dataclasses.replace(presets.get("nav2d"), outer="trpo")
+    assert tables.gflop(presets.get("nav2d"), 2e9) == "2"
+    assert tables.gflop(trpo, 2e9) == "at least 2"

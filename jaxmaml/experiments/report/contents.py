@@ -254,7 +254,11 @@ def _costs(runs: Runs) -> Table:
         "ms per outer step": lambda run: _number(run, "seconds_per_outer_step", 1e3),
         "s to compile": lambda run: _number(run, "compile_seconds"),
         "XLA temporary memory, MiB": lambda run: _number(run, "temp_bytes", 2.0**-20),
-        "GFLOP per outer step": lambda run: _number(run, "flops", 1e-9),
+        "GFLOP per outer step": lambda run: (
+            NONE
+            if run.results.get("flops") is None
+            else tables.gflop(run.preset, run.results["flops"])
+        ),
     }
     # What most runs have none of.
     if any(run.num_skipped for run in runs):

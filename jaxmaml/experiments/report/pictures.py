@@ -62,7 +62,7 @@ def curves(runs: Sequence[SavedRun]) -> Iterator[Picture]:
     losses = {_plain(run.name): _loss_curve(run) for run in runs if len(run.query_loss)}
     if losses:
         width = max(_window(run.query_loss) for run in runs)
-        mean = f", means over {width} outer steps" if width > 1 else ""
+        mean = f", means over up to {width} outer steps" if width > 1 else ""
         yield _picture(
             "training", f"Query loss of the training{mean}",
             plots.learning_curves(losses, ylabel="training query loss"), _last_values(losses),
