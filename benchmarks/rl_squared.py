@@ -20,6 +20,7 @@ from flax import nnx
 import jaxmaml
 from jaxmaml import parallel, rl
 from jaxmaml.metrics import mean_and_ci95
+from jaxmaml.sources import batches
 
 
 class Setting(NamedTuple):
@@ -55,7 +56,9 @@ SETTINGS: dict[str, Setting] = {
     "tabular-mdp": Setting(rl.tabular_mdp(), 10, 10, 512, 600, 5e-3, 0.95),
 }
 QUICK = {"num_tasks": 4, "num_outer_steps": 2, "hidden_size": 4, "num_test_tasks": 8}
-ENTROPY_WEIGHT, MAX_NORM, TEST_KEY = 0.01, 1.0, 1
+ENTROPY_WEIGHT, MAX_NORM = 0.01, 1.0
+TEST_KEY = 2**31 - 1
+"""The key of the test tasks, which no seed is."""
 
 
 def main() -> None:
@@ -114,7 +117,8 @@ def train(setting: Setting, seed: int) -> dict[str, Any]:
         learner, problem.metric_fn, state, test_tasks,
         num_tasks=setting.num_test_tasks, key=test_key, chunk_size=None, mesh=mesh,
     )  # fmt: skip
-    return _summary(setting, returns, test_tasks(test_key)) | {"seconds": seconds}
+    tasks = next(batches(test_tasks, test_key))  # as `evaluate` draws them
+    return _summary(setting, returns, tasks) | {"seconds": seconds}
 
 
 def _summary(setting: Setting, returns: np.ndarray, tasks: jaxmaml.Task) -> dict[str, Any]:

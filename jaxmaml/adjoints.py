@@ -384,6 +384,8 @@ def _as_float(leaf: Any) -> Array:
         leaf = jax.random.key_data(leaf)
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return jnp.stack([leaf.real, leaf.imag])
     wide = leaf if leaf.dtype.itemsize >= 4 else leaf.astype(jnp.int32)
     return jax.lax.bitcast_convert_type(wide, jnp.uint16).astype(jnp.float32)
 
@@ -393,6 +395,8 @@ def _decoder(like: Any) -> Callable[[Array], Array]:
     like = jnp.asarray(like)
     if jnp.issubdtype(like.dtype, jnp.floating):
         return lambda encoded: encoded
+    if jnp.issubdtype(like.dtype, jnp.complexfloating):
+        return lambda encoded: jax.lax.complex(encoded[0], encoded[1]).astype(like.dtype)
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         impl, as_data = jax.random.key_impl(like), _decoder(jax.random.key_data(like))
         return lambda encoded: jax.random.wrap_key_data(as_data(encoded), impl=impl)

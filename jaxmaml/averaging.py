@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmaml import trees
 from jaxmaml.types import Array, MetaParams, MetaState
 
 
@@ -13,7 +15,7 @@ class AveragingState(NamedTuple):
 
     Attributes:
         opt_state: the state of the optimizer.
-        average: like the parameters.
+        average: like the parameters, in float32 or higher.
         num_steps: the outer steps averaged over, int32 `[]`.
 
     Example:
@@ -58,17 +60,24 @@ def with_average(
     if decay == 0:
         return optimizer
 
-    def init(params: MetaParams) -> AveragingState:
-        return AveragingState(optimizer.init(params), params, jnp.zeros((), jnp.int32))
+    optimizer = optax.with_extra_args_support(optimizer)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AveragingState]:
-        updates, opt_state = optimizer.update(updates, state.opt_state, params)
-        stepped = optax.apply_updates(params, updates)
+    # In half precision, the small steps of an average would be rounded away.
+    def init(params: MetaParams) -> AveragingState:
+        average = trees.in_float32(params)
+        return AveragingState(optimizer.init(params), average, jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, AveragingState]:
+        updates, opt_state = optimizer.update(updates, state.opt_state, params, **extra)
+        stepped = trees.in_float32(optax.apply_updates(params, updates))
         step_size = 1 - jnp.minimum(decay, (1 + state.num_steps) / (10 + state.num_steps))
         average = optax.incremental_update(stepped, state.average, step_size)
+        average = jax.tree.map(lambda new, old: new.astype(old.dtype), average, state.average)
         return updates, AveragingState(opt_state, average, state.num_steps + 1)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def averaged(meta_state: MetaState) -> MetaState:
@@ -87,4 +96,7 @@ def averaged(meta_state: MetaState) -> MetaState:
     opt_state = meta_state.opt_state
     if not isinstance(opt_state, AveragingState):
         return meta_state
-    return meta_state._replace(params=opt_state.average)
+    in_type_of = lambda mean, like: mean.astype(jnp.result_type(like))
+    return meta_state._replace(
+        params=jax.tree.map(in_type_of, opt_state.average, meta_state.params)
+    )

@@ -179,7 +179,7 @@ def mean_over_tasks(
 
     # Means in the types that the caller knows.
     means = jax.tree.map(lambda total: total / sums.weight, sums)
-    cast = lambda mean, like: mean.astype(like.dtype)
+    cast = lambda mean, like: mean.astype(jnp.result_type(like))
     grads = jax.tree.map(cast, means.grads, params)
     loss, query_loss = (cast(mean, info.query_loss) for mean in (means.loss, means.query_loss))
     carried = trees.combine(_in_types_of(state, means.state), info.state)
@@ -208,15 +208,15 @@ def _chunk_sums(
     first_of_others = jax.tree.map(lambda leaf: leaf[0], others)
 
     def total(leaf: Array) -> Array:
-        # Never in fewer digits than the leaf has.
+        # Never in fewer digits than the leaf has, on an accelerator either.
         leaf = leaf.astype(jnp.result_type(leaf, weights))
-        return jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1)
+        return jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1, precision="highest")
 
     sums = Sums(
         weight=jnp.sum(weights),
         loss=loss,
         query_loss=total(info.query_loss),
-        grads=_in_float32(grads),
+        grads=trees.in_float32(grads),
         state=jax.tree.map(total, floats),
     )
 
@@ -339,10 +339,6 @@ def _in_types_of(state: State, means: State) -> State:
             "pass the model's initial state to init_state or meta_grad, and return a state like it"
         )
     return jax.tree.map(lambda mean, like: mean.astype(jnp.result_type(like)), means, floats)
-
-
-def _in_float32(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
 def _take(tasks: Task, index: Array) -> Task:

@@ -8,6 +8,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
+from jaxmaml import trees
 from jaxmaml.types import Array
 
 WHOLE = -1
@@ -94,7 +95,8 @@ class Axis(NamedTuple):
     def norm(self, grads: Any) -> Array:
         """Returns the norm over gradients that are split as the parameters are."""
         if self.dims is None:
-            return optax.tree.norm(grads)
+            return trees.norm(grads)
+        grads = trees.in_float32(grads)
         pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(self.dims), strict=True)
         parts: dict[bool, list[Array]] = {False: [], True: []}
         for leaf, dim in pairs:

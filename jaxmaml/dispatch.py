@@ -108,16 +108,20 @@ def _drawn(draw: Any, key: Array, mesh: Mesh | None) -> tuple[Task, Any]:
         return draw(key), None
     per_device = -(-draw.num_tasks // mesh.shape[TASKS])
 
-    def on_a_device(draw: Sampler, key: Array) -> tuple[Task, Array]:
+    # Its arrays are arguments, if it is a pytree of arrays.
+    is_argument = sources.is_pytree(draw)
+
+    def on_a_device(given: Any, key: Array) -> tuple[Task, Array]:
+        sampler = given if is_argument else draw
         index = jax.lax.axis_index(TASKS) * per_device + jnp.arange(per_device)
-        tasks = draw.some(key, jnp.minimum(index, draw.num_tasks - 1))
+        tasks = sampler.some(key, jnp.minimum(index, draw.num_tasks - 1))
         return tasks, (index < draw.num_tasks).astype(jnp.float32)
 
     shared, whole = PartitionSpec(TASKS), PartitionSpec()
     tasks, weights = jax.shard_map(
         on_a_device, mesh=mesh, axis_names={TASKS}, check_vma=False,
         in_specs=(whole, whole), out_specs=shared,
-    )(draw, key)  # fmt: skip
+    )(draw if is_argument else (), key)  # fmt: skip
     return tasks, None if per_device * mesh.shape[TASKS] == draw.num_tasks else weights
 
 

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -102,10 +103,17 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)  # does nothing after the rename
 
 
-def remove_partial(path: Path) -> None:
-    """Removes what `atomic_write` left of a file when its process was killed."""
+def remove_partial(path: Path, *, min_age: float = 0.0) -> None:
+    """Removes what `atomic_write` left of a file when its process was killed.
+
+    Args:
+        path: the file.
+        min_age: seconds since the last change of what is removed: another process may be writing.
+    """
     for partial in path.parent.glob(f".{glob.escape(path.name)}.????????"):
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - partial.stat().st_mtime >= min_age:
+                partial.unlink()
 
 
 def check_absent(path: Path) -> None:

@@ -74,9 +74,13 @@ def nearest_neighbor(task: Task, features_fn: Callable[[Batch], Array] | None = 
     """
     features_fn = features_fn or (lambda batch: batch["inputs"].reshape(len(batch["inputs"]), -1))
     support, query = (_labeled(features_fn(batch), batch) for batch in task)
-    distance = (
-        jnp.sum(support.features**2, -1) - 2 * query.features @ support.features.T
-    )  # without ||query||², which is the same for all
+    # Far from the origin the squares would hide the distances: the support's mean becomes the origin.
+    number = jnp.maximum(jnp.sum(support.weights > 0), 1)
+    center = jnp.sum(support.features, 0) / number
+    support = support._replace(features=support.features - center)
+    products = jnp.matmul(query.features - center, support.features.T, precision="highest")
+    # Without ||query||², which is the same for all.
+    distance = jnp.sum(support.features**2, -1) - 2 * products
     nearest = support.targets[jnp.where(support.weights > 0, distance, jnp.inf).argmin(-1)]
     right = jnp.asarray(nearest == query.targets, distance.dtype)
     share = jnp.sum(query.weights * right) / jnp.sum(query.weights)

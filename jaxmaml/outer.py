@@ -207,7 +207,7 @@ def _means(
         means, info = mean_over_tasks(
             learner, params, tasks, step, state, weights, chunk_size, axis
         )
-        return means, info, optax.tree.norm(means.grads)
+        return means, info, trees.norm(means.grads)
 
     # Fill up the devices with tasks of weight zero.
     num_tasks = check_tasks(tasks)

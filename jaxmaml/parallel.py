@@ -306,6 +306,8 @@ def along_tasks(specs: Any) -> Any:
 def to_host(tree: Any) -> Any:
     """Returns a pytree of arrays, on whatever devices, as NumPy arrays in every process.
 
+    PRNG keys, which NumPy does not have, stay keys of JAX.
+
     Args:
         tree: any pytree of arrays. Every process must call it if one of them is split.
 
@@ -317,6 +319,9 @@ def to_host(tree: Any) -> Any:
     """
 
     def fetch(leaf: Any) -> Any:
+        if _is_key(leaf):
+            data = fetch(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
         return np.asarray(leaf)

@@ -38,14 +38,16 @@ def accuracy(logits: Array, targets: Array, weights: Array | None = None) -> Arr
     check_floating("logits", logits)
     check_class_shapes(logits, targets)
     counted = jnp.ones(logits.shape[0], bool)
+    # In half precision, sums of weights would overflow and means be rounded.
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
     if weights is not None:
-        weights, zero = checked_weights(weights, len(targets), logits.dtype)
+        weights, zero = checked_weights(weights, len(targets), dtype)
         counted = weights > 0
         targets = jnp.where(_column(counted, targets.ndim), targets, 0)
         logits = logits + zero
     logits = logits + zero_where_class(targets, logits.shape[-1], logits.dtype)[..., None]
     # Per example: the share of correct predictions, and whether all logits are finite.
-    hits = jnp.asarray(logits.argmax(-1) == targets, logits.dtype)
+    hits = jnp.asarray(logits.argmax(-1) == targets, dtype)
     correct = hits.mean(axis=tuple(range(1, hits.ndim)))
     finite = jnp.all(jnp.isfinite(logits), axis=tuple(range(1, logits.ndim)))
     share = jnp.average(jnp.where(counted, correct, 0), weights=weights)

@@ -1,7 +1,8 @@
 """Sources of tasks, of three kinds, as one iterator."""
 
+import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import jax
@@ -70,10 +71,20 @@ def batches(
     if isinstance(source, Stream):
         return _started(_of_share(source, share), key, first_step)
     if callable(source):
-        # A source that is a pytree: its arrays are arguments of one program for all such sources.
-        draw: Any = _draw if is_pytree(source) else jax.jit(_drawn, static_argnums=(0, 3))
-        return (draw(source, key, step, share) for step in itertools.count(first_step))
+        draw = _program(source)
+        return (draw(key, step, share) for step in itertools.count(first_step))
     return iter(source)
+
+
+def _program(source: Any) -> Callable[[Array, Scalar, tuple[int, int]], Task]:
+    """Returns the compiled `_drawn` of a source that is a function."""
+    # A source that is a pytree: its arrays are arguments of one program for all such sources.
+    if is_pytree(source):
+        return functools.partial(_draw, source)
+    # Others are part of the program, which JAX finds again by their hash, if they have one.
+    if isinstance(source, Hashable):
+        return functools.partial(jax.jit(_drawn, static_argnums=(0, 3)), source)
+    return jax.jit(functools.partial(_drawn, source), static_argnums=2)
 
 
 def is_pytree(source: Source) -> bool:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmaml.checks import check_count
-from jaxmaml.types import Mask, Params
+from jaxmaml.types import Array, Mask, Params
 
 
 def leaf_path(path: Any) -> str:
@@ -208,3 +208,28 @@ def _broadcast(mask: Mask, params: Params) -> list[bool]:
     except ValueError as error:
         raise ValueError(f"mask must have the structure of the parameters: {error}") from None
     return jax.tree.leaves(full)
+
+
+def in_float32(tree: Any) -> Any:
+    """Returns a pytree of numbers in float32; a leaf that has more digits stays as it is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> in_float32({"w": jnp.zeros(2, jnp.bfloat16)})["w"].dtype
+        dtype('float32')
+    """
+    wide = lambda leaf: jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, wide(leaf)), tree)
+
+
+def norm(tree: Any) -> Array:
+    """Returns the Euclidean norm of all numbers of a pytree, in float32 or higher.
+
+    In float16 the square of a number above 255 is infinite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> norm({"w": jnp.array([300.0, 400.0], jnp.float16)}).item()
+        500.0
+    """
+    return optax.tree.norm(in_float32(tree))

@@ -178,3 +178,15 @@ def test_hessian_vector_products_of_the_meta_loss_agree_in_every_mode():
     expected = jax.jit(lambda: product("reverse"))()
     for mode in ("forward_over_reverse", "checkpoint"):
         assert_close(jax.jit(lambda mode=mode: product(mode))(), expected, 1e-10)
+
+
+def test_implicit_carries_a_complex_state():
+    loss_fn = jaxmaml.with_state(
+        lambda params, batch, state: (jnp.mean((params - batch) ** 2), state * (1 + 2j))
+    )
+    found = []
+    for adjoint in (jaxmaml.Implicit(), jaxmaml.Exact()):
+        learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2, adjoint=adjoint)
+        task = jaxmaml.Task(jnp.ones(2), jnp.ones(2))
+        found.append(learner.loss(jnp.zeros(2), task, state=jnp.complex64(1j))[1].state)
+    assert found[0] == found[1]

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxmaml.averaging import averaged, with_average
+from jaxmaml.averaging import AveragingState, averaged, with_average
 from jaxmaml.types import MetaState
 
 
@@ -49,3 +50,31 @@ def test_a_short_run_forgets_the_initial_parameters():
 def test_without_an_average_the_last_parameters_are_evaluated(optimizer):
     path, state = _descend(optimizer, 3)
     np.testing.assert_array_equal(averaged(state).params, path[-1])
+
+
+def test_half_precision_is_averaged_in_float32_and_evaluated_in_its_own():
+    params: Any = jnp.array([1.0], jnp.bfloat16)
+    optimizer = with_average(optax.sgd(1e-3), 0.99)
+    state = optimizer.init(params)
+    for _ in range(3):
+        _, after = optimizer.update(jnp.ones_like(params), state, params)
+        jax.tree.map(lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), state, after)
+        state = after
+    assert isinstance(state, AveragingState)
+    assert state.average.dtype == jnp.float32
+    evaluated = averaged(MetaState(params, state, jnp.array(3), ())).params
+    assert evaluated.dtype == jnp.bfloat16
+
+
+def test_what_an_optimizer_is_told_beside_the_gradient_reaches_it():
+    seen = []
+
+    def update(updates, state, params=None, *, value, **extra):
+        seen.append(value)
+        return updates, state
+
+    told = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    optimizer = with_average(told, 0.9)
+    params = jnp.zeros(2)
+    optimizer.update(params, optimizer.init(params), params, value=3.0)
+    assert seen == [3.0]

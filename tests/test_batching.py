@@ -8,7 +8,7 @@ import pytest
 from problems import conv4, smooth
 
 import jaxmaml
-from jaxmaml import batching
+from jaxmaml import batching, rewriting
 
 LOSS = lambda params, batch: jnp.mean((params - batch) ** 2) / 2
 LEARNER = jaxmaml.maml(LOSS, optax.sgd(0.5), 1)
@@ -144,3 +144,22 @@ def test_an_evaluation_tells_of_slow_convolutions_too(chunk_size):
     tasks = jaxmaml.Task(batch, batch)
     with pytest.warns(UserWarning, match=r"nn.fast_convolutions"):
         jaxmaml.evaluate(learner, loss_fn, meta_state, tasks, chunk_size=chunk_size)
+
+
+def test_sums_over_tasks_are_not_rounded_by_an_accelerator():
+    """A loss without products: those that are left are ours."""
+    loss_fn = jaxmaml.with_state(
+        lambda params, batch, state: (jnp.mean((params - batch) ** 2), state + batch.mean())
+    )
+    options = {"query_weights": jaxmaml.multi_step_weights(2, 10)}
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2, **options)
+    tasks = jaxmaml.Task(jnp.ones((3, 2)), jnp.ones((3, 2)))
+    grad = lambda params, state: jaxmaml.meta_grad(learner, params, tasks, state=state)
+    program = jax.make_jaxpr(grad)(jnp.zeros(2), jnp.zeros(()))
+    products = [
+        eqn.params["precision"]
+        for eqn, _ in rewriting.operations(program.jaxpr)
+        if eqn.primitive.name == "dot_general"
+    ]
+    assert products
+    assert set(products) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}

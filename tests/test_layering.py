@@ -20,9 +20,10 @@ HEAVY = ("flax", "tensorflow_datasets", "tensorflow", "grain", "orbax", "matplot
 # Each group of the core imports the groups before it.
 CORE = (
     ("types",),
-    ("checks", "files", "stages", "collectives"),
+    ("checks", "files", "stages", "padding"),
     ("scores",),
     ("trees",),
+    ("collectives",),
     ("mixed_mode",),
     ("adjoints",),
     ("schedules",),
@@ -51,7 +52,7 @@ BELOW = {layer: _before(layer) for group in CORE for layer in group}
 for _layer_without_scores in set(BELOW) - {"metrics", "diagnostics"}:
     BELOW[_layer_without_scores] -= {"scores"}
 _ALL_OF_CORE = set(BELOW)
-_LOWEST = {"types", "trees", "checks", "files", "stages", "scores"}
+_LOWEST = {"types", "trees", "checks", "files", "stages", "padding", "scores"}
 # `rewriting` knows nothing of meta-learning: nn replaces the operations of models with it.
 BELOW |= {"nn": _LOWEST | {"rewriting"}, "data": _LOWEST}
 _ABOVE_CORE = _ALL_OF_CORE

@@ -99,3 +99,11 @@ def test_nearest_neighbor_of_nothing_but_padding_is_nan_and_padding_may_hold_any
 def test_the_mean_of_complex_values_is_refused():
     with pytest.raises(TypeError, match="real numbers"):
         metrics.mean_and_ci95(np.array([1j, 2.0]))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, -3e6])
+def test_the_nearest_neighbor_does_not_depend_on_the_origin(offset):
+    support = {"inputs": jnp.array([[0.0], [1.0], [7e7]]) + offset, "targets": jnp.array([0, 1, 1]),
+               "weights": jnp.array([1.0, 1.0, 0.0])}  # fmt: skip
+    query = {"inputs": jnp.array([[1.0], [0.0]]) + offset, "targets": jnp.array([1, 0])}
+    assert metrics.nearest_neighbor(jaxmaml.Task(support, query)) == 1

@@ -274,3 +274,23 @@ def test_the_type_of_a_state_is_preserved():
 def test_evaluate_takes_a_meta_state():
     with pytest.raises(TypeError, match="meta_state must be a MetaState"):
         jaxmaml.evaluate(LEARNER, LOSS, jnp.array(0.0), _tasks(1.0))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("specs", [None, "whole"])
+def test_the_norm_of_a_gradient_in_half_precision_is_finite(specs):
+    loss_fn = lambda params, batch: jnp.sum(params * batch)
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.0), 1)
+    state = jaxmaml.init_state(learner, optax.sgd(1e-3), jnp.float16(0.0))
+    tasks = jaxmaml.Task(*[jnp.full((2, 1), 300, jnp.float16)] * 2)
+    options = {} if specs is None else {
+        "mesh": parallel.make_mesh(2), "specs": jax.sharding.PartitionSpec(),
+    }  # fmt: skip
+    _, metrics = jaxmaml.meta_step(learner, optax.sgd(1e-3), state, tasks, **options)
+    assert metrics["grad_norm"] == 300
+
+
+def test_parameters_may_be_numbers_of_python():
+    learner = jaxmaml.maml(lambda params, batch: jnp.mean(params * batch), optax.sgd(0.1), 1)
+    tasks = jaxmaml.Task(jnp.ones((2, 3)), jnp.full((2, 3), 2.0))
+    _, grads, _ = jaxmaml.meta_grad(learner, 1.0, tasks)
+    assert grads == 2

@@ -258,3 +258,10 @@ def test_split_state_is_divided_by_the_number_of_devices():
     assert eight["state_bytes"] <= (one["state_bytes"] - whole) / 8 + whole
     tasks = one["argument_bytes"] - one["state_bytes"]
     assert abs(eight["argument_bytes"] - eight["state_bytes"] - tasks) <= 64
+
+
+def test_keys_on_the_host_stay_keys():
+    keys = jax.random.split(jax.random.key(0), 2)
+    found = parallel.to_host(parallel.place({"key": keys, "x": jnp.ones(2)}, parallel.make_mesh(2)))
+    np.testing.assert_array_equal(jax.random.key_data(found["key"]), jax.random.key_data(keys))
+    assert isinstance(found["x"], np.ndarray)

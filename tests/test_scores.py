@@ -49,3 +49,12 @@ def test_accuracy_refuses_what_it_would_score_wrong(targets, weights, error, mes
 def test_accuracy_refuses_integer_logits():
     with pytest.raises(TypeError, match="logits must be floating-point"):
         scores.accuracy(jnp.eye(2, dtype=int), jnp.array([0, 1]))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("weights", [None, 2e4])
+def test_half_precision_is_scored_exactly(dtype, weights):
+    logits = jnp.array([[1.0, 0.0]] * 5, dtype)
+    weights = None if weights is None else jnp.full(5, weights)
+    found = scores.accuracy(logits, jnp.array([0, 0, 0, 1, 1]), weights)
+    assert found == jnp.float32(0.6)

@@ -1,15 +1,18 @@
 """Sources of all three kinds give the same tasks through one iterator."""
 
+import dataclasses
 import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from comparing import assert_equal
 
 import jaxmaml
-from jaxmaml import sources
+from jaxmaml import parallel, sources
 
 KEY = jax.random.key(3)
 
@@ -74,3 +77,38 @@ def test_a_stream_is_closed_with_its_iterator():
 def test_a_key_is_given_exactly_if_it_is_needed(source, key, error, message):
     with pytest.raises(error, match=message):
         sources.batches(source, key)
+
+
+class _Plain:
+    """A sampler that JAX does not know: neither a pytree nor a function."""
+
+    num_tasks = 4
+
+    def __call__(self, key):
+        return _draw(key)
+
+    def some(self, key, index):
+        return jax.tree.map(lambda leaf: leaf[index], _draw(key))
+
+
+@dataclasses.dataclass
+class _Unhashable(_Plain):
+    scale: float = 1.0
+
+
+@pytest.mark.parametrize("mesh", [None, 2])
+@pytest.mark.parametrize("make", [_Plain, _Unhashable])
+def test_an_object_that_can_be_called_is_a_source(make, mesh):
+    learner = jaxmaml.maml(lambda params, batch: jnp.mean((params - batch) ** 2), optax.sgd(0.1), 1)
+    optimizer = optax.sgd(0.1)
+    state = jaxmaml.init_state(learner, optimizer, jnp.zeros(2))
+    mesh = None if mesh is None else parallel.make_mesh(mesh)
+    ends = []
+    for source in (make(), _draw):
+        *_, (state_after, _) = jaxmaml.fit(learner, optimizer, state, source, 2, key=KEY, mesh=mesh)
+        scores = jaxmaml.evaluate(
+            learner, lambda params, query: jnp.mean(params + query), state_after, source,
+            num_tasks=4, key=KEY,
+        )  # fmt: skip
+        ends.append((np.asarray(state_after.params), scores))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *ends)

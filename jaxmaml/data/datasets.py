@@ -248,7 +248,20 @@ def _own_records(dataset: str, data_dir: str | os.PathLike[str] | None) -> Recor
         )
     if kind == "folder":
         return FolderRecords(files.expanded(rest))
-    return TFDSRecords(rest, data_directory(data_dir))
+    return TFDSRecords(rest, data_directory(data_dir), tfds_splits(rest))
+
+
+def tfds_splits(name: str) -> tuple[str, ...] | None:
+    """Returns the TFDS splits that are read of a dataset of TFDS; None for all.
+
+    Omniglot's small1 and small2 repeat images of the others.
+
+    Example:
+        >>> tfds_splits("omniglot"), tfds_splits("mnist")
+        (('train', 'test'), None)
+    """
+    known = (found for found in DATASETS.values() if found.tfds == name)
+    return next((found.tfds_splits for found in known), None)
 
 
 def _check_not_a_folder(dataset: str) -> None:

@@ -1,5 +1,6 @@
 """The image files of the user: a folder with one folder of images per class."""
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -139,10 +140,12 @@ def images_in(path: Path) -> list[Path]:
         entries = sorted(entry for entry in path.iterdir() if not _is_hidden(entry.name))
     except OSError as error:
         raise files.ReadError(f"folder {path} cannot be read: {error.strerror}") from error
-    found = [entry for entry in entries if _is_read(entry)]
-    others = [entry.name for entry in entries if entry not in found]
+    found, others = [], []
+    for entry in entries:
+        (found if _is_read(entry) else others).append(entry)
     where = "only pictures directly in it are"
-    listed = f"{len(others)} not read, {where}: {_listed(others)}" if others else ""
+    names = [entry.name for entry in others]
+    listed = f"{len(others)} not read, {where}: {_listed(names)}" if others else ""
     if not found:
         raise ValueError(
             f"folder {path} must hold images ({' '.join(IMAGE_SUFFIXES)}); it holds none"
@@ -177,9 +180,9 @@ def _scan(path: Path, advance: Callable[[int], None]) -> tuple[list[Path], tuple
             if entry.is_dir() and not _is_hidden(entry.name):
                 listed = list(_files_below(entry))
                 advance(len(listed))
-                images = [file for file in listed if file.parent == entry and _is_read(file)]
-                found += images
-                skipped += [file for file in listed if file not in set(images)]
+                is_in = [file.parent == entry and _is_read(file) for file in listed]
+                found += itertools.compress(listed, is_in)
+                skipped += [file for file, read in zip(listed, is_in, strict=True) if not read]
                 skipped += [] if listed else [entry]
             elif is_image(entry):
                 skipped.append(entry)

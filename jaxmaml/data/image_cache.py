@@ -11,6 +11,9 @@ from jaxmaml import files, stages
 from jaxmaml.data.decoders import IMAGES_PER_CHUNK, RULES, Format, Reader
 from jaxmaml.data.records import Records
 
+ABANDONED_SECONDS = 24 * 3600
+"""The age of a partial file that a killed process left; nobody decodes that long."""
+
 
 class Cache:
     """A `Reader` of decoded images in one file. The system loads pages of it as they are used.
@@ -60,6 +63,7 @@ class Cache:
             files.WriteError: the file cannot be written.
         """
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.num_images, *self.shape)}
+        files.remove_partial(self.path, min_age=ABANDONED_SECONDS)
         decoding = stages.stage("decoding images, once", self.num_images)
         with files.atomic_write(self.path) as file, decoding as advance:
             np.lib.format.write_array_header_1_0(file, header)

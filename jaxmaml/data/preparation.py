@@ -109,7 +109,7 @@ def listing(data_dir: Path | None = None) -> list[Prepared]:
 def _describe(name: str, data_dir: Path) -> Prepared:
     newest = records.prepared_versions(name, data_dir)[-1:]
     try:
-        found = TFDSRecords(name, data_dir, _tfds_splits(name))
+        found = TFDSRecords(name, data_dir, datasets.tfds_splits(name))
         labels = found.labels()
     except ValueError as error:
         return Prepared(name, newest[0] if newest else data_dir / name, problem=str(error))
@@ -118,12 +118,6 @@ def _describe(name: str, data_dir: Path) -> Prepared:
     least = present[sizes[present].argmin()]
     smallest = (found.class_names[least], int(sizes[least]))
     return Prepared(name, found.directory, len(present), len(labels), smallest)
-
-
-def _tfds_splits(name: str) -> tuple[str, ...] | None:
-    """Returns the TFDS splits that are read: Omniglot's small1 and small2 repeat other images."""
-    known = (found for found in datasets.DATASETS.values() if found.tfds == name)
-    return next((found.tfds_splits for found in known), None)
 
 
 def _builder(dataset: str, data_dir: Path) -> Any:

@@ -7,6 +7,7 @@ They are pickled to worker processes, which open the files again and run no JAX.
 import bisect
 import functools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -226,10 +227,10 @@ def prepared_versions(dataset: str, data_dir: Path) -> list[Path]:
         ...     [path.name for path in prepared_versions("toy", Path(directory))]
         ['2.0.0', '10.0.0']
     """
-    found = Path(data_dir, dataset).glob("[0-9]*.*/dataset_info.json")
-    return sorted(
-        (path.parent for path in found), key=lambda p: [int(n) for n in p.name.split(".")]
-    )
+    found = [path.parent for path in Path(data_dir, dataset).glob("[0-9]*.*/dataset_info.json")]
+    # A copy such as 1.0.0.bak is no version.
+    versions = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    return sorted(versions, key=lambda path: [int(number) for number in path.name.split(".")])
 
 
 def _newest_version(dataset: str, data_dir: Path) -> Path:

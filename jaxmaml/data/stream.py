@@ -35,7 +35,7 @@ from jaxmaml.data.stored_images import Images
 from jaxmaml.types import Array, Task
 
 STEPS_PER_BLOCK = 64
-"""Steps whose plans are drawn at once. Plans are small, so this may exceed what is read ahead."""
+"""Steps whose plans are drawn at once."""
 READ_AHEAD = 4
 """Steps that the threads, or each worker process, read ahead."""
 ON_DEVICE = 2
@@ -182,9 +182,14 @@ class StreamIterator(Iterator[Task]):
         self._plan_ahead()
         if self._batches is None:
             self._batches = self._pipeline(step)
-        plans, images = next(self._batches)
         source, key = self._source, jax.random.fold_in(self._key, step)
-        return _to_tasks(source.episode, source.share, source.images.starts, plans, images, key)
+        try:
+            plans, images = next(self._batches)
+            return _to_tasks(source.episode, source.share, source.images.starts, plans, images, key)
+        except BaseException:
+            # The pipeline is beyond this step: whoever goes on starts another one at it.
+            self._batches = None
+            raise
 
     def _pipeline(self, step: int) -> Iterator[Any]:
         reader = _StepReader(self._source.images, self._directory, step)
@@ -199,11 +204,15 @@ class StreamIterator(Iterator[Task]):
         return iter(dataset.to_iter_dataset(one_thread).mp_prefetch(workers, started))
 
     def _plan_ahead(self) -> None:
-        """Writes the plans of the next step's block, and of the block after it."""
-        while self._planned <= self._read // STEPS_PER_BLOCK + 1:
+        """Writes the plans of the next step's block, and of the blocks that may be read meanwhile."""
+        # A worker with its queues is up to six steps ahead.
+        ahead = 1 + 8 * self._source.num_workers // STEPS_PER_BLOCK
+        last = min(self._read // STEPS_PER_BLOCK + ahead, (MAX_STEPS - 1) // STEPS_PER_BLOCK)
+        while self._planned <= last:
             self._write_plans(self._planned)
             for name in Plan._fields:
-                _plan_file(self._directory, name, self._planned - 3).unlink(missing_ok=True)
+                old = _plan_file(self._directory, name, self._planned - ahead - 2)
+                old.unlink(missing_ok=True)
             self._planned += 1
 
     def _write_plans(self, block: int) -> None:

@@ -40,6 +40,8 @@ def _count_equation(equation: Any) -> int:
         kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
         per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
         return 2 * math.prod(equation.outvars[0].aval.shape) * per_output
+    if name == "custom_linear_solve":  # its other programs are those of derivatives
+        return _count(params["jaxprs"].solve.jaxpr)
     if name == "cond":
         return max(_count(branch.jaxpr) for branch in params["branches"])
     inner = sum(_count(getattr(jaxpr, "jaxpr", jaxpr)) for jaxpr in _sub_jaxprs(params))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmaml import trees
 from jaxmaml.trees import by_layer
 from jaxmaml.types import Array, MetaLearner, MetaParams, State, Task
 
@@ -28,6 +29,7 @@ def agreement(grads: Any, reference: Any) -> tuple[Array, Array]:
         >>> float(cosine), float(ratio)
         (1.0, 3.0)
     """
+    grads, reference = trees.in_float32(grads), trees.in_float32(reference)
     norm, reference_norm = optax.tree.norm(grads), optax.tree.norm(reference)
     product = jnp.asarray(optax.tree.vdot(grads, reference))
     return product / (norm * reference_norm), jnp.asarray(norm / reference_norm)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import inner
-from jaxmaml.learners.inner_loop import algorithm_of
+from jaxmaml.learners.inner_loop import algorithm_of, in_training
 from jaxmaml.trees import leaf_path
 from jaxmaml.types import MetaLearner, MetaParams, Params, State, Task
 
@@ -89,7 +89,8 @@ def _flags(
         return _finite(state), _finite(adapted)
 
     given = {"meta-parameter": meta_params, **task._asdict(), "state": state}
-    states, adapted = learner.trace(meta_params, task.support, view, state=state)
+    trained = in_training(learner)
+    states, adapted = trained.trace(meta_params, task.support, view, state=state)
     loss = lambda meta_params: learner.loss(meta_params, task, step=step, state=state)
     (meta_loss, info), grads = jax.value_and_grad(loss, has_aux=True)(meta_params)
     losses = info.inner_losses
@@ -114,7 +115,8 @@ def _batches(
         return {}
     if at_step is inner.fold_keys:
         return {}
-    adapted = learner.trace(meta_params, task.support, lambda params, state: params, state=state)
+    view = lambda params, state: params
+    adapted = in_training(learner).trace(meta_params, task.support, view, state=state)
     before_each = jax.tree.map(lambda leaf: leaf[:-1], adapted)
     num_inner_steps = jax.tree.leaves(before_each)[0].shape[0]
 

@@ -37,6 +37,8 @@ MAX_SEED = 2**32 - 1
 """The largest seed: JAX would take a larger one modulo 2^32."""
 SCORING_SEED = 0
 """The seed of the scored tasks, which do not depend on the seed of the run."""
+PROMP_EPOCHS = 5
+"""The updates of an outer step of ProMP."""
 
 
 class Experiment(NamedTuple):
@@ -210,13 +212,16 @@ def outer_optimizer(preset: Preset, model: Model) -> optax.GradientTransformatio
     if preset.outer == "trpo":
         assert model.problem is not None  # `ranges.check` has refused trpo outside environments
         return rl.trpo(model.problem, max_kl=preset.max_kl)
+    # Schedule and average count the updates of Adam, of which an outer step of ProMP makes several.
+    num_updates = PROMP_EPOCHS if preset.outer == "promp" else 1
     rate: Any = preset.outer_lr
     if preset.outer_schedule == "cosine":
-        rate = optax.cosine_decay_schedule(preset.outer_lr, preset.num_outer_steps, alpha=0.01)
+        length = num_updates * preset.num_outer_steps
+        rate = optax.cosine_decay_schedule(preset.outer_lr, length, alpha=0.01)
     adam = optax.adam(rate)
     clipped = optax.chain(optax.clip(preset.outer_clip), adam) if preset.outer_clip else adam
-    averaged = averaging.with_average(clipped, preset.averaging)
+    averaged = averaging.with_average(clipped, preset.averaging ** (1 / num_updates))
     if preset.outer == "promp":
         assert model.problem is not None
-        return rl.promp(model.problem, averaged)
+        return rl.promp(model.problem, averaged, num_epochs=PROMP_EPOCHS)
     return averaged

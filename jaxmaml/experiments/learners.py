@@ -158,8 +158,8 @@ def check(preset: Preset, learner: str, order: str) -> None:
     if preset.norm == "per_step" and not entry.counts_inner_steps:
         able = ", ".join(repr(name) for name, entry in LEARNERS.items() if entry.counts_inner_steps)
         raise ValueError(
-            f"norm='per_step' counts inner steps, and learner {learner!r} does not start counting "
-            f"anew with each task: only {able} does"
+            f"norm='per_step' is that of MAML++: only {able} can be used with it, not learner "
+            f"{learner!r}"
         )
     if preset.norm in networks.CARRIES_STATE and not entry.takes_state:
         raise ValueError(

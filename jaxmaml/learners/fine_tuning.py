@@ -128,7 +128,7 @@ def _class_loss(
             "joint training needs the index of each example's class among all training classes: a "
             f"batch with 'classes'; got {sorted(batch)}"
         )
-    features = heads.present(classes.features_fn(params, batch), batch)
+    features = heads.features_of(classes.features_fn, params, batch)
     logits = features @ head["kernel"] + head["bias"][None]
     rows = heads.one_hot(batch, classes.num_classes, logits.dtype, name="classes")
     return -jnp.sum(rows * jax.nn.log_softmax(logits)) / jnp.sum(rows)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml.checks import check_integer_classes, checked_weights, zero_where_class
+from jaxmaml.padding import blank_padding
 from jaxmaml.types import Array, Batch, Params
 
 FeaturesFn = Callable[[Params, Batch], Array]
@@ -24,12 +25,12 @@ def get(params: Params, head: str) -> Mapping[str, Array]:
     """
     found = params
     for name in head.split("/"):
-        if not isinstance(found, Mapping) or name not in found:
+        if not isinstance(found, Mapping) or _key(found, name) is None:
             names = ", ".join(map(str, found)) if isinstance(found, Mapping) else "no names"
             raise ValueError(
                 f"head={head!r} is not a path of the parameters: in place of {name!r} there is {names}"
             )
-        found = found[name]
+        found = found[_key(found, name)]
     if not isinstance(found, Mapping) or "kernel" not in found:
         raise ValueError(f"head={head!r} must be a linear layer with a kernel [num_features, way]")
     return found
@@ -82,17 +83,40 @@ def prototypes(features: Array, batch: Batch, way: int) -> Array:
     """Returns the mean feature of each class, `[way, num_features]`, without padded examples.
 
     Snell et al. 2017 (arXiv 1703.05175), equation 1. A class without examples has the prototype 0.
+
+    Args:
+        features: those of `features_of`.
+        batch: the examples.
+        way: the number of classes.
     """
     classes = one_hot(batch, way, features.dtype)
     counts = classes.sum(0)
-    return (classes.T @ present(features, batch)) / jnp.where(counts > 0, counts, 1)[:, None]
+    return (classes.T @ features) / jnp.where(counts > 0, counts, 1)[:, None]
 
 
-def present(features: Array, batch: Batch) -> Array:
-    """Returns the features with zero rows for padded examples, which may hold anything."""
+def features_of(features_fn: FeaturesFn, params: Params, batch: Batch) -> Array:
+    """Returns the features of a batch, with zero rows for padded examples.
+
+    These may hold anything: their inputs are zeros for `features_fn`, since a NaN would come back in
+    the derivative.
+    """
     if "weights" not in batch:
-        return features
-    return jnp.where((jnp.asarray(batch["weights"]) > 0)[:, None], features, 0)
+        return features_fn(params, batch)
+    if "inputs" in batch:
+        batch = {**batch, "inputs": blank_padding(batch["inputs"], batch["weights"])}
+    return blank_padding(features_fn(params, batch), batch["weights"])
+
+
+def root_weights(batch: Batch, dtype: Any) -> Array:
+    """Returns the square roots of the weights, `[num_examples, 1]`; zero for padded examples.
+
+    A weighted sum of squares is that of rows times these. Without weights they are ones.
+    """
+    if "weights" not in batch:
+        return jnp.ones((len(batch["targets"]), 1), dtype)
+    weights = jnp.asarray(batch["weights"], dtype)[:, None]
+    # The root has no derivative at zero.
+    return jnp.where(weights > 0, jnp.sqrt(jnp.where(weights > 0, weights, 1)), 0)
 
 
 def prototype_head(
@@ -102,7 +126,7 @@ def prototype_head(
 
     def fill_in(params: Params, support: Batch) -> Params:
         number = way_of(params, head, way)
-        means = prototypes(features_fn(params, support), support, number)
+        means = prototypes(features_of(features_fn, params, support), support, number)
         return fill(params, head, 2 * means.T, -(means**2).sum(-1))
 
     return fill_in
@@ -111,4 +135,10 @@ def prototype_head(
 def _replaced(tree: Any, names: list[str], new: Any) -> Any:
     if not names:
         return new
-    return {**tree, names[0]: _replaced(tree[names[0]], names[1:], new)}
+    key = _key(tree, names[0])
+    return {**tree, key: _replaced(tree[key], names[1:], new)}
+
+
+def _key(tree: Mapping[Any, Any], name: str) -> Any:
+    """Returns the key that a path writes as `name`, such as the integer of a list of layers, or None."""
+    return next((key for key in tree if str(key) == name), None)

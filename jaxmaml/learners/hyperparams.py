@@ -135,8 +135,8 @@ def initial_rates(params: Params, inner_lr: float, granularity: Granularity) -> 
     """
     if granularity == "scalar":
         return jnp.asarray(inner_lr, jnp.result_type(*jax.tree.leaves(params)))
-    shape = lambda leaf: leaf.shape if granularity == "parameter" else ()
-    return jax.tree.map(lambda leaf: jnp.full(shape(leaf), inner_lr, leaf.dtype), params)
+    shape = lambda leaf: jnp.shape(leaf) if granularity == "parameter" else ()
+    return jax.tree.map(lambda leaf: jnp.full(shape(leaf), inner_lr, jnp.result_type(leaf)), params)
 
 
 def scale_by_rates(rates: Any) -> optax.GradientTransformation:

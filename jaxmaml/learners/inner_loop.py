@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxmaml import inner, trees
@@ -219,6 +220,22 @@ def algorithm_of(learner: MetaLearner) -> Algorithm:
     raise ValueError("the learner has no inner loop of jaxmaml, so its options are not known")
 
 
+def in_training(learner: MetaLearner) -> MetaLearner:
+    """Returns a learner whose `adapt` and `trace` use the loss of the training, not `test_loss_fn`."""
+    if getattr(learner.trace, "func", None) is not _trace:
+        return learner
+    algorithm = algorithm_of(learner)
+    options = dataclasses.replace(algorithm.options, test_loss_fn=None)
+    algorithm = algorithm._replace(options=options)
+    adapt, trace = (functools.partial(make, algorithm) for make in (_adapt, _trace))
+    return learner._replace(adapt=adapt, trace=trace)
+
+
+def has_query_loss(learner: MetaLearner) -> bool:
+    """Returns whether the meta-loss is the query loss after the inner loop, as `inner_loop` makes it."""
+    return getattr(learner.loss, "func", None) is _loss
+
+
 def _init(algorithm: Algorithm, params: Params) -> MetaParams:
     learned = {name: init(params) for name, init in algorithm.init_learned.items()}
     if isinstance(algorithm.optimizer, LearnedOptimizer):
@@ -323,7 +340,8 @@ def _weighted_loss(
     )  # fmt: skip
 
     weights = weights_at(algorithm.options.query_weights, step, algorithm.num_inner_steps)
-    loss = weights.astype(query_losses.dtype) @ query_losses
+    # At the default precision, an accelerator would round the losses.
+    loss = jnp.dot(weights.astype(query_losses.dtype), query_losses, precision="highest")
     last_state = jax.tree.map(lambda leaf: leaf[-1], states)
     return loss, Info(query_losses[-1], info.inner_losses, last_state)
 
@@ -354,12 +372,33 @@ def begin(
 ) -> Problem:
     """Returns the inner loop of one task at the given meta-parameters."""
     params, learned = split_learned(meta_params, algorithm.names)
-    start = algorithm.start(params, learned, support, state)
+    start = algorithm.start(params, learned, support, reset_steps(state))
     optimizer = algorithm.optimizer
     if isinstance(optimizer, LearnedOptimizer):
         optimizer = optimizer.make(learned[HYPERPARAMS])
     loss_fn = _with_penalty(loss_fn, start.penalty)
     return Problem(loss_fn, optimizer, start, algorithm.options.mask, algorithm.options.at_step)
+
+
+def reset_steps(state: State) -> State:
+    """Returns the state as a task starts with it: integer leaves called "inner_step" are 0.
+
+    They count the inner steps of a task, as `norm="per_step"` does, whatever the outer step before
+    counted.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> counted = {"norm": {"inner_step": jnp.array(3), "mean": jnp.array(0.5)}}
+        >>> reset_steps(counted)["norm"]["inner_step"].item()
+        0
+    """
+
+    def reset(path: Any, leaf: Any) -> Any:
+        name = trees.leaf_path(path).rpartition("/")[-1]
+        is_count = name == "inner_step" and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+        return jnp.zeros_like(leaf) if is_count else leaf
+
+    return jax.tree.map_with_path(reset, state)
 
 
 def _with_penalty(loss_fn: LossFn, penalty: Callable[[Params], Array] | None) -> LossFn:

@@ -1,18 +1,14 @@
 """MAML++: Antoniou, Edwards and Storkey 2019 (arXiv 1810.09502)."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from jaxmaml.checks import check_choice
 from jaxmaml.learners.hyperparams import Optimizer, learned_sgd
-from jaxmaml.learners.inner_loop import Start, inner_loop, loop_options
+from jaxmaml.learners.inner_loop import inner_loop, loop_options
 from jaxmaml.schedules import QueryWeights, multi_step_weights
-from jaxmaml.trees import leaf_path
-from jaxmaml.types import Batch, LossFn, MetaLearner, Params, State
+from jaxmaml.types import LossFn, MetaLearner
 
 NUM_MULTI_STEP = 5_000
 """The outer steps over which the paper's multi-step loss moves to the last inner step."""
@@ -70,29 +66,4 @@ def maml_plus_plus(
     if learned_rates:
         optimizer = learned_sgd(inner_lr, granularity="layer", num_steps=num_inner_steps)
     settings = loop_options("maml_plus_plus", options, query_weights=query_weights)
-    return inner_loop(loss_fn, optimizer, num_inner_steps, settings, start=_from_step_zero)
-
-
-def _from_step_zero(
-    params: Params, learned: Mapping[str, Any], support: Batch, state: State
-) -> Start:
-    """A task starts at step 0, whatever the state of the outer step before counted."""
-    del learned, support
-    return Start(params, reset_steps(state))
-
-
-def reset_steps(state: State) -> State:
-    """Returns the state with every integer leaf called "step" set to 0.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> reset_steps({"norm": {"step": jnp.array(3), "mean": jnp.array(0.5)}})["norm"]["step"].item()
-        0
-    """
-
-    def reset(path: Any, leaf: Any) -> Any:
-        name = leaf_path(path).rpartition("/")[-1]
-        is_count = name == "step" and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
-        return jnp.zeros_like(leaf) if is_count else leaf
-
-    return jax.tree.map_with_path(reset, state)
+    return inner_loop(loss_fn, optimizer, num_inner_steps, settings)

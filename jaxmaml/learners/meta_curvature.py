@@ -66,7 +66,8 @@ def identities(params: Params) -> list[list[Array]]:
         [(2, 2), (3, 3)]
     """
     return [
-        [jnp.eye(size, dtype=leaf.dtype) for size in leaf.shape] for leaf in jax.tree.leaves(params)
+        [jnp.eye(size, dtype=jnp.result_type(leaf)) for size in jnp.shape(leaf)]
+        for leaf in jax.tree.leaves(params)
     ]
 
 

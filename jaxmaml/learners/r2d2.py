@@ -62,9 +62,12 @@ def r2d2(
 
     def fill(params: Params, learned: Mapping[str, Any], support: Batch) -> Params:
         values, number = learned["ridge"], heads.way_of(params, head, way)
-        features = heads.present(features_fn(params, support), support)
+        features = heads.features_of(features_fn, params, support)
         targets = heads.one_hot(support, number, features.dtype)
-        kernel = ridge_regression(features, targets, jnp.exp(values["log_ridge"]))
+        # The square of each row counts with its weight, which is in the targets already.
+        roots = heads.root_weights(support, features.dtype)
+        targets = targets / jnp.where(roots > 0, roots, 1)
+        kernel = ridge_regression(roots * features, targets, jnp.exp(values["log_ridge"]))
         has_bias = "bias" in heads.get(params, head)
         bias = jnp.full(number, values["bias"]) if has_bias else None
         return heads.fill(params, head, jnp.exp(values["log_scale"]) * kernel, bias)

@@ -6,8 +6,7 @@ What a module is for:
 - `norm`: the policies of normalization, by means of `normalizer`; `pooling`: max-pooling.
 - `convolution`: that of the networks; `forms`: the convolutions of any model, replaced, by means of
   `general_conv` and `layouts`.
-- `adapters`, `adapters_flax`, `adapters_equinox`, `adapters_haiku`: models of other libraries;
-  `padding`: examples that do not count.
+- `adapters`, `adapters_flax`, `adapters_equinox`, `adapters_haiku`: models of other libraries.
 """
 
 from jaxmaml.nn.adapters import StatefulModel as StatefulModel

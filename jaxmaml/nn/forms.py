@@ -205,7 +205,9 @@ def _why_convolution_is_left(eqn: JaxprEqn) -> str:
 
 
 def _why_pooling_is_left(eqn: JaxprEqn) -> str:
-    params = eqn.params
+    params, dtype = eqn.params, eqn.invars[0].aval.dtype  # pyright: ignore
+    if not jnp.issubdtype(dtype, jnp.number):
+        return f"it pools numbers of type {dtype}"
     if set(params["base_dilation"]) | set(params["window_dilation"]) != {1}:
         return "it is dilated"
     if params["window_dimensions"] != params["window_strides"]:

@@ -27,7 +27,7 @@ from jaxmaml.checks import (
     zero_where_class,
 )
 from jaxmaml.nn.adapters import ModelT
-from jaxmaml.nn.padding import blank_padding
+from jaxmaml.padding import blank_padding
 from jaxmaml.types import Array, Batch, Params, State, as_stateful, in_form_of
 
 
@@ -181,10 +181,12 @@ def _weighted_mean_of(
         if "weights" not in batch:
             return losses(outputs, targets).mean()
         outputs = blank_padding(outputs, batch["weights"])
-        weights, zero = checked_weights(batch["weights"], len(outputs), outputs.dtype)
-        values = losses(outputs + zero, targets)
+        # In half precision, the sum of the weights could overflow.
+        dtype = jnp.promote_types(outputs.dtype, jnp.float32)
+        weights, zero = checked_weights(batch["weights"], len(outputs), dtype)
+        values = losses(outputs + zero.astype(outputs.dtype), targets)
         values = values.mean(axis=tuple(range(1, values.ndim)))
-        return (weights * values).sum() / weights.sum()
+        return ((weights * values).sum() / weights.sum()).astype(values.dtype)
 
     return mean
 

@@ -25,8 +25,8 @@ from jaxmaml.nn.layers import (
     check_images,
 )
 from jaxmaml.nn.norm import cancels_bias, make_norm
-from jaxmaml.nn.padding import blank_padding
 from jaxmaml.nn.pooling import normalize_and_pool
+from jaxmaml.padding import blank_padding
 from jaxmaml.types import Array
 
 

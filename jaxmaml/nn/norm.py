@@ -156,9 +156,9 @@ class PerStepNorm(StoredStatisticsNorm):
     """The normalization of MAML++: statistics, offset and scale per inner step.
 
     Antoniou, Edwards and Storkey 2019 (arXiv 1810.09502), section 4 (BNRS and BNWB). The state
-    `step`, int32, counts the calls and selects row min(step, num_steps). If it is 0 at the start of
-    a task, inner step i uses row i, and the query after n steps row n. The code of the paper never
-    leaves training mode.
+    `inner_step`, int32, counts the calls and selects row min(inner_step, num_steps). Every learner
+    with an inner loop sets it to 0 at the start of a task: inner step i uses row i, and the query
+    after n steps row n. The code of the paper never leaves training mode.
 
     Args:
         num_channels: the size of the last axis.
@@ -188,18 +188,18 @@ class PerStepNorm(StoredStatisticsNorm):
         )
         if per_step_weights:
             _Learned.__init__(self, (num_steps + 1, num_channels), scale, param_dtype)
-        self.step = nnx.BatchStat(jnp.zeros((), jnp.int32))
+        self.inner_step = nnx.BatchStat(jnp.zeros((), jnp.int32))
         self.num_steps = num_steps
         self.per_step_weights = per_step_weights
 
     def normalizer(self, inputs: Array, weights: Array | None = None) -> Normalizer:
         """Returns the function that normalizes the inputs with the row of this step."""
         normalize = super().normalizer(inputs, weights)
-        self.step[...] = self.step[...] + 1
+        self.inner_step[...] = self.inner_step[...] + 1
         return normalize
 
     def _row(self) -> Array | EllipsisType:
-        return jnp.minimum(self.step[...], self.num_steps)
+        return jnp.minimum(self.inner_step[...], self.num_steps)
 
     def _affine(self) -> tuple[Array, Array | None]:
         offset, scale = super()._affine()

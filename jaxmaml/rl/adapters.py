@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.rl.environments import Environment, EnvState, EnvTask, Step
+from jaxmaml.rl.environments import Environment, EnvState, EnvTask, Step, floating
 from jaxmaml.types import Array
 
 
@@ -120,14 +120,3 @@ def flat(observation: Any) -> Array:
         [1.0, 1.0, 1.0, 1.0, 0.5]
     """
     return jnp.concatenate([floating(leaf).ravel() for leaf in jax.tree.leaves(observation)])
-
-
-def floating(value: Any) -> Array:
-    """Returns a number or an array as a floating-point array; float64 stays float64.
-
-    Example:
-        >>> str(floating(1).dtype)
-        'float32'
-    """
-    array = jnp.asarray(value)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxmaml.rl.environments import floating
 from jaxmaml.rl.rollouts import Trajectories
 from jaxmaml.types import Array, Scalar
 
@@ -24,6 +25,7 @@ def discounted_returns(rewards: Array, discount: Scalar) -> Array:
         >>> discounted_returns(jnp.array([1.0, 1.0, 1.0]), 0.5).tolist()
         [1.75, 1.5, 1.0]
     """
+    rewards = floating(rewards)
     return _backward_sum(rewards, jnp.asarray(discount, rewards.dtype))
 
 

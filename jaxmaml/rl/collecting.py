@@ -46,15 +46,16 @@ def collect_one(
 ) -> Task:
     """Returns the batches of one task; see `collect`."""
     info = jax.eval_shape(learner.loss, meta_params, task)[1]
-    num_inner_steps = info.inner_losses.shape[0]
+    # Without inner steps there is one batch of the policy before adaptation, which nothing adapts to.
+    num_batches = max(info.inner_losses.shape[0], 1)
     # The first step samples with what the learner starts from, each later one with what the batches
     # before it lead to.
     sampled: list[Experience] = []
-    for step in range(num_inner_steps):
-        support = _stacked(sampled, num_inner_steps) if sampled else task.support
+    for step in range(num_batches):
+        support = _stacked(sampled, num_batches) if sampled else task.support
         adapted, _ = learner.adapt(meta_params, support, num_inner_steps=step)
         sampled.append(problem.experience_at(adapted, task.support, step))
-    support = _stacked(sampled, num_inner_steps)
+    support = _stacked(sampled, num_batches)
     adapted, _ = learner.adapt(meta_params, support)
     return Task(support, problem.experience(adapted, task.query))
 
@@ -100,7 +101,7 @@ def mean_returns(batches: Task, parts: Array) -> dict[str, Array]:
     }
 
 
-def _stacked(sampled: list[Experience], num_inner_steps: int) -> Experience:
+def _stacked(sampled: list[Experience], num_batches: int) -> Experience:
     """The batches with a leading axis of inner steps; the last one stands for those to come."""
-    sampled = sampled + sampled[-1:] * (num_inner_steps - len(sampled))
+    sampled = sampled + sampled[-1:] * (num_batches - len(sampled))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *sampled)

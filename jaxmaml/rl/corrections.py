@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml.adjoints import Annealed
-from jaxmaml.learners.inner_loop import algorithm_of
+from jaxmaml.learners.inner_loop import algorithm_of, has_query_loss
 from jaxmaml.rl.collecting import collect_one
 from jaxmaml.rl.problems import Experience, Problem
 from jaxmaml.rl.requests import Request
@@ -131,6 +131,8 @@ def at_each_step(
     """
     params = learner.trace(meta_params, support, lambda adapted, state: adapted, state=state)
     before_each = jax.tree.map(lambda leaf: leaf[:-1], params)
+    num_inner_steps = jax.tree.leaves(before_each)[0].shape[0]
+    support = jax.tree.map(lambda leaf: leaf[:num_inner_steps], support)
     at_step = lambda params, batch: fn(problem.policy_fn(params, batch.observations), batch)
     return jax.vmap(at_step)(before_each, support)
 
@@ -138,11 +140,15 @@ def at_each_step(
 def check_learner(name: str, learner: MetaLearner) -> None:
     """Raises ValueError unless the meta-loss is the query loss after an inner loop like `adapt`'s.
 
+    It is another one with Reptile, and after a correction.
+
     Args:
         name: what needs it, for the message.
         learner: the learner.
     """
     options = algorithm_of(learner).options
+    if not has_query_loss(learner):
+        raise ValueError(f"{name} takes only learners whose meta-loss is the query loss")
     refused = {
         "query_weights": options.query_weights is not None,
         "test_loss_fn": options.test_loss_fn is not None,
@@ -167,7 +173,7 @@ def _credit(task: Task) -> Array:
 
 
 def _check_support(support: Experience, info: Info) -> None:
-    found, wanted = support.mask.shape[0], info.inner_losses.shape[0]
+    found, wanted = support.mask.shape[0], max(info.inner_losses.shape[0], 1)
     if support.mask.ndim != 3 or found != wanted:
         raise ValueError(
             f"the support must have a batch for each of the {wanted} inner steps; its mask has shape "

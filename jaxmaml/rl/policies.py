@@ -108,12 +108,18 @@ class Categorical(NamedTuple):
         """Returns the divergence KL(self || other), `[...]`."""
         log_probs = jax.nn.log_softmax(self.logits)
         other_log_probs = jax.nn.log_softmax(other.logits)
-        return (jnp.exp(log_probs) * (log_probs - other_log_probs)).sum(-1)
+        return _expected(log_probs, log_probs - other_log_probs)
 
     def entropy(self) -> Array:
         """Returns the entropy, `[...]`."""
         log_probs = jax.nn.log_softmax(self.logits)
-        return -(jnp.exp(log_probs) * log_probs).sum(-1)
+        return -_expected(log_probs, log_probs)
+
+
+def _expected(log_probs: Array, values: Array) -> Array:
+    """The mean of a value per action. An action that cannot be taken counts nothing."""
+    can_be = log_probs > -jnp.inf
+    return (jnp.exp(log_probs) * jnp.where(can_be, values, 0)).sum(-1)
 
 
 class GaussianPolicy(nnx.Module):

@@ -247,4 +247,5 @@ def likelihood_ratio(policy_fn: PolicyFn, params: Params, batch: Experience) -> 
         [[2.0]]
     """
     log_probs = policy_fn(params, batch.observations).log_prob(batch.actions)
-    return jnp.exp(log_probs - batch.log_probs)
+    # What comes after the end of an episode may not become infinite.
+    return jnp.exp(jnp.where(batch.mask > 0, log_probs - batch.log_probs, 0))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmaml import outer
+from jaxmaml import outer, trees
 from jaxmaml.checks import check_count
 from jaxmaml.rl.baselines import masked_mean
 from jaxmaml.rl.collecting import collect, counted, mean_returns
@@ -68,7 +68,7 @@ class Promp:
             loss, grads, info = grad(params, batches)
             updates, opt_state = optimizer.update(grads, opt_state, params, value=loss)
             params = optax.apply_updates(params, updates)
-            return (params, opt_state), (loss, parts @ info.query_loss, optax.tree.norm(grads))
+            return (params, opt_state), (loss, parts @ info.query_loss, trees.norm(grads))
 
         carry = params, opt_state
         (params, opt_state), first = jax.lax.scan(epoch, carry, length=self.num_epochs)
@@ -185,7 +185,8 @@ def _loss(
         return masked_mean(batch.distribution.kl(policy), batch.mask)
 
     args = options.problem, learner, meta_params, task.support, state.state
-    kl = at_each_step(divergence, *args).mean()
+    divergences = at_each_step(divergence, *args)
+    kl = divergences.sum() / max(divergences.size, 1)
     loss = query_loss + options.kl_penalty * kl
     return loss, Info(query_loss, info.inner_losses, Measured(info.state, kl, clipped))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml.checks import check_count
-from jaxmaml.rl.environments import Environment, EnvTask, check_observation
+from jaxmaml.rl.environments import Environment, EnvTask, check_observation, floating
 from jaxmaml.rl.policies import PolicyFn
 from jaxmaml.types import Array, Params
 
@@ -96,13 +96,14 @@ def rollout(
     def advance(carry: tuple, number: Array) -> tuple[tuple, Trajectories]:
         state, observations, alive = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(step_key, number))
+        # After the end numbers may be anything; a product with the mask would keep a NaN.
+        observations = jnp.where(alive[:, None], observations, 0)
         distribution = policy_fn(params, observations)
         actions = distribution.sample(act_key)
         keys = jax.random.split(env_key, num_trajectories)
         step = jax.vmap(environment.step, (0, 0, 0, None))(keys, state, actions, task)
         chex.assert_shape([step.reward, step.done], (num_trajectories,))
-        # A number after the end may be anything; a product with the mask would keep a NaN.
-        rewards = jnp.where(alive, step.reward, 0)
+        rewards = jnp.where(alive, floating(step.reward), 0)
         found = Trajectories(observations, actions, rewards, distribution.log_prob(actions), alive)
         return (step.state, step.observation, alive & ~step.done), found
 

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.rl.environments import Environment, EnvTask
+from jaxmaml.rl.environments import Environment, EnvTask, floating
 from jaxmaml.rl.recurrent import Hidden, Memory, RecurrentPolicy, WithMemory
 from jaxmaml.rl.requests import Request
 from jaxmaml.types import Array, Params, Scalar, Task
@@ -120,7 +120,7 @@ class RecurrentProblem(NamedTuple):
         Returns:
             The memory afterwards, and the episodes.
         """
-        params = jax.lax.stop_gradient(params)
+        params, memory = jax.lax.stop_gradient((params, memory))
         episode = functools.partial(self._episode, params, task)
         memory, steps = jax.lax.scan(episode, memory, keys)
         return memory, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 2, 0), steps)
@@ -182,7 +182,7 @@ class RecurrentProblem(NamedTuple):
             chex.assert_shape([step.reward, step.done], (num_trajectories,))
 
             # Nothing counts and nothing is remembered either.
-            rewards = jnp.where(alive, step.reward, 0)
+            rewards = jnp.where(alive, floating(step.reward), 0)
             following = Memory(hidden, self._encoded(actions), rewards, jnp.zeros_like(rewards))
             memory = _where(alive, following, memory)
             mask = alive.astype(rewards.dtype)

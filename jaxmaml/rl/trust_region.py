@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxmaml import outer, parallel
+from jaxmaml import outer, parallel, trees
 from jaxmaml.adjoints import Exact
 from jaxmaml.batching import TASKS
 from jaxmaml.checks import check_count
@@ -104,7 +104,7 @@ class Trpo:
         )
         rejected = opt_state.num_rejected + jnp.where(accepted, 0, 1)
         metrics = {
-            "loss": loss, "query_loss": parts @ info.query_loss, "grad_norm": optax.tree.norm(grads),
+            "loss": loss, "query_loss": parts @ info.query_loss, "grad_norm": trees.norm(grads),
             "kl": jnp.where(accepted, kl, 0), ACCEPTED: accepted, **mean_returns(batches, parts),
         }  # fmt: skip
         return MetaState(params, TrpoState(rejected), step + 1, info.state), metrics
@@ -266,8 +266,13 @@ def _check_adjoint(learner: MetaLearner) -> None:
     JAX itself says so only when the program is compiled, without a place.
     """
     algorithm = algorithm_of(learner)
-    modes = [a.mode for a in algorithm.options.adjoint.all() if isinstance(a, Exact)]
-    if algorithm.num_inner_steps > 1 and "forward_over_reverse" in modes:
+    # A single step has no custom derivative, unless it is checkpointed.
+    is_custom = lambda adjoint: (
+        adjoint.mode == "forward_over_reverse"
+        and (algorithm.num_inner_steps > 1 or adjoint.checkpoint_every is not None)
+    )
+    exact = [adjoint for adjoint in algorithm.options.adjoint.all() if isinstance(adjoint, Exact)]
+    if algorithm.num_inner_steps and any(map(is_custom, exact)):
         raise TypeError(
             "trpo differentiates the adaptation in forward mode: make the learner with "
             "adjoint=jaxmaml.Exact(mode='reverse')"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmaml.data import class_splits, datasets, pools
+from jaxmaml.data.records import TFDSRecords
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,13 @@ def test_any_dataset_of_tfds_with_a_split_file(copied, tmp_path):
     opened = datasets.images("tfds:mini_imagenet", copied, str(path), 6, cache=False)
     assert {split: list(found.names) for split, found in opened.items()} == class_split
     assert opened["train"].shape == (6, 6, 3)
+
+
+def test_images_that_omniglot_repeats_are_not_read_twice(test_data):
+    own = datasets._own_records("tfds:omniglot", test_data)
+    assert isinstance(own, TFDSRecords)
+    assert own.tfds_splits == ("train", "test")
+    assert len(own) == 32_460
 
 
 @pytest.mark.parametrize(

@@ -101,3 +101,13 @@ def test_two_processes_may_build_one_cache_at_once(folder):
     printed = {program.communicate(timeout=60)[0].strip() for program in programs}
     assert printed == {str(folder.open(cache=False).read([0, 1]).sum())}
     assert len(list(folder.cache.iterdir())) == 1
+
+
+def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path):
+    cache = Cache(tmp_path / "images.npy", 9, (4, 5, 3))
+    old, new = (tmp_path / f".images.npy.{name}" for name in ("01234567", "89abcdef"))
+    for partial in (old, new):
+        partial.touch()
+    os.utime(old, (0, 0))
+    cache.build(InMemory(PIXELS))
+    assert sorted(tmp_path.iterdir()) == [new, cache.path]

@@ -1,6 +1,7 @@
 """Records of TFDS datasets: numbers, labels, and damage with file and record."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -79,6 +80,7 @@ def test_the_newest_version_is_read(copied):
     first = copied / "mini_imagenet" / "1.0.0"
     first.rename(first.with_name("9.0.0"))
     (first.with_name("10.0.0")).mkdir()
+    shutil.copytree(first.with_name("9.0.0"), first.with_name("9.0.0.bak"))
     versions = prepared_versions("mini_imagenet", copied)
     assert [path.name for path in versions] == ["9.0.0"]  # the other one is not complete
     assert TFDSRecords("mini_imagenet", copied).directory.name == "9.0.0"

@@ -1,5 +1,6 @@
 """Streams: the tasks of a pool, from any step, with workers and without; every kind of failure."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -232,3 +233,50 @@ def test_prepared_sets_stream_what_their_pools_give(dataset, test_data):
     images = datasets.images(dataset, test_data, cache=False)["val"]
     settings: dict[str, Any] = {"rotate": dataset == "omniglot"}
     assert_same(streamed(images, 0, 2, **settings), pooled(images, 0, 2, **settings))
+
+
+class _FailsOnce:
+    """A reader that raises an error once, when it has read `number` times."""
+
+    def __init__(self, reader, number):
+        self.reader, self.left = reader, number
+
+    def read(self, numbers):
+        self.left -= 1
+        if self.left == 0:
+            raise OSError("the disk is busy")
+        return self.reader.read(numbers)
+
+
+def test_a_stream_goes_on_after_an_error_that_was_caught():
+    images = noise()
+    expected = streamed(images, 0, 8)
+    failing = dataclasses.replace(images, reader=_FailsOnce(images.reader, 4))
+    with stream.sampler(failing, **EPISODE).start(KEY) as tasks:
+        found = []
+        while len(found) < 8:
+            try:
+                found += take(tasks, 1)
+            except OSError:
+                assert tasks.get_state() == {"step": len(found)}
+        assert tasks.get_state() == {"step": 8}
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 4, 11, 64])
+def test_the_plans_of_all_that_workers_read_ahead_are_written(num_workers):
+    """Nothing is read here: a worker and its queues are six steps ahead."""
+    tasks = stream.sampler(noise(), **EPISODE, num_workers=num_workers).start(KEY)
+    for step in (0, 63, 64, 200):
+        tasks.set_state({"step": step})
+        tasks._plan_ahead()
+        last = step + 6 * num_workers + 1
+        blocks = range(step // stream.STEPS_PER_BLOCK, last // stream.STEPS_PER_BLOCK + 1)
+        for block in blocks:
+            assert stream._plan_file(tasks._directory, "examples", block).exists()
+    tasks.close()
+
+
+def test_the_last_step_of_a_key_is_read():
+    first = stream.MAX_STEPS - 3
+    assert len(streamed(noise(), first, 3)) == 3

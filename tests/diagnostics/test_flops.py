@@ -55,3 +55,13 @@ def test_ten_inner_steps_cost_ten_times_one():
     assert flops(20, EXACT) == 10 * flops(2, EXACT) > 0
     # A single exact step keeps its values, which spares it a gradient that each of several computes.
     assert flops(1, EXACT) < flops(2, EXACT) / 2
+
+
+def test_a_linear_system_counts_once():
+    """A solver holds its programs for derivatives, too, which do not run."""
+    matrix = jnp.eye(10)
+    solve = lambda b: jaxmaml.Implicit().solve_linear(lambda x: matrix @ x, b)
+    one = 2 * 10 * 10
+    # A few products: that of the residual at the start, and those of an iteration, whose loop is
+    # counted once.
+    assert one <= diagnostics.count_flops(solve, jnp.ones(10)) <= 4 * one

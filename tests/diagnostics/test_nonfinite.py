@@ -142,6 +142,16 @@ def test_a_learner_that_starts_from_what_is_not_finite():
     assert diagnostics.first_nonfinite(learner, PARAMS, TASK) == place
 
 
+def test_the_loss_of_the_test_is_not_looked_at():
+    """It is not part of the meta-gradient."""
+    loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2)
+    broken = lambda params, batch: loss_fn(params, batch) + jnp.nan * params.sum()
+    task = Task(jnp.ones(2), jnp.ones(2))
+    for losses, place in (((loss_fn, broken), None), ((broken, loss_fn), "inner step 1: loss")):
+        learner = jaxmaml.maml(losses[0], optax.sgd(RATE), 1, test_loss_fn=losses[1])
+        assert diagnostics.first_nonfinite(learner, jnp.zeros(2), task) == place
+
+
 def test_jax_debug_nans_does_not_stop_the_search():
     with jax.debug_nans(True):
         place = diagnostics.first_nonfinite(_broken_update(2), PARAMS, TASK)

@@ -15,6 +15,7 @@ from jaxmaml.experiments import (
     agents,
     candidates,
     compare,
+    experiment,
     learners,
     presets,
     ranges,
@@ -202,7 +203,7 @@ def test_an_environment_has_no_examples_to_show(tmp_path, capsys):
 @pytest.mark.parametrize("outer", ["trpo", "promp"])
 def test_every_outer_optimizer_trains(outer, tmp_path):
     preset = presets.override(AGENT, outer=outer, num_outer_steps=2)
-    specs = candidates.comparison(preset, names=["maml", "meta_sgd"])
+    specs = candidates.comparison(preset, names=["maml", "meta_sgd", "pretrained"])
     with compare.prepare(preset, specs, tmp_path / "run", num_test_tasks=3) as comparison:
         runs = compare.execute(comparison)
     for run in runs:
@@ -241,3 +242,23 @@ def test_a_policy_cannot_be_tested_in_another_environment(compared, capsys):
     command = ["evaluate", str(comparison.run_dir.path), "--dataset", "bandits"]
     assert cli.main(command) == 2
     assert "a run of 'nav2d' cannot be tested on 'bandits'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("outer", ["adam", "promp"])
+def test_the_schedule_and_the_average_are_those_of_outer_steps(outer):
+    preset = presets.override(AGENT, outer=outer, outer_schedule="cosine", num_outer_steps=10)
+    epochs = {"adam": 1, "promp": 5}[outer]
+    lengths, decays = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            experiment.optax, "cosine_decay_schedule",
+            lambda rate, length, alpha: lengths.append(length) or rate,
+        )  # fmt: skip
+        patch.setattr(
+            experiment.averaging, "with_average",
+            lambda optimizer, decay: decays.append(decay) or optimizer,
+        )  # fmt: skip
+        built = build_experiment(preset, seed=0, num_test_tasks=2)
+        experiment.outer_optimizer(preset, built.network.model)
+    assert set(lengths) == {10 * epochs}
+    np.testing.assert_allclose([decay**epochs for decay in decays], preset.averaging)

@@ -2,11 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from learner_cases import learner_of, one_task
 from problems import smooth
 
+import jaxmaml
 from jaxmaml.learners import heads
+from jaxmaml.padding import blank_padding
 
 
 def test_a_head_without_a_bias_cannot_hold_distances():
@@ -33,3 +37,36 @@ def test_a_wrong_target_or_weight_fills_no_head(wrong):
 def test_padding_may_have_any_target():
     batch = {"targets": jnp.array([0, -1, 1]), "weights": jnp.array([1, 0, 1])}
     assert heads.prototypes(jnp.ones((3, 4)), batch, 2).tolist() == [[1.0] * 4] * 2
+
+
+@pytest.mark.parametrize("name", ["protonet", "proto_maml", "r2d2"])
+def test_padding_may_hold_anything_in_the_derivative_too(name):
+    """A product in the features keeps a NaN of a padded input, which a mask after it does not remove."""
+    features_fn = lambda params, batch: batch["inputs"] @ params["body"]
+
+    def loss_fn(params, batch):
+        batch = {**batch, "inputs": blank_padding(batch["inputs"], batch["weights"])}
+        head = params["head"]
+        logits = features_fn(params, batch) @ head["kernel"] + head["bias"]
+        return jnp.mean(batch["weights"] * (logits[:, 0] - batch["targets"]) ** 2)
+
+    params = {"body": jnp.eye(2), "head": {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}}
+    options = {"proto_maml": (optax.sgd(0.1), 1)}.get(name, ())
+    learner = getattr(jaxmaml, name)(loss_fn, *([features_fn, *options]))
+    batch = {
+        "inputs": jnp.array([[1.0, 2.0], [3.0, 4.0], [jnp.nan, 1.0]]),
+        "targets": jnp.array([0, 1, 1]), "weights": jnp.array([1.0, 1.0, 0.0]),
+    }  # fmt: skip
+    task = jaxmaml.Task(batch, batch)
+    grads, _ = jax.grad(learner.loss, has_aux=True)(learner.init(params), task)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_a_head_may_lie_in_a_list_of_layers():
+    layers = {"layers": {0: {"kernel": jnp.ones((2, 2))}, 1: {"kernel": jnp.zeros((2, 3))}}}
+    assert heads.get(layers, "layers/1")["kernel"].shape == (2, 3)
+    filled = heads.fill(layers, "layers/1", jnp.ones((2, 3)), None)
+    assert list(filled["layers"]) == [0, 1]
+    assert filled["layers"][1]["kernel"].tolist() == [[1.0] * 3] * 2
+    with pytest.raises(ValueError, match="in place of '2' there is 0, 1"):
+        heads.get(layers, "layers/2")

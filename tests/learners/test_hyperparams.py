@@ -19,6 +19,18 @@ def _task(problem):
     return jax.tree.map(lambda leaf: leaf[0], problem.tasks)
 
 
+@pytest.mark.parametrize(
+    "make", [lambda loss: jaxmaml.meta_sgd(loss, 1),
+             lambda loss: jaxmaml.meta_curvature(loss, optax.sgd(0.1), 1)],
+)  # fmt: skip
+def test_parameters_may_be_numbers_of_python(make):
+    learner = make(lambda params, batch: jnp.mean((params["w"] - batch) ** 2))
+    state = jaxmaml.init_state(learner, optax.sgd(0.1), {"w": 1.0})
+    tasks = jaxmaml.Task(jnp.ones((2, 3)), jnp.zeros((2, 3)))
+    _, metrics = jaxmaml.meta_step(learner, optax.sgd(0.1), state, tasks)
+    assert np.isfinite(metrics["loss"])
+
+
 def test_parameters_that_are_not_adapted_have_no_rates():
     problem = smooth()
     learner = jaxmaml.meta_sgd(problem.loss_fn, 1, mask=lambda path: path.startswith("head"))

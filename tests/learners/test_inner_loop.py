@@ -1,11 +1,15 @@
 """Learners with an inner loop refuse wrong arguments."""
 
 import jax.numpy as jnp
+import optax
 import pytest
+from flax import nnx
 from learner_cases import SGD, adapted_from_init, learner_of, one_task
 from problems import smooth
 
 import jaxmaml
+from jaxmaml import nn
+from jaxmaml.learners.inner_loop import has_query_loss
 
 
 @pytest.mark.parametrize(
@@ -114,3 +118,24 @@ def test_a_classifier_with_state_is_not_trained_jointly():
         jaxmaml.fine_tuning(stateful, SGD, 1, classes=classes)
     with pytest.raises(ValueError, match="computes features without state"):
         jaxmaml.protonet(stateful, problem.features_fn)
+
+
+def test_normalization_per_step_starts_anew_with_each_task():
+    """The counter stays in the state of the outer loop, whatever the learner."""
+    module = nn.MLP(1, 1, hidden=(2,), norm="per_step", num_steps=1, rngs=nnx.Rngs(0))
+    train_fn, _, params, state = nn.from_nnx_with_state(module)
+    learner = jaxmaml.maml(nn.mean_squared_error(train_fn), optax.sgd(0.1), 1)
+    batch = {"inputs": jnp.array([[0.5], [1.0]]), "targets": jnp.array([[1.0], [0.0]])}
+    rows = []
+    for _ in range(2):
+        _, info = learner.loss(params, jaxmaml.Task(batch, batch), state=state)
+        state = info.state
+        assert state["norm"][0]["inner_step"] == 2  # one inner step and the query
+        rows.append(state["norm"][0]["mean"])
+    assert (rows[0] != rows[1]).all()  # both rows move at both times
+
+
+def test_only_the_meta_loss_of_an_inner_loop_is_the_query_loss():
+    loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2)
+    assert has_query_loss(jaxmaml.maml(loss_fn, optax.sgd(0.1), 1))
+    assert not has_query_loss(jaxmaml.reptile(loss_fn, optax.sgd(0.1), 1))

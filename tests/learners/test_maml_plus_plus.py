@@ -10,7 +10,7 @@ from problems import smooth
 
 import jaxmaml
 from jaxmaml import nn
-from jaxmaml.learners.maml_plus_plus import reset_steps
+from jaxmaml.learners.inner_loop import reset_steps
 
 
 def _per_step_model():
@@ -25,12 +25,12 @@ def test_maml_plus_plus_uses_each_steps_own_statistics_at_test_time():
     meta_params, task = learner.init(params), one_task(smooth())[1]
     _, info = learner.loss(meta_params, task, state=state)
     norm = info.state["norm"][0]
-    assert int(norm["step"]) == 3  # two inner steps and the query
+    assert int(norm["inner_step"]) == 3  # two inner steps and the query
     mean = np.asarray(norm["mean"])
     assert len(np.unique(mean.round(6), axis=0)) == 3  # a row for each
     # What the outer step before has counted does not shift the rows.
     again = learner.loss(meta_params, task, state=info.state)[1].state["norm"][0]
-    assert int(again["step"]) == 3
+    assert int(again["inner_step"]) == 3
 
     def adapted_with(means):
         used = jax.tree.map(lambda leaf: leaf, info.state)

@@ -243,6 +243,13 @@ def test_max_poolings_of_other_axes(pooling, dtype):
     np.testing.assert_array_equal(nn.fast_convolutions(function)(images), function(images))
 
 
+def test_a_max_pooling_of_truth_values_is_left():
+    function = lambda x: lax.reduce_window(x, False, lax.max, (1, 2), (1, 2), "VALID")
+    mask = jnp.array([[True, False, False, False]])
+    assert not nn.convolutions_of(function, mask)[0].replaced
+    np.testing.assert_array_equal(nn.fast_convolutions(function)(mask), function(mask))
+
+
 def test_a_marked_model_stays_marked_and_takes_keywords():
     model = nn.from_nnx_with_state(NNXResNet())
     fast = nn.fast_convolutions(model.train_fn)

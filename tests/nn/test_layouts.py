@@ -57,6 +57,10 @@ LAYERS = {
     "a scan": lambda x: lax.scan(lambda c, row: (c + row, c), jnp.zeros(x.shape[1:]), x)[1],
     "a condition": lambda x: lax.cond(x.sum() > 0, jax.nn.relu, jnp.sin, x),
     "checkpoint": jax.checkpoint(jax.nn.relu),
+    "reshaped in another order": lambda x: (
+        jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), order="F").reshape(x.shape)
+    ),
+    "reshaped in another order and to the same sizes": lambda x: jnp.reshape(x, x.shape, order="F"),
     "an integer": lambda x: x * (x > 0).astype(jnp.int32),
 }  # fmt: skip
 

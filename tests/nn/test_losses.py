@@ -334,3 +334,16 @@ def test_binary_classification(x64, columns):
     np.testing.assert_allclose(grad.reshape(4), expected, rtol=1e-10)
     task = classified_task(4, way=2)
     assert_adjoints_agree(loss_fn, params, task)
+
+
+@pytest.mark.parametrize("make", [nn.cross_entropy, nn.mean_squared_error])
+def test_large_weights_do_not_overflow_in_half_precision(make):
+    loss_fn = make(nn.from_function(lambda params, inputs: inputs * params))
+    targets = jnp.array([0, 1]) if make is nn.cross_entropy else jnp.zeros((2, 2), jnp.float16)
+    batch = {"inputs": jnp.eye(2, dtype=jnp.float16), "targets": targets}
+    found = []
+    for weights in (jnp.ones(2), jnp.full(2, 6e4)):
+        value = jax.value_and_grad(loss_fn)(jnp.float16(0.5), {**batch, "weights": weights})
+        assert {leaf.dtype for leaf in value} == {jnp.dtype("float16")}
+        found.append(value)
+    np.testing.assert_allclose(*found, rtol=2e-3)

@@ -104,17 +104,17 @@ def test_per_step_uses_one_row_per_call_and_then_the_last_one(x64, per_step_weig
     norm.offset[...] = jnp.repeat(offsets, 2).reshape(norm.offset.shape)
     batches = [3 * i + draw(i, 4, 2) for i in range(4)]
     centers = [norm(batch).mean() for batch in batches]
-    assert norm.step[...] == 4
+    assert norm.inner_step[...] == 4
     expected = [0, 10, 20, 20] if per_step_weights else np.zeros(4)
     np.testing.assert_allclose(centers, expected, atol=1e-5)
     means = [0.1 * batch.mean(0) for batch in batches]
     np.testing.assert_allclose(norm.mean[...], [*means[:2], 0.9 * means[2] + means[3]], rtol=1e-6)
     norm.eval()
-    norm.step[...] = jnp.int32(1)
+    norm.inner_step[...] = jnp.int32(1)
     row = norm.mean[...][1], norm.var[...][1]
     expected = standardize(batches[0], *row) + (10 if per_step_weights else 0)
     np.testing.assert_allclose(norm(batches[0]), expected, rtol=1e-5)
-    assert norm.step[...] == 2
+    assert norm.inner_step[...] == 2
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -192,7 +192,7 @@ def test_state_goes_through_an_outer_step(x64, policy):
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), meta_state.state, state)
     stored = meta_state.state["norm"][0]
     assert abs(stored["mean"]).max() > 1e-3
-    assert policy != "per_step" or stored["step"] == 3
+    assert policy != "per_step" or stored["inner_step"] == 3
 
 
 @pytest.mark.parametrize("policy", STORED)

@@ -52,3 +52,11 @@ def test_a_policy_takes_any_leading_axes(environment):
     whole = policy_fn(params, observations)
     one = policy_fn(params, observations[1, 2])
     np.testing.assert_allclose(whole[0][1, 2], one[0], rtol=1e-5)  # the mean or the logits
+
+
+def test_an_action_that_cannot_be_taken_counts_nothing():
+    both, one = (rl.Categorical(jnp.array(logits)) for logits in ([0.0, 0.0], [0.0, -jnp.inf]))
+    assert (one.entropy(), one.kl(one), both.kl(one)) == (0, 0, jnp.inf)
+    np.testing.assert_allclose(one.kl(both), jnp.log(2), rtol=1e-6)
+    values = lambda logits: rl.Categorical(logits).entropy() + rl.Categorical(logits).kl(both)
+    assert np.isfinite(jax.grad(values)(one.logits)).all()

@@ -258,3 +258,27 @@ def test_what_would_be_ignored_is_refused():
     _, annealed, _ = _setup(adjoint=adjoint)
     with pytest.raises(ValueError, match="promp takes no learner with an annealed adjoint"):
         _step(optimizer, annealed, params, _tasks())
+
+
+def test_a_policy_that_is_not_adapted_in_training_is_trained():
+    problem, learner, params = _setup(num_inner_steps=0)
+    state, metrics = _step(rl.promp(problem, optax.sgd(0.1)), learner, params, _tasks())
+    assert metrics["kl"] == 0  # there is no policy that sampled a support
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, params)
+    assert any(jax.tree.leaves(moved))
+    # Nothing is sampled before adaptation, so that there is nothing to correct.
+    corrected = rl.with_sampling_correction(problem, learner)
+    task = jax.tree.map(lambda leaf: leaf[:1], _collect(problem, learner, params, _tasks()))
+    loss, found = (_meta_grad(one, params, task)[0] for one in (learner, corrected))
+    np.testing.assert_allclose(found, task.query.scale[0] * loss, rtol=1e-5)
+
+
+def test_a_learner_with_another_meta_loss_is_refused():
+    problem, _, params = _setup()
+    parts = rl.losses(problem, inner="lvc")
+    options = {"query_loss_fn": parts.query_loss_fn, "at_step": parts.at_step}
+    reptile = jaxmaml.reptile(parts.loss_fn, optax.sgd(0.1), 1, **options)
+    with pytest.raises(ValueError, match="promp takes only learners whose meta-loss is the query"):
+        _step(rl.promp(problem, optax.sgd(0.1)), reptile, params, _tasks())
+    with pytest.raises(ValueError, match="takes only learners whose meta-loss is the query loss"):
+        rl.with_sampling_correction(problem, reptile)

@@ -380,3 +380,24 @@ def test_ppo_refuses_a_learner_without_trials():
     start = jaxmaml.init_state(learner, optimizer, jnp.ones(2))
     with pytest.raises(ValueError, match="the learner must be one of rl"):
         optimizer.meta_step(learner, start, tasks)
+
+
+def test_a_memory_that_is_learned_has_the_gradient_of_the_trials_that_were_played():
+    """Sampling is not differentiated, through the first memory either."""
+    environment = rl.bandit(2)
+
+    def step(params, hidden, inputs):
+        hidden = jnp.tanh(hidden + inputs @ params["w"])
+        return hidden, rl.Categorical(hidden[:, :2]), hidden[:, 2]
+
+    policy = rl.RecurrentPolicy(start=lambda params: params["h0"], step=step)
+    params = {"h0": jnp.array([0.1, -0.2, 0.3]), "w": 0.5 * jnp.ones((2 + 1 + 2, 3))}
+    problem = rl.RecurrentProblem(environment, policy, num_trajectories=3, horizon=2)
+    learner = rl.rl_squared(problem)
+    task = _first(environment)
+    size = problem.start(params)
+    width = sum(leaf.reshape(leaf.shape[0], -1).shape[1] for leaf in jax.tree.leaves(size)[1:])
+    params["w"] = 0.5 * jnp.ones((width + environment.observation_size, 3))
+    held = jaxmaml.Task((), problem.experience(params, task))
+    for name, found in _grad(learner, params, task).items():
+        np.testing.assert_allclose(found, _grad(learner, params, held)[name], rtol=1e-5, atol=1e-7)

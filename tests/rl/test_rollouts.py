@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+import jaxmaml
 from jaxmaml import rl
 
 COUNTS = {"num_trajectories": 3, "horizon": 5}
@@ -15,8 +17,10 @@ def _counter(last=2, after=0.0):
     """An environment that counts its steps and ends with step `last`; later rewards are `after`."""
 
     def step(key, count, action, task):
-        reward = jnp.where(count > last, after, 1.0 * count + task)
-        return rl.Step(count + 1, jnp.array([1.0 * count + 1]), reward, count == last)
+        over = count > last
+        reward = jnp.where(over, after, 1.0 * count + task)
+        seen = jnp.where(count >= last, after, 1.0 * count + 1)[None]
+        return rl.Step(count + 1, seen, reward, count == last)
 
     start = lambda key, task: (jnp.array(0), jnp.zeros(1))
     return rl.Environment(lambda key: jnp.array(0.0), start, step, 1, 2, is_discrete=True)
@@ -80,3 +84,31 @@ def test_an_observation_of_another_size_is_refused():
     environment = rl.navigation_2d()._replace(observation_size=3)
     with pytest.raises(ValueError, match=r"observation of shape \[2\].*observation_size=3"):
         rl.rollout(environment, *_policy(environment), jnp.ones(2), jax.random.key(0), **COUNTS)
+
+
+@pytest.mark.parametrize("after", [1e30, jnp.nan])
+@pytest.mark.parametrize("baseline", ["linear", "none"])
+def test_a_loss_is_finite_whatever_comes_after_the_end(baseline, after):
+    environment = _counter(after=after)
+    policy_fn, params = _policy(environment)
+    problem = rl.Problem(environment, policy_fn, baseline=baseline, **COUNTS)
+    parts = rl.losses(problem)
+    options = {"query_loss_fn": parts.query_loss_fn, "at_step": parts.at_step}
+    learner = jaxmaml.maml(parts.loss_fn, optax.sgd(0.1), 1, **options)
+    tasks = rl.sampler(environment, num_tasks=2)(jax.random.key(0))
+    loss, grads, _ = jaxmaml.meta_grad(learner, params, tasks)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, grads)))
+
+
+def test_rewards_may_be_integers():
+    environment = _counter()
+
+    def step(key, count, action, task):
+        return environment.step(key, count, action, task)._replace(reward=count + 1)
+
+    integers = environment._replace(step=step)
+    args = (*_policy(environment), 0, jax.random.key(0))
+    found = rl.rollout(integers, *args, **COUNTS)
+    np.testing.assert_array_equal(found.rewards, [[1, 2, 3, 0, 0]] * 3)
+    assert found.rewards.dtype == found.mask.dtype == jnp.float32
+    assert rl.discounted_returns(jnp.array([1, 1, 1]), 0.5).tolist() == [1.75, 1.5, 1.0]

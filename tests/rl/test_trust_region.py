@@ -103,8 +103,12 @@ def test_it_improves_the_return_after_adaptation():
     assert (metrics["kl"] <= 0.05).all()
 
 
-def test_an_adjoint_without_a_forward_derivative_is_refused_in_words():
-    problem, learner, params = _setup(num_inner_steps=2, adjoint=jaxmaml.Exact())
+@pytest.mark.parametrize(
+    ("num_inner_steps", "adjoint"),
+    [(2, jaxmaml.Exact()), (1, jaxmaml.Exact(checkpoint_every=1))],
+)
+def test_an_adjoint_without_a_forward_derivative_is_refused_in_words(num_inner_steps, adjoint):
+    problem, learner, params = _setup(num_inner_steps=num_inner_steps, adjoint=adjoint)
     tasks = rl.sampler(BANDIT, num_tasks=2)(jax.random.key(0))
     with pytest.raises(TypeError, match=r"adjoint=jaxmaml.Exact\(mode='reverse'\)"):
         _step(rl.trpo(problem), learner, params, tasks)
@@ -123,3 +127,11 @@ def test_an_adjoint_without_a_forward_derivative_is_refused_in_words():
 def test_wrong_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         rl.trpo(_setup()[0], **options)
+
+
+def test_a_policy_that_is_not_adapted_in_training_is_trained():
+    problem, learner, params = _setup(num_inner_steps=0)
+    tasks = rl.sampler(BANDIT, num_tasks=2)(jax.random.key(0))
+    _, metrics = _step(rl.trpo(problem), learner, params, tasks)
+    assert metrics["accepted"]
+    assert np.isfinite([metrics["return_before"], metrics["return"]]).all()

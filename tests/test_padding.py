@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmaml.nn.padding import blank_padding
+from jaxmaml.padding import blank_padding
 
 
 def test_examples_of_weight_zero_are_zeros_in_every_leaf():
