@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import pathlib
 import secrets
 import time
@@ -151,12 +150,9 @@ def _summarize(comparison: Any, runs: Sequence[Any]) -> int:
 
 def _say_complete(comparison: Any) -> int:
     """Says that nothing is left to do, and returns the exit code with which the runs ended."""
-    from jaxmaml import processes
+    from jaxmaml.experiments.compare import stopped_runs
 
-    results = processes.from_first(lambda: json.loads(comparison.run_dir.results.read_text()))
-    stopped = {
-        label: run["stopped"] for label, run in results["runs"].items() if run.get("stopped")
-    }
+    stopped = stopped_runs(comparison)
     can_go_on = not (stopped or comparison.experiment.preset.patience)
     longer = ": a larger --num-outer-steps trains it longer" if can_go_on else ""
     print(f"{comparison.run_dir.path} is complete{longer}")

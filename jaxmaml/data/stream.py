@@ -131,9 +131,11 @@ class StreamIterator(Iterator[Task]):
         """Returns the tasks of the next step, on the device."""
         if self._is_closed:
             raise StopIteration
-        while len(self._ready) < ON_DEVICE:
+        while len(self._ready) < ON_DEVICE and self._read < MAX_STEPS:
             self._ready.append(self._put(self._read))
             self._read += 1
+        if not self._ready:
+            raise StopIteration
         self._step += 1
         return self._ready.popleft()
 

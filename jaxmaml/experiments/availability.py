@@ -1,5 +1,6 @@
 """The parts of the installation, the caches, and the needs of a preset."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Collection
@@ -98,4 +99,9 @@ def _memory_text(device: Any) -> str:
 
 
 def _size(path: Path) -> int:
-    return sum(found.stat().st_size for found in path.rglob("*") if found.is_file())
+    """Returns the bytes of the files below a path; another process may remove some meanwhile."""
+    total = 0
+    for found in path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += found.stat().st_size if found.is_file() else 0
+    return total

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -218,6 +219,12 @@ def execute(comparison: Comparison) -> list[Run]:
     if watch is not None and gradient is not None:
         console.print(tables.gradient_table(gradient, watch.exact.label))
     return runs
+
+
+def stopped_runs(comparison: Comparison) -> dict[str, str]:
+    """Returns where the runs of a complete directory stopped, by their labels."""
+    results = processes.from_first(lambda: json.loads(comparison.run_dir.results.read_text()))
+    return {label: run["stopped"] for label, run in results["runs"].items() if run.get("stopped")}
 
 
 def write_event_files(comparison: Comparison) -> None:

@@ -239,7 +239,7 @@ class _FailsOnce:
     """A reader that raises an error once, when it has read `number` times."""
 
     def __init__(self, reader, number):
-        self.reader, self.left = reader, number
+        self.reader, self.shape, self.left = reader, reader.shape, number
 
     def read(self, numbers):
         self.left -= 1
@@ -279,4 +279,5 @@ def test_the_plans_of_all_that_workers_read_ahead_are_written(num_workers):
 
 def test_the_last_step_of_a_key_is_read():
     first = stream.MAX_STEPS - 3
-    assert len(streamed(noise(), first, 3)) == 3
+    with stream.sampler(noise(), **EPISODE).start(KEY, first) as tasks:
+        assert len(list(tasks)) == 3

@@ -52,7 +52,7 @@ def test_padding_may_hold_anything_in_the_derivative_too(name):
 
     params = {"body": jnp.eye(2), "head": {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}}
     options = {"proto_maml": (optax.sgd(0.1), 1)}.get(name, ())
-    learner = getattr(jaxmaml, name)(loss_fn, *([features_fn, *options]))
+    learner = getattr(jaxmaml, name)(loss_fn, *options, features_fn)
     batch = {
         "inputs": jnp.array([[1.0, 2.0], [3.0, 4.0], [jnp.nan, 1.0]]),
         "targets": jnp.array([0, 1, 1]), "weights": jnp.array([1.0, 1.0, 0.0]),

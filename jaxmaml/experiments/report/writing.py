@@ -54,14 +54,14 @@ def _check_folder(folder: pathlib.Path) -> None:
 
 
 def _files(report: Report) -> dict[str, bytes]:
-    """Returns the contents of each file; the page comes last."""
+    """Returns the contents of each file. The page, which needs no other file, comes first."""
     blocks = [block for part in report.parts for block in part.blocks]
     tables = [b.text for b in blocks if isinstance(b, Listing) and b.language == "latex"]
     return {
+        PAGE: html.render(report).encode(errors="replace"),
         **{f"{picture.name}.png": picture.png for picture in report.pictures},
         TABLE: "\n".join(tables).encode(errors="replace"),
         TEXT: markdown.render(report).encode(errors="replace"),
-        PAGE: html.render(report).encode(errors="replace"),
     }
 
 
@@ -75,6 +75,7 @@ def _write(files: dict[str, bytes], folder: pathlib.Path) -> None:
         for name, data in files.items():
             (temporary / name).write_bytes(data)
         folder.mkdir(exist_ok=True)
+        # In their order: once the page is there, the folder is that of a report, whatever happens.
         for name in files:
             os.replace(temporary / name, folder / name)
         made = []

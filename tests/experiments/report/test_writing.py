@@ -1,6 +1,7 @@
 """The folder of a report: what it holds, what it shows, and what is refused."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -206,3 +207,20 @@ def test_a_full_disk_leaves_the_earlier_report(finished, tmp_path, monkeypatch):
             writing.write([finished], tmp_path / out)
     assert page.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["finished", "out"]
+
+
+def test_a_report_that_was_interrupted_blocks_no_other(finished, tmp_path, monkeypatch):
+    original, left = os.replace, [1]
+
+    def killed(*args):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        original(*args)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _write(tmp_path, finished)
+    monkeypatch.undo()
+    _, folder = _write(tmp_path, finished)
+    assert (folder / "table.tex").is_file()
