@@ -228,7 +228,7 @@ def prepared_versions(dataset: str, data_dir: Path) -> list[Path]:
         ['2.0.0', '10.0.0']
     """
     found = [path.parent for path in Path(data_dir, dataset).glob("[0-9]*.*/dataset_info.json")]
-    # A copy such as 1.0.0.bak is no version.
+    # A copy such as 1.0.0.bak is not a version.
     versions = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     return sorted(versions, key=lambda path: [int(number) for number in path.name.split(".")])
 

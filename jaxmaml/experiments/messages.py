@@ -49,7 +49,8 @@ def warnings_as_lines() -> Iterator[None]:
     """Shows each warning as one line, without the place in the code."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"warning: {one_line(str(message))}", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # its reader may be gone
+            print(f"warning: {one_line(str(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

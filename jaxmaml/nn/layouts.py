@@ -141,8 +141,9 @@ def _reshape(eqn: JaxprEqn, inputs: Any, *sizes: Any) -> list[Any] | None:
     kept = [axis for axis, size in enumerate(before) if size != 1]
     new = [axis for axis, size in enumerate(after) if size != 1]
     same = [before[axis] for axis in kept] == [after[axis] for axis in new]
-    in_order = eqn.params.get("dimensions") is None  # else the axes are transposed first
-    if not isinstance(inputs, Moved) or sizes or not same or not in_order:
+    # A reshape with dimensions transposes first; those of the other operations are what they drop.
+    is_moved = eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None
+    if not isinstance(inputs, Moved) or sizes or not same or is_moved:
         return None
     place = dict(zip(kept, new, strict=True))
     ones = [axis for axis, size in enumerate(after) if size == 1]
