@@ -148,7 +148,7 @@ def _checkpoints(
         "preset": {name: value for name, value in settings if name not in DOCUMENTATION},
         "spec": candidate.spec._asdict(),
         # A row says all of these of its training.
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # pyright: ignore
         **{name: value for name, value in common.environment().items() if name != "command"},
         "key": jax.random.key_data(experiment.train_key).tolist(),
     }  # fmt: skip

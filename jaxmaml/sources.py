@@ -76,7 +76,7 @@ def batches(
     return iter(source)
 
 
-def _program(source: Any) -> Callable[[Array, Scalar, tuple[int, int]], Task]:
+def _program(source: Any) -> Callable[..., Task]:
     """Returns the compiled `_drawn` of a source that is a function."""
     # A source that is a pytree: its arrays are arguments of one program for all such sources.
     if is_pytree(source):

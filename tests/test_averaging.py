@@ -73,8 +73,8 @@ def test_what_an_optimizer_is_told_beside_the_gradient_reaches_it():
         seen.append(value)
         return updates, state
 
-    told = optax.GradientTransformationExtraArgs(lambda params: (), update)
-    optimizer = with_average(told, 0.9)
+    told: Any = optax.GradientTransformationExtraArgs(lambda params: (), update)  # pyright: ignore
+    optimizer: Any = with_average(told, 0.9)
     params = jnp.zeros(2)
     optimizer.update(params, optimizer.init(params), params, value=3.0)
     assert seen == [3.0]

@@ -1,5 +1,7 @@
 """Chunks of tasks: their size, the weights of tasks, and what is refused."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,7 +153,7 @@ def test_sums_over_tasks_are_not_rounded_by_an_accelerator():
     loss_fn = jaxmaml.with_state(
         lambda params, batch, state: (jnp.mean((params - batch) ** 2), state + batch.mean())
     )
-    options = {"query_weights": jaxmaml.multi_step_weights(2, 10)}
+    options: Any = {"query_weights": jaxmaml.multi_step_weights(2, 10)}
     learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2, **options)
     tasks = jaxmaml.Task(jnp.ones((3, 2)), jnp.ones((3, 2)))
     grad = lambda params, state: jaxmaml.meta_grad(learner, params, tasks, state=state)

@@ -45,7 +45,7 @@ def _checkpoints(tmp_path, precision):
     """Returns the directory of the checkpoints of a run."""
     experiment = SimpleNamespace(preset=presets.get("sinusoid-5shot"), train_key=jax.random.key(0))
     candidate = SimpleNamespace(spec=Spec("exact", "exact", 0.01), label="exact")
-    before = jax.config.jax_default_matmul_precision
+    before = jax.config.jax_default_matmul_precision  # pyright: ignore
     jax.config.update("jax_default_matmul_precision", precision)
     try:
         found = runs._checkpoints(experiment, candidate, argparse.Namespace(checkpoints=tmp_path))

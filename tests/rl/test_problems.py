@@ -1,5 +1,7 @@
 """The losses of a policy: what they differentiate, and that learners take them."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,8 +41,17 @@ LEARNERS = {
 }
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
-@pytest.mark.parametrize("name", LEARNERS)
+FAST = {("maml", "continuous"), ("fomaml", "discrete"), ("meta_sgd", "continuous")}
+"""The pairs that the default tests train; each compiles for 15 seconds or more."""
+
+
+@pytest.mark.parametrize(
+    ("name", "environment"),
+    [
+        pytest.param(*pair, marks=() if pair in FAST else pytest.mark.slow)
+        for pair in itertools.product(LEARNERS, ENVIRONMENTS)
+    ],
+)
 def test_a_learner_trains_and_is_evaluated(name, environment):
     environment = ENVIRONMENTS[environment]
     _, parts, params = _parts(environment)

@@ -183,6 +183,7 @@ def test_the_penalty_is_zero_at_the_policy_that_sampled():
     assert jax.jit(kl)(jax.tree.map(lambda leaf: leaf + jnp.arange(leaf.size) / 4, params)) > 1e-3
 
 
+@pytest.mark.slow
 def test_it_improves_the_return_of_a_bandit_and_repeats_itself():
     problem, learner, params = _setup(UNLIKE_ARMS, rate=2.0, num_trajectories=10, horizon=5)
     source, optimizer = rl.sampler(UNLIKE_ARMS, num_tasks=10), rl.promp(problem, optax.adam(3e-2))

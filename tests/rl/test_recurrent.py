@@ -318,6 +318,7 @@ def test_a_step_of_ppo_is_one_of_its_optimizer_for_each_epoch():
     np.testing.assert_allclose([metrics[name] for name in names], wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_to_find_the_better_arm():
     """One arm pays: whoever has found it pulls it again. Half of the pulls pay without a memory."""
 

@@ -1,5 +1,7 @@
 """Rollouts against a loop in Python, their masks and what they refuse."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from flax import nnx
 import jaxmaml
 from jaxmaml import rl
 
-COUNTS = {"num_trajectories": 3, "horizon": 5}
+COUNTS: Any = {"num_trajectories": 3, "horizon": 5}
 
 
 def _counter(last=2, after=0.0):
