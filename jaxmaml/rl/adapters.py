@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.rl.environments import Environment, EnvState, EnvTask, Step, floating
+from jaxmaml import trees
+from jaxmaml.rl.environments import Environment, EnvState, EnvTask, Step
 from jaxmaml.types import Array
 
 
@@ -119,4 +120,6 @@ def flat(observation: Any) -> Array:
         >>> flat({"image": jnp.ones((2, 2), bool), "speed": jnp.array(0.5)}).tolist()
         [1.0, 1.0, 1.0, 1.0, 0.5]
     """
-    return jnp.concatenate([floating(leaf).ravel() for leaf in jax.tree.leaves(observation)])
+    return jnp.concatenate(
+        [leaf.ravel() for leaf in jax.tree.leaves(trees.in_float32(observation))]
+    )

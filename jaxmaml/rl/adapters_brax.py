@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxmaml import trees
 from jaxmaml.checks import check_choice, check_count
-from jaxmaml.rl.adapters import flat, floating, held, import_extra
+from jaxmaml.rl.adapters import flat, held, import_extra
 from jaxmaml.rl.environments import Environment, EnvTask, Step
 from jaxmaml.types import Array
 
@@ -73,7 +74,7 @@ def from_brax(
         action = jnp.clip(action, -1.0, 1.0)
         # brax writes into the dict of metrics of the state that it is given, which must be a copy.
         after = env.step(jax.tree.map(lambda leaf: leaf, before), action)
-        reward = floating(reward_fn(before, action, after, task))
+        reward = trees.in_float32(reward_fn(before, action, after, task))
         return Step(after, flat(after.obs), reward, after.done.astype(bool))
 
     _, observation = jax.eval_shape(reset, jax.random.key(0), None)

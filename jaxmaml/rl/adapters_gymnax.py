@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.rl.adapters import as_arrays, flat, floating, held, import_extra
+from jaxmaml import trees
+from jaxmaml.rl.adapters import as_arrays, flat, held, import_extra
 from jaxmaml.rl.environments import Environment, EnvState, Step
 from jaxmaml.types import Array
 
@@ -69,7 +70,9 @@ def from_gymnax(env: Any, sample_params: Callable[[Array], EnvParams] | None = N
             action = _within(action, env.action_space(params))
         observation, state, reward, terminated, _ = env.step_env(key, state, action, params)
         done = jnp.logical_or(terminated, env.is_truncated(state, params))
-        return Step(state, flat(observation), floating(reward).reshape(()), done.reshape(()))
+        return Step(
+            state, flat(observation), trees.in_float32(reward).reshape(()), done.reshape(())
+        )
 
     _, observation = jax.eval_shape(reset, jax.random.key(0), env.default_params)
     (observation_size,) = observation.shape

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.rl.environments import floating
+from jaxmaml import trees
 from jaxmaml.rl.rollouts import Trajectories
 from jaxmaml.types import Array, Scalar
 
@@ -25,7 +25,7 @@ def discounted_returns(rewards: Array, discount: Scalar) -> Array:
         >>> discounted_returns(jnp.array([1.0, 1.0, 1.0]), 0.5).tolist()
         [1.75, 1.5, 1.0]
     """
-    rewards = floating(rewards)
+    rewards = trees.in_float32(rewards)
     return _backward_sum(rewards, jnp.asarray(discount, rewards.dtype))
 
 

@@ -83,17 +83,6 @@ def check_observation(environment: Environment, shape: tuple[int, ...]) -> None:
         )
 
 
-def floating(value: Any) -> Array:
-    """Returns a number or an array as a floating-point array; float64 stays float64.
-
-    Example:
-        >>> str(floating(1).dtype)
-        'float32'
-    """
-    array = jnp.asarray(value)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
 def navigation_2d() -> Environment:
     """Returns 2D navigation: Finn, Abbeel and Levine 2017 (arXiv 1703.03400), section 5.3.
 

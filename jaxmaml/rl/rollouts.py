@@ -6,8 +6,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxmaml import trees
 from jaxmaml.checks import check_count
-from jaxmaml.rl.environments import Environment, EnvTask, check_observation, floating
+from jaxmaml.rl.environments import Environment, EnvTask, check_observation
 from jaxmaml.rl.policies import PolicyFn
 from jaxmaml.types import Array, Params
 
@@ -103,7 +104,7 @@ def rollout(
         keys = jax.random.split(env_key, num_trajectories)
         step = jax.vmap(environment.step, (0, 0, 0, None))(keys, state, actions, task)
         chex.assert_shape([step.reward, step.done], (num_trajectories,))
-        rewards = jnp.where(alive, floating(step.reward), 0)
+        rewards = jnp.where(alive, trees.in_float32(step.reward), 0)
         found = Trajectories(observations, actions, rewards, distribution.log_prob(actions), alive)
         return (step.state, step.observation, alive & ~step.done), found
 

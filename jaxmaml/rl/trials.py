@@ -7,7 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.rl.environments import Environment, EnvTask, floating
+from jaxmaml import trees
+from jaxmaml.rl.environments import Environment, EnvTask
 from jaxmaml.rl.recurrent import Hidden, Memory, RecurrentPolicy, WithMemory
 from jaxmaml.rl.requests import Request
 from jaxmaml.types import Array, Params, Scalar, Task
@@ -182,7 +183,7 @@ class RecurrentProblem(NamedTuple):
             chex.assert_shape([step.reward, step.done], (num_trajectories,))
 
             # Nothing counts and nothing is remembered either.
-            rewards = jnp.where(alive, floating(step.reward), 0)
+            rewards = jnp.where(alive, trees.in_float32(step.reward), 0)
             following = Memory(hidden, self._encoded(actions), rewards, jnp.zeros_like(rewards))
             memory = _where(alive, following, memory)
             mask = alive.astype(rewards.dtype)
