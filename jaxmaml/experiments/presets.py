@@ -15,6 +15,7 @@ from jaxmaml.experiments.settings import Preset
 
 PAPER = "Finn et al. 2017, arXiv 1703.03400"
 CIFAR_FS = "Bertinetto et al. 2019, arXiv 1805.08136"
+MAML_PLUS_PLUS = "Antoniou et al. 2019, arXiv 1810.09502"
 FC100 = "Oreshkin et al. 2018, arXiv 1805.10123"
 RL2 = "Duan et al. 2016, arXiv 1611.02779"
 AVERAGING = 0.99
@@ -169,6 +170,26 @@ def _omniglot(way: int, shot: int, expected: str, cost: str, *, mlp: bool = Fals
     )
 
 
+def _best_omniglot() -> Preset:
+    """Returns the best recipe of `benchmarks/ablations.py`, tested as in the paper.
+
+    An outer step costs twice as much as in the paper's settings: half as many have the same cost.
+    """
+    return dataclasses.replace(
+        _omniglot(5, 1, "99.47 % (MAML++)", "est. 2.5 h"),
+        name="omniglot-5w1s-best",
+        paper=MAML_PLUS_PLUS,
+        table="measured here; the number of MAML++: table 1",
+        query=5,
+        norm_scale=True,
+        adapt_norm=True,
+        head_scale=0.01,
+        inner_lr=0.4,
+        outer_schedule="cosine",
+        num_outer_steps=25_000,
+    )
+
+
 def _cifar(dataset: str, paper: str, shot: int, expected: str) -> Preset:
     """Returns the settings of learn2learn's Conv4 runs (5-shot); 1-shot differs in 15 query."""
     is_fs = dataset == "cifar-fs"
@@ -285,6 +306,7 @@ PRESETS: dict[str, Preset] = {
         _glyphs(5, 5, "no published number", "est. 8 min"),
         _glyphs(20, 1, "no published number", "est. 4 min"),
         _omniglot(5, 1, "98.7 ± 0.4 % exact, 98.3 ± 0.5 % first order", "2.8 h"),
+        _best_omniglot(),
         _omniglot(5, 5, "99.9 ± 0.1 % exact, 99.2 ± 0.2 % first order", "est. 7 h"),
         _omniglot(20, 1, "95.8 ± 0.3 % exact, 89.4 ± 0.5 % first order", "est. 12 h"),
         _omniglot(20, 5, "98.9 ± 0.2 % exact, 97.9 ± 0.1 % first order", "est. 2.5 days"),
