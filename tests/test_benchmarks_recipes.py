@@ -1,6 +1,7 @@
 """The runs of presets in benchmarks, and that the recipes of ablations.py and family.py exist."""
 
 import argparse
+import dataclasses
 import importlib
 import sys
 from pathlib import Path
@@ -31,6 +32,18 @@ def test_every_variant_changes_something_that_has_an_effect(name):
     if variant.of:
         of_learner, of_changes = ablations.resolved(variant.of)
         assert (learner, changed) != (of_learner, presets.override(preset, **of_changes))
+
+
+def test_the_best_preset_is_the_best_variant_and_is_tested_as_in_the_paper():
+    best, paper = presets.get("omniglot-5w1s-best"), presets.get("omniglot-5w1s")
+    expected = presets.override(
+        paper, **ablations.resolved("5 query images")[1], outer_schedule="cosine"
+    )
+    described = ("name", "paper", "table", "expected", "cost", "num_outer_steps")
+    assert best == dataclasses.replace(
+        expected, **{name: getattr(best, name) for name in described}
+    )
+    assert presets.title(dataclasses.replace(best, name=paper.name)) == paper.name
 
 
 @pytest.mark.parametrize("preset", ["glyphs-5w1s", "omniglot-5w1s"])

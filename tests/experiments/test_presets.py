@@ -30,7 +30,7 @@ def test_a_name_states_dataset_way_and_shot(preset):
     assert preset.name.startswith(dataset)
     if preset.domain == "reinforcement":
         return
-    size = preset.name.rpartition("-")[2]
+    size = preset.name.removesuffix("-best").rpartition("-")[2]
     expected = f"{preset.shot}shot" if preset.is_regression else f"{preset.way}w{preset.shot}s"
     assert size == expected
     assert ("mlp" in preset.name or preset.is_regression) == (preset.model == "mlp")
