@@ -121,13 +121,7 @@ def prepare(
     ranges.check_whole("num_test_tasks", num_test_tasks, minimum=2)
     if checkpoint_every is not None:
         ranges.check_whole("checkpoint_every", checkpoint_every)
-    ranges.check_whole("seed", seed, minimum=0, maximum=MAX_SEED)
-    specs = candidates.over_seeds(specs, seed, num_seeds)
-    ranges.check_whole("seed + num_seeds - 1", seed + num_seeds - 1, minimum=0, maximum=MAX_SEED)
-    for spec in specs:
-        learners.check(preset, spec.learner, spec.order)
-    if len({spec.label for spec in specs}) < len(specs):
-        raise ValueError(f"the labels of runs must differ; got {[spec.label for spec in specs]}")
+    specs = _of_all_seeds(preset, specs, seed, num_seeds)
 
     run_dir = RunDir(out)
     with run_dir.claimed() as held:
@@ -162,6 +156,18 @@ def prepare(
             is_complete=processes.first(run_dir.results.is_file()) and not is_longer,
             checkpoint_every=checkpoint_every, tensorboard=tensorboard,
         )  # fmt: skip
+
+
+def _of_all_seeds(preset: Preset, specs: Sequence[Spec], seed: int, num_seeds: int) -> list[Spec]:
+    """Returns the descriptions of the runs of all seeds, which suit the preset."""
+    ranges.check_whole("seed", seed, minimum=0, maximum=MAX_SEED)
+    specs = candidates.over_seeds(specs, seed, num_seeds)
+    ranges.check_whole("seed + num_seeds - 1", seed + num_seeds - 1, minimum=0, maximum=MAX_SEED)
+    for spec in specs:
+        learners.check(preset, spec.learner, spec.order)
+    if len({spec.label for spec in specs}) < len(specs):
+        raise ValueError(f"the labels of runs must differ; got {[spec.label for spec in specs]}")
+    return specs
 
 
 def _build(experiment: Experiment, specs: Sequence[Spec]) -> list[Candidate]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,14 +77,7 @@ def restore(
     trained, specs = preset_of(config), specs_of(config)
     for spec in specs:
         directory.verify_state(spec.label, config)
-    dataset = changes.get("dataset") or trained.dataset
-    is_other = trained.domain == "reinforcement" and dataset != trained.dataset
-    if is_other or domain_of(dataset) != trained.domain:
-        raise ValueError(f"a run of {trained.dataset!r} cannot be tested on {dataset!r}")
-    preset = presets.override(trained, **changes)
-    given = [name for name, value in changes.items() if value is not None]
-    learners.check_used(preset, given, [spec.learner for spec in specs])
-    learners.check_way(preset.way, trained.way, [spec.learner for spec in specs])
+    preset = _with_changes(trained, specs, changes)
 
     # Tasks. Their classes are those of the run, whatever its split file holds today. No training
     # episode is drawn: its query need not fit.
@@ -104,15 +98,36 @@ def restore(
 
     # States. They have the shape of the experiment that was trained, with its class head.
     num_classes = len((config["class_split"] or {"train": ()})["train"])
-    as_trained = built._replace(preset=trained, num_classes=num_classes)
+    built = built._replace(num_classes=num_classes)
+    states, averaged = _states(directory, config, built._replace(preset=trained))
+    return Restored(built, trained, states, averaged)
+
+
+def _with_changes(trained: Preset, specs: Sequence[Spec], changes: dict[str, Any]) -> Preset:
+    """Returns the settings of the test, which suit the runs."""
+    dataset = changes.get("dataset") or trained.dataset
+    is_other = trained.domain == "reinforcement" and dataset != trained.dataset
+    if is_other or domain_of(dataset) != trained.domain:
+        raise ValueError(f"a run of {trained.dataset!r} cannot be tested on {dataset!r}")
+    preset = presets.override(trained, **changes)
+    given = [name for name, value in changes.items() if value is not None]
+    learners.check_used(preset, given, [spec.learner for spec in specs])
+    learners.check_way(preset.way, trained.way, [spec.learner for spec in specs])
+    return preset
+
+
+def _states(
+    directory: RunDir, config: dict[str, Any], experiment: Experiment
+) -> tuple[dict[Spec, MetaState], dict[Spec, list[MetaState]]]:
+    """Returns the final states of the runs of an experiment, and those of the best validations."""
     states, averaged = {}, {}
-    for spec in specs:
-        start = init_state(as_trained, build_candidate(as_trained, spec))
+    for spec in specs_of(config):
+        start = init_state(experiment, build_candidate(experiment, spec))
         states[spec] = directory.restore_state(spec.label, start, config)
-        if trained.num_averaged > 1:
+        if experiment.preset.num_averaged > 1:
             like = scored_part(start)
             averaged[spec] = directory.restore_averaged(spec.label, like, config)
-    return Restored(built._replace(num_classes=num_classes), trained, states, averaged)
+    return states, averaged
 
 
 def scores_table(restored: Restored, num_test_tasks: int) -> Group:

@@ -100,18 +100,13 @@ def train_and_test(
     """
     # Compile. A training that is restored before costs nothing if it is refused. The learner may be
     # that of another seed, whose programs are compiled already; only the parameters it makes differ.
-    preset, learner = experiment.preset, candidate.learner
+    preset = experiment.preset
     start = init_state(experiment, build_candidate(experiment, candidate.spec))
     show = display.run(candidate.label, preset.num_outer_steps, metric=preset.metric)
     show(phase="compiling")
     training = Training(experiment, candidate, record, probe, checkpoints, start)
     training.restore(display.say)
-    program = fitting.compile_program(
-        learner, experiment.optimizer, training.state, experiment.sources["train"],
-        key=experiment.train_key, chunk_size=candidate.chunk_size, mesh=experiment.mesh,
-        num_steps_per_dispatch=fitting.steps_per_dispatch(preset.num_outer_steps),
-        max_skips=dispatch.skips_allowed(preset.on_nonfinite, preset.num_outer_steps),
-    )  # fmt: skip
+    program = _compiled(experiment, candidate, training.state)
     show(phase="")
 
     # Train and validate.
@@ -122,14 +117,12 @@ def train_and_test(
     final, best = training.final_state(), training.averaged_states()
     tasks = own_tasks(experiment, "test", num_test_tasks)
     test = score(candidate, final, tasks, num_test_tasks, experiment.mesh)
-    averaged = None
-    if best:
-        tasks = scored_tasks(experiment, "test", num_test_tasks)
-        averaged = score_of_mean(candidate, best, tasks, num_test_tasks, experiment.mesh)
+    averaged = _score_of_mean(experiment, candidate, best, num_test_tasks)
     on_features = _on_features(experiment, candidate, final, num_test_tasks)
     show(phase="counting operations")
+    tasks = step_tasks(experiment, 0)
     flops = flops_per_outer_step(
-        learner, experiment.optimizer, start, step_tasks(experiment, 0), candidate.chunk_size
+        candidate.learner, experiment.optimizer, start, tasks, candidate.chunk_size
     )
     show(phase="")
     return Run(
@@ -151,6 +144,27 @@ def train_and_test(
         num_rejected=training.num_rejected,
         probed=training.probed,
     )
+
+
+def _compiled(experiment: Experiment, candidate: Candidate, state: MetaState) -> fitting.Program:
+    """Returns the program of the outer steps."""
+    num_outer_steps = experiment.preset.num_outer_steps
+    return fitting.compile_program(
+        candidate.learner, experiment.optimizer, state, experiment.sources["train"],
+        key=experiment.train_key, chunk_size=candidate.chunk_size, mesh=experiment.mesh,
+        num_steps_per_dispatch=fitting.steps_per_dispatch(num_outer_steps),
+        max_skips=dispatch.skips_allowed(experiment.preset.on_nonfinite, num_outer_steps),
+    )  # fmt: skip
+
+
+def _score_of_mean(
+    experiment: Experiment, candidate: Candidate, states: list[MetaState], num_tasks: int
+) -> Score | None:
+    """Returns the score of the mean of the predictions of the states, if there are any."""
+    if not states:
+        return None
+    tasks = scored_tasks(experiment, "test", num_tasks)
+    return score_of_mean(candidate, states, tasks, num_tasks, experiment.mesh)
 
 
 def _on_features(
