@@ -13,6 +13,9 @@ os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
+# A traced operation names the lines that made it: one of them, in place of a deep stack of pytest.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "1")
+
 # What one worker has compiled, no other compiles again. The process that pytest was started as makes
 # the directory and removes it; workers find its name in their environment.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -68,12 +71,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_one_module() -> Iterator[None]:
-    """Drops the programs of a module after it: a process may map 65,530 areas of memory.
+    """Drops the programs of the modules so far before there are too many for one process.
 
-    Each program maps some, and a whole suite would need more: XLA ended the process.
+    A process may map 65,530 areas of memory. Each program maps some, and a whole suite would need
+    more: XLA ended the process. The largest module needs about 9,000.
     """
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_text().count("\n") > 25_000:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -80,18 +80,25 @@ def test_all_zero_weights_under_jit_give_nan():
     assert np.isnan(run(jnp.zeros(2))).all()
 
 
+_SQUARE = jaxmaml.maml(lambda params, batch: jnp.mean((params - batch) ** 2), optax.sgd(0.1), 1)
+
+
+def _weighted(weights, chunk_size):
+    tasks = jaxmaml.Task(jnp.ones((2, 3)), jnp.ones((2, 3)))
+    return jaxmaml.meta_grad(
+        _SQUARE, jnp.array(0.0), tasks, weights=weights, chunk_size=chunk_size
+    )[:2]
+
+
+_traced_weights = jax.jit(_weighted, static_argnums=1)
+
+
 @pytest.mark.parametrize("chunk_size", [None, 1])
 @pytest.mark.parametrize("weights", [[-1.0, 1.0], [np.nan, 1.0], [np.inf, 1.0], [0.0, 0.0]])
 def test_wrong_weights_are_refused_or_where_they_are_traced_nan(weights, chunk_size):
-    loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2)
-    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), 1)
-    tasks = jaxmaml.Task(jnp.ones((2, 3)), jnp.ones((2, 3)))
-    run = lambda weights: jaxmaml.meta_grad(
-        learner, jnp.array(0.0), tasks, weights=weights, chunk_size=chunk_size
-    )[:2]
     with pytest.raises(ValueError, match="finite, not negative and not all zero"):
-        run(np.array(weights))
-    assert np.isnan(jax.jit(run)(np.array(weights))).all()
+        _weighted(np.array(weights), chunk_size)
+    assert np.isnan(_traced_weights(np.array(weights), chunk_size)).all()
 
 
 def _convolved(params, batch):

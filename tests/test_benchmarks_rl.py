@@ -42,6 +42,7 @@ def _torch_module(name):
         return importlib.import_module(name)
 
 
+@pytest.mark.slow
 def test_the_command_appends_a_row_per_form(tmp_path):
     out = tmp_path / "rows.jsonl"
     command = [sys.executable, str(BENCHMARKS / "meta_rl.py"), "--quick", "--work", "rollouts"]

@@ -67,7 +67,8 @@ def test_two_processes_write_the_run_that_one_writes_and_only_the_first_speaks(t
     assert sorted(set(labels)) == list(range(201))
 
 
-@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
 def test_a_signal_to_one_process_ends_both_at_one_checkpoint(tmp_path, asked):
     out = tmp_path / "run"
     started = _pair(out, steps=100_000)
@@ -87,7 +88,8 @@ def test_a_signal_to_one_process_ends_both_at_one_checkpoint(tmp_path, asked):
         assert line, "it did not continue"
 
 
-@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_that_is_killed_ends_the_other_with_a_sentence(tmp_path, killed):
     out = tmp_path / "run"
     started = _pair(out, steps=100_000)
@@ -108,7 +110,11 @@ def test_a_process_that_is_killed_ends_the_other_with_a_sentence(tmp_path, kille
     ("options", "message"),
     [
         ([("--inner-lr", 0.1), ()], "have other settings, and must have the same: inner_lr is 0.1"),
-        ([("--mesh", "tasks=4")] * 2, "a mesh of tasks=4 and model=1 needs 4 devices; there are 2"),
+        pytest.param(
+            [("--mesh", "tasks=4")] * 2,
+            "a mesh of tasks=4 and model=1 needs 4 devices; there are 2",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_one_process_refuses_all_refuse(tmp_path, options, message):
@@ -129,9 +135,3 @@ def test_a_number_that_is_used_twice_is_said(tmp_path):
     assert all(code for code, _, _ in ended)
     assert "two processes have the same --process-id" in ended[0][2]
     assert "Traceback" not in ended[0][2]
-
-
-def test_options_of_several_processes_need_distributed():
-    code, _, err = _ended(start(["-m", "jaxmaml"], *COMMAND, "--num-processes", 2))
-    assert (code, err.count("\n")) == (2, 1)
-    assert "can be used with --distributed only" in err

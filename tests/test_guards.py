@@ -170,8 +170,7 @@ def _lower_for(platform, monkeypatch, function, *args):
     return jax.export.export(function, platforms=[platform])(*args)
 
 
-@pytest.mark.parametrize("chunk_size", ["auto", 1])
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize(("platform", "chunk_size"), [("cuda", "auto"), ("tpu", 1)])
 def test_exact_outer_step_of_conv4_lowers_without_the_device(platform, chunk_size, monkeypatch):
     loss_fn, params = _conv4()
     learner, optimizer = jaxmaml.maml(loss_fn, optax.sgd(0.1), 2), optax.adam(1e-3)
@@ -182,7 +181,7 @@ def test_exact_outer_step_of_conv4_lowers_without_the_device(platform, chunk_siz
     assert exported.platforms == (platform,)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
 def test_exact_outer_step_of_the_sinusoid_lowers_with_its_sampler(platform, monkeypatch):
     learner, optimizer, meta_state, source = _sinusoid()
     outer_step = _outer_step(learner, optimizer, "auto")

@@ -347,6 +347,7 @@ def test_decays_of_an_adam_are_learned():
     np.testing.assert_allclose(run(flat)[1], differences, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_second_derivatives_pass_an_adam():
     both, task = _problem()

@@ -1,5 +1,6 @@
 """Tasks over devices: the same results as on one, and the errors a user meets."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -82,8 +83,18 @@ def test_the_tasks_are_spread_over_their_own_axis_of_a_mesh():
     assert_close(found.params, expected.params, 1e-5)
 
 
-@pytest.mark.parametrize("num_tasks", [1, 2, 3, 4])
-@pytest.mark.parametrize("axes", [(), ("tasks",), ("model",), ("tasks", "model")])
+AXES = ((), ("tasks",), ("model",), ("tasks", "model"))
+FAST_SPLITS = {((), 3), (("tasks",), 3), (("tasks",), 4), (("model",), 1), (("tasks", "model"), 3)}
+"""Two devices share the tasks: only their being even or not matters."""
+
+
+@pytest.mark.parametrize(
+    ("axes", "num_tasks"),
+    [
+        pytest.param(*case, marks=() if case in FAST_SPLITS else pytest.mark.slow)
+        for case in itertools.product(AXES, (1, 2, 3, 4))
+    ],
+)
 def test_split_parameters_are_trained_as_whole_ones(axes, num_tasks, x64):
     # Clipping needs the norm over all parts.
     problem = smooth(jnp.float64)

@@ -77,7 +77,7 @@ def _flat(arrays, case):
 
 
 def test_two_processes_train_as_one_does(tmp_path):
-    names = ["sinusoid", "stream", "split", "maml-3-steps"]
+    names = ["sinusoid", "stream", "split"]
     _assert_same(_made(tmp_path, 2, 2, names), _made(tmp_path, 1, 1, names))
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -129,6 +130,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         jaxmaml.no_such_name  # noqa: B018
 
 
+@functools.cache
+def _examples(home: ModuleType) -> dict[str, doctest.DocTest]:
+    return {test.name: test for test in doctest.DocTestFinder().find(home, home.__name__)}
+
+
 @pytest.mark.parametrize(("module", "name"), EXPORTS)
 def test_an_exported_name_has_an_example_that_is_run(module: str, name: str) -> None:
     thing = getattr(importlib.import_module(module), name)
@@ -138,8 +144,7 @@ def test_an_exported_name_has_an_example_that_is_run(module: str, name: str) -> 
     # The test below runs the examples of a module that doctest finds: this one must be among them.
     home = importlib.import_module(thing.__module__)
     assert home.__name__ in MODULES
-    found = {test.name: test for test in doctest.DocTestFinder().find(home, home.__name__)}
-    test = found.get(f"{home.__name__}.{thing.__name__}")
+    test = _examples(home).get(f"{home.__name__}.{thing.__name__}")
     assert test is not None, "doctest does not find its docstring"
     assert test.examples, "its docstring has no >>> example"
     # A function stands in its example; what a class holds is often made by a function.
@@ -147,9 +152,26 @@ def test_an_exported_name_has_an_example_that_is_run(module: str, name: str) -> 
         assert any(name in example.source for example in test.examples), "its example is of another"
 
 
+SLOW_EXAMPLES = {
+    "jaxmaml.experiments.trained",
+    *(
+        f"jaxmaml.rl.{name}"
+        for name in ("corrections", "problems", "proximal", "recurrent_ppo", "remembering")
+    ),
+    "jaxmaml.rl.trust_region",
+}
+"""Modules whose examples compile or train for long; other tests do the same."""
+
+
 @pytest.mark.filterwarnings("ignore:Brax System:UserWarning")
 @pytest.mark.filterwarnings("ignore:Accessing `:DeprecationWarning")  # of mujoco-mjx, by brax
-@pytest.mark.parametrize("name", ["jaxmaml", *MODULES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW_EXAMPLES else ())
+        for name in ["jaxmaml", *MODULES]
+    ],
+)
 def test_the_examples_in_a_module_run(name: str) -> None:
     module = _load(name)
     if name in EXTRAS_OF_EXAMPLES:

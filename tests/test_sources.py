@@ -96,8 +96,7 @@ class _Unhashable(_Plain):
     scale: float = 1.0
 
 
-@pytest.mark.parametrize("mesh", [None, 2])
-@pytest.mark.parametrize("make", [_Plain, _Unhashable])
+@pytest.mark.parametrize(("make", "mesh"), [(_Plain, 2), (_Unhashable, None)])
 def test_an_object_that_can_be_called_is_a_source(make, mesh):
     learner = jaxmaml.maml(lambda params, batch: jnp.mean((params - batch) ** 2), optax.sgd(0.1), 1)
     optimizer = optax.sgd(0.1)

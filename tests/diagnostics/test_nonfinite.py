@@ -21,7 +21,7 @@ def _zero_input(task):
 def _breaks(which, value=math.nan):
     """PARAMS and TASK with one number that is not finite in one of them."""
     path = {"body": {"w": jnp.array([5.0, value])}}
-    batch = jnp.array([[1.0, 2.0], [value, 4.0]])
+    batch = getattr(TASK, which, TASK.query).at[1, 0].set(value)
     changed = {"support": TASK._replace(support=batch), "query": TASK._replace(query=batch)}
     return (PARAMS | path, TASK) if which == "params" else (PARAMS, changed[which])
 
@@ -61,13 +61,14 @@ def _broken_update(num_inner_steps, **options):
 
 
 _LOG = lambda params, batch: jnp.log(-jnp.sum(params["body"]["w"] ** 2)) + 0 * jnp.sum(batch)
+_THREE = curved(3)
 FAILURES = {
-    "healthy": (curved(3), PARAMS, TASK, None),
+    "healthy": (_THREE, PARAMS, TASK, None),
     "no steps": (curved(0), PARAMS, TASK, None),
-    "params": (curved(3), *_breaks("params"), "meta-parameter body/w"),
-    "infinite params": (curved(3), *_breaks("params", math.inf), "meta-parameter body/w"),
-    "support": (curved(3), *_breaks("support"), "support"),
-    "query": (curved(3), *_breaks("query", -math.inf), "query"),
+    "params": (_THREE, *_breaks("params"), "meta-parameter body/w"),
+    "infinite params": (_THREE, *_breaks("params", math.inf), "meta-parameter body/w"),
+    "support": (_THREE, *_breaks("support"), "support"),
+    "query": (_THREE, *_breaks("query", -math.inf), "query"),
     "rate": (
         jaxmaml.maml(curved_loss, _nan_rate_at(2), 4), PARAMS, TASK, "inner step 3: parameter body/w",
     ),

@@ -115,7 +115,8 @@ def test_the_features_of_every_learner_can_be_computed(learner, images):
     ("learner", "norm"),
     [
         ("maml_plus_plus", "per_step"),
-        *((learner, norm) for learner in CARRY_STATE for norm in ("inductive", "running")),
+        # Each learner with one of them, in turn.
+        *((name, ("inductive", "running")[i % 2]) for i, name in enumerate(CARRY_STATE)),
     ],
 )
 def test_learners_carry_the_statistics_of_a_normalization(learner, norm, images):

@@ -76,7 +76,7 @@ def _called(adapted, path, inputs):
     return exported.call(inputs)
 
 
-@pytest.mark.parametrize("norm", ["layer", "none"])
+@pytest.mark.parametrize("norm", ["layer", pytest.param("none", marks=pytest.mark.slow)])
 def test_a_network_without_statistics_is_exported(norm, tmp_path):
     adapted = trained_run(norm=norm).adapt(SUPPORT)
     found = _called(adapted, tmp_path / "model", PIXELS)

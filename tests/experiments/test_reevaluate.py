@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -69,7 +70,7 @@ def test_other_tasks_are_named_and_scored(compared):
     )
     shown = _shown(reevaluate.scores_table(restored, 5))
     assert "sinusoid-5shot, shot=7, test_query=3, num_test_inner_steps=4: test MSE" in shown
-    assert "4 (headline)" in shown or "\n  4 " in shown
+    assert re.search(r"^ *4 ", shown, re.MULTILINE)
 
 
 def test_the_statistics_of_the_support_alone_are_scored_too(compared):
@@ -159,7 +160,11 @@ def _refused_after_edits(compared, tmp_path, num_positions, skipped=()):
     shutil.copytree(source, copy)
     before = _as_states(reevaluate.restore(copy, num_test_tasks=5))
     refused = {}
-    edited = [path for path in copy.rglob("*") if path.is_file() and not {*path.parts} & {*skipped}]
+    edited = [
+        path
+        for path in copy.rglob("*")
+        if path.is_file() and path.suffix != ".png" and not {*path.parts} & {*skipped}
+    ]
     for path in sorted(edited):
         content = path.read_bytes()
         for position in range(0, len(content), -(-len(content) // num_positions)):
@@ -185,7 +190,7 @@ def _check_refused(refused):
 
 
 def test_a_changed_byte_is_refused_or_changes_nothing(compared, tmp_path):
-    _check_refused(_refused_after_edits(compared, tmp_path, 1, skipped=["exact"]))
+    _check_refused(_refused_after_edits(compared, tmp_path, 1, skipped=["exact", "training"]))
 
 
 @pytest.mark.slow

@@ -173,14 +173,14 @@ def test_the_predictions_of_the_best_states_are_averaged():
 
     # By hand: the error of the mean prediction after one step.
     tasks = next(scored_tasks(experiment, "test", 5))
+    adapt = jax.jit(
+        lambda params, support: candidate.learner.adapt(params, support, num_inner_steps=1)[0]
+    )
     errors = []
     for i in range(5):
         task = jax.tree.map(lambda leaf: leaf[i], tasks)  # noqa: B023
         outputs = [
-            candidate.model.apply_fn(
-                candidate.learner.adapt(state.params, task.support, num_inner_steps=1)[0],
-                task.query,
-            )
+            candidate.model.apply_fn(adapt(state.params, task.support), task.query)
             for state in run.averaged_states
         ]
         errors.append(np.mean((np.mean(outputs, axis=0) - task.query["targets"]) ** 2))

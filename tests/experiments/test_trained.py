@@ -39,8 +39,10 @@ def one_at_a_time(adapted, inputs):
 
 
 CASES = [(LEARNER_OF[norm], norm) for norm in POLICIES]
+FAST = {"cavia", "proto_maml", "protonet", "fine_tuning"}
+"""One learner of each kind of adapted parameters."""
 CASES += [
-    (learner, "transductive")
+    pytest.param(learner, "transductive", marks=() if learner in FAST else pytest.mark.slow)
     for learner in learners.of_domain("classification")
     if learner != "maml"
 ]

@@ -32,10 +32,12 @@ def test_the_adjoint_is_annealed_by_the_outer_step():
     make = functools.partial(jaxmaml.maml, problem.loss_fn, SGD, 3)
     first, exact = jaxmaml.FirstOrder(), jaxmaml.Exact()
     learner = make(adjoint=jaxmaml.Annealed(first, exact, at=10))
-    for step, adjoint in ((0, first), (9, first), (10, exact), (500, exact)):
-        found = jax.jit(lambda step: meta_gradient(learner, params, task, step=step))(step)
-        expected = meta_gradient(make(adjoint=adjoint), params, task)
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    gradient = jax.jit(lambda step: meta_gradient(learner, params, task, step=step))
+    of_first, of_exact = (
+        meta_gradient(make(adjoint=adjoint), params, task) for adjoint in (first, exact)
+    )
+    for step, expected in ((0, of_first), (9, of_first), (10, of_exact), (500, of_exact)):
+        np.testing.assert_allclose(gradient(step), expected, rtol=1e-6)
 
 
 def test_multi_step_loss_weighs_every_step_and_ends_at_the_last():

@@ -103,11 +103,18 @@ def test_state_goes_through_a_scan_of_gradient_steps_under_vmap(library):
         return jax.lax.scan(step, (model.params, model.state), None, length=2)[0]
 
     adapted, states = jax.jit(jax.vmap(adapt))(tasks)
-    looped = [adapt(jax.tree.map(lambda leaf, i=i: leaf[i], tasks)) for i in range(3)]
+    alone = jax.jit(adapt)
+    looped = [alone(jax.tree.map(lambda leaf, i=i: leaf[i], tasks)) for i in range(3)]
     assert_leaves_close((adapted, states), stacked(*looped))
 
 
-@pytest.mark.parametrize("library", WITH_STATE)
+@pytest.mark.parametrize(
+    "library",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("linen", "haiku") else ())
+        for name in WITH_STATE
+    ],
+)
 def test_state_goes_from_the_support_to_the_query_and_through_an_outer_step(library):
     model, optimizer = WITH_STATE[library](), optax.adam(1e-2)
     loss_fn, query_loss_fn = map(nn.cross_entropy, (model.train_fn, model.test_fn))

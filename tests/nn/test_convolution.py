@@ -15,9 +15,19 @@ def lax_conv(inputs, kernel, stride, padding):
     )
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("size", [(3, 3), (1, 1), (2, 5)])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [
+        ((3, 3), 1, "SAME"),
+        ((3, 3), 2, "SAME"),
+        ((3, 3), 2, "VALID"),
+        ((3, 3), 3, "VALID"),
+        ((1, 1), 2, "SAME"),
+        ((2, 5), 1, "VALID"),
+        ((2, 5), 2, "SAME"),
+        ((2, 5), 3, "SAME"),
+    ],
+)
 def test_conv_and_its_two_derivatives_equal_lax_conv(x64, size, stride, padding):
     inputs, kernel = draw(0, 2, 8, 7, 3), draw(1, *size, 3, 4)
     tangents = draw(2, *inputs.shape), draw(3, *kernel.shape)

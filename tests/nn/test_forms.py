@@ -119,7 +119,13 @@ def _cast(tree, dtype):
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *list(MODELS)[:2],
+        *(pytest.param(name, marks=pytest.mark.slow) for name in list(MODELS)[2:]),
+    ],
+)
 def test_a_model_and_its_derivatives_are_the_same(x64, name):
     apply_fn, params = MODELS[name]()
     params = _cast(params, jnp.float64)

@@ -81,6 +81,7 @@ def listed(params, num_trajectories=1):
     return Listed(jax.tree.map(lambda leaf: leaf[chosen], found), log_probs[chosen].sum(axis=1))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def experiences(problem, params, num_trajectories=1):
     """(every batch that a policy may sample, scored; its log-likelihood)."""
     found, log_probs = listed(params, num_trajectories)
@@ -95,6 +96,7 @@ class Supports(NamedTuple):
     adapted: jax.Array
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
 def supports(problem, learner, meta_params, num_inner_steps, num_trajectories=1):
     def extended(before, log_prob, step):
         """The supports that one of a step less leads to."""
@@ -118,16 +120,25 @@ def supports(problem, learner, meta_params, num_inner_steps, num_trajectories=1)
     return Supports(support, jnp.exp(log_probs), adapted)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
 def expected_return(problem, learner, meta_params, num_inner_steps=1, num_trajectories=1):
     """The expected return after adaptation to what the inner loop samples."""
+    return _expected_return(problem, learner, meta_params, num_inner_steps, num_trajectories)
+
+
+# A program of its own for every way of giving the arguments, were it called directly.
+@functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
+def _expected_return(problem, learner, meta_params, num_inner_steps, num_trajectories):
     _, probs, adapted = supports(problem, learner, meta_params, num_inner_steps, num_trajectories)
     return probs @ jax.vmap(value)(adapted)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
 def expected_gradient(problem, learner, meta_params, num_inner_steps=1, num_trajectories=1):
     """The expectation of the meta-gradient over all supports, and queries of one trajectory."""
+    return _expected_gradient(problem, learner, meta_params, num_inner_steps, num_trajectories)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
+def _expected_gradient(problem, learner, meta_params, num_inner_steps, num_trajectories):
     found = supports(problem, learner, meta_params, num_inner_steps, num_trajectories)
     grad = jax.grad(learner.loss, has_aux=True)
 

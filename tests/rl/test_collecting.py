@@ -15,6 +15,7 @@ from jaxmaml import diagnostics, parallel, rl
 BANDIT = rl.bandit(3)
 
 
+@functools.cache
 def _adapted():
     """(problem, learner, parameters) with an inner loop."""
     policy_fn, params = rl.policy(BANDIT, hidden_sizes=(), rngs=nnx.Rngs(0))
@@ -27,6 +28,7 @@ def _adapted():
     return problem, learner, params
 
 
+@functools.cache
 def _remembered():
     """(problem, learner, parameters) with a memory."""
     policy, params = rl.recurrent_policy(BANDIT, hidden_size=6, rngs=nnx.Rngs(0))
@@ -83,7 +85,7 @@ def test_weights_are_relative_and_a_task_without_weight_may_hold_anything(name):
     )
 
 
-@pytest.mark.parametrize("name", ["trpo", "promp"])
+@pytest.mark.parametrize("name", ["trpo", pytest.param("promp", marks=pytest.mark.slow)])
 def test_each_device_has_the_work_of_its_tasks(name):
     """Operations of a device, without those of the sampling, which XLA divides by itself."""
     step, state, tasks = _setup(name, num_tasks=32)

@@ -15,6 +15,7 @@ from jaxmaml import rl
 from jaxmaml.rl.surrogates import Inner, surrogate
 from tests.rl import enumerable
 
+SLOW = pytest.mark.slow
 NAMES: tuple[Inner, ...] = ("reinforce", "lvc", "dice")
 
 
@@ -24,9 +25,14 @@ def _double():
         yield
 
 
+def _learner(problem=enumerable.PROBLEM, *, inner: Inner = "reinforce", **options):
+    return _learner_of(problem, inner=inner, **options)
+
+
+# However its arguments are given, a learner is one object: each has programs of its own.
 @functools.cache
-def _learner(
-    problem=enumerable.PROBLEM, *, inner: Inner = "reinforce", rate=1.0, num_inner_steps=1,
+def _learner_of(
+    problem, *, inner: Inner, rate=1.0, num_inner_steps=1,
     make=jaxmaml.maml, **options,
 ):  # fmt: skip
     parts = rl.losses(problem, inner=inner)
@@ -38,8 +44,12 @@ def _learner(
     )  # fmt: skip
 
 
-@functools.cache
 def _corrected(learner, problem=enumerable.PROBLEM):
+    return _corrected_of(learner, problem)
+
+
+@functools.cache
+def _corrected_of(learner, problem):
     return rl.with_sampling_correction(problem, learner)
 
 
@@ -56,7 +66,7 @@ def _surrogate_of(name, params, batch):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _expected(derivative, name, shift=0.0):
+def _expected(derivative, name, shift):
     """The expectation of a derivative of a surrogate over the batches of one trajectory."""
     params = jnp.asarray(enumerable.PARAMS)
     batches, log_probs = enumerable.experiences(enumerable.PROBLEM, params)
@@ -81,8 +91,8 @@ def test_the_gradient_of_a_surrogate_is_that_of_the_expected_return(name):
     """A mean over steps, so that it is smaller by the horizon."""
     params = jnp.asarray(enumerable.PARAMS)
     wanted = _central_differences(enumerable.value, params).reshape(2, 2) / enumerable.HORIZON
-    np.testing.assert_allclose(_expected(jax.grad, name), wanted, atol=1e-9)
-    np.testing.assert_allclose(_expected(jax.grad, name, shift=3.0), wanted, atol=1e-9)
+    np.testing.assert_allclose(_expected(jax.grad, name, 0.0), wanted, atol=1e-9)
+    np.testing.assert_allclose(_expected(jax.grad, name, 3.0), wanted, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["lvc", "dice"])
@@ -101,14 +111,14 @@ def test_surrogates_have_the_same_gradient_on_every_batch(name):
 
 def test_the_hessian_of_dice_is_that_of_the_expected_return_and_the_others_leave_terms_out():
     params = jnp.asarray(enumerable.PARAMS)
-    whole = jax.hessian(enumerable.value)(params)
+    whole = jax.jit(jax.hessian(enumerable.value))(params)
     by_differences = _central_differences(jax.grad(lambda x: enumerable.value(x)), params)
     np.testing.assert_allclose(whole.reshape(4, 4), by_differences.reshape(4, 4), atol=1e-8)
 
     # The score of an action times the derivative of the expected return after it.
     policy = jax.nn.softmax(params, axis=1)
-    scores = jax.jacobian(jax.nn.log_softmax)(params)  # state, action, then the parameters
-    later = jax.jacobian(enumerable.later_values)(params)
+    scores = jax.jit(jax.jacobian(jax.nn.log_softmax))(params)  # state, action, then parameters
+    later = jax.jit(jax.jacobian(enumerable.later_values))(params)
     cross = jnp.einsum("a,aij,akl->ijkl", policy[0], scores[0], later)
     without_cross = whole - cross - cross.transpose(2, 3, 0, 1)
 
@@ -126,24 +136,25 @@ def test_the_hessian_of_dice_is_that_of_the_expected_return_and_the_others_leave
     assert np.abs(cross).max() > 0.01
     assert np.abs(squares).max() > 0.01
     for name, hessian in wanted.items():
-        found = enumerable.HORIZON * _expected(jax.hessian, name)
+        found = enumerable.HORIZON * _expected(jax.hessian, name, 0.0)
         np.testing.assert_allclose(found, hessian, atol=1e-9, err_msg=name)
 
 
 def test_the_hessian_of_dice_has_no_bias_with_a_baseline():
-    whole = _expected(jax.hessian, "dice")
-    np.testing.assert_allclose(_expected(jax.hessian, "dice", shift=3.0), whole, atol=1e-12)
+    whole = _expected(jax.hessian, "dice", 0.0)
+    np.testing.assert_allclose(_expected(jax.hessian, "dice", 3.0), whole, atol=1e-12)
 
 
 def test_the_score_of_the_trajectories_completes_the_hessian_of_reinforce():
     """The correction of E-MAML, for the policy gradient in place of the return."""
     params = jnp.asarray(enumerable.PARAMS)
     batches, log_probs = enumerable.experiences(enumerable.PROBLEM, params)
-    grad = jax.vmap(jax.grad(functools.partial(_surrogate_of, "reinforce")), (None, 0))
-    scores = jax.jacobian(lambda params: enumerable.listed(params).log_probs)(params)
+    of_batch = jax.grad(functools.partial(_surrogate_of, "reinforce"))
+    grad = jax.jit(jax.vmap(of_batch, (None, 0)))
+    scores = jax.jit(jax.jacobian(lambda params: enumerable.listed(params).log_probs))(params)
     missing = jnp.einsum("b,bij,bkl->ijkl", jnp.exp(log_probs), grad(params, batches), scores)
-    found = _expected(jax.hessian, "reinforce") + missing
-    wanted = jax.hessian(enumerable.value)(params) / enumerable.HORIZON
+    found = _expected(jax.hessian, "reinforce", 0.0) + missing
+    wanted = jax.jit(jax.hessian(enumerable.value))(params) / enumerable.HORIZON
     np.testing.assert_allclose(found, wanted, atol=1e-12)
 
 
@@ -187,13 +198,6 @@ def test_steps_after_the_end_have_no_part_in_a_surrogate(name):
 # The meta-gradients.
 
 
-def test_the_meta_gradient_with_the_expected_inner_gradient_is_exact():
-    objective = lambda params: enumerable.value(params + jax.grad(enumerable.value)(params))
-    params = jnp.asarray(enumerable.PARAMS)
-    found = jax.grad(objective)(params).ravel()
-    np.testing.assert_allclose(found, _central_differences(objective, params), rtol=1e-6)
-
-
 CASES = {
     "one step": {},
     "two steps": {"num_inner_steps": 2},
@@ -204,7 +208,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW_CASES = ("two steps", "two trajectories", "reverse")
+"""They are contained in "learned rates", "normalized" and the tests of adjoints."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=SLOW if case in SLOW_CASES else ()) for case in CASES],
+)
 def test_the_corrected_meta_gradient_is_that_of_the_expected_return_after_adaptation(case):
     settings = dict(CASES[case])
     sizes = settings.get("num_inner_steps", 1), settings.pop("num_trajectories", 1)
@@ -218,17 +229,23 @@ def test_the_corrected_meta_gradient_is_that_of_the_expected_return_after_adapta
     gradient = functools.partial(enumerable.expected_gradient, problem)
     corrected = ravel_pytree(gradient(_corrected(learner, problem), meta_params, *sizes))[0]
     np.testing.assert_allclose(corrected, wanted, rtol=1e-6, atol=1e-9)
+    if case != "one step":
+        return
     # Without the correction it is another one.
     plain = ravel_pytree(gradient(learner, meta_params, *sizes))[0]
     assert np.abs(plain - wanted).max() > 3e-3
 
 
-@pytest.mark.parametrize("inner", NAMES)
+@pytest.mark.parametrize(
+    "inner", ["reinforce", pytest.param("lvc", marks=SLOW), pytest.param("dice", marks=SLOW)]
+)
 def test_the_uncorrected_meta_gradient_leaves_out_the_score_of_the_support(inner):
     params, learner = jnp.asarray(enumerable.PARAMS), _learner(inner=inner)
     found = enumerable.supports(enumerable.PROBLEM, learner, params, 1)
     returns = found.probs * jax.vmap(enumerable.value)(found.adapted)
-    left_out = jax.grad(lambda params: returns @ enumerable.listed(params).log_probs)(params)
+    left_out = jax.jit(jax.grad(lambda params: returns @ enumerable.listed(params).log_probs))(
+        params
+    )
     plain, corrected = (
         enumerable.expected_gradient(enumerable.PROBLEM, one, params)
         for one in (learner, _corrected(learner))
@@ -237,10 +254,9 @@ def test_the_uncorrected_meta_gradient_leaves_out_the_score_of_the_support(inner
         corrected - plain, -left_out / enumerable.HORIZON, rtol=1e-9, atol=1e-12
     )
     # What is left is the derivative through the inner gradient.
-    jacobians = jax.vmap(
-        lambda support: jax.jacobian(lambda params: learner.adapt(params, support)[0])(params)
-    )(found.support)
-    slopes = jax.vmap(jax.grad(enumerable.value))(found.adapted)
+    jacobian = jax.jacobian(lambda params, support: learner.adapt(params, support)[0])
+    jacobians = jax.jit(jax.vmap(jacobian, (None, 0)))(params, found.support)
+    slopes = jax.jit(jax.vmap(jax.grad(enumerable.value)))(found.adapted)
     through = jnp.einsum("b,bijkl,bij->kl", found.probs, jacobians, slopes)
     np.testing.assert_allclose(plain, -through / enumerable.HORIZON, rtol=1e-9, atol=1e-12)
 
@@ -248,25 +264,31 @@ def test_the_uncorrected_meta_gradient_leaves_out_the_score_of_the_support(inner
 def _bias(rate, corrected=False, inner="reinforce"):
     """The distance of the expected meta-gradient from the derivative of the sampled objective."""
     params = jnp.asarray(enumerable.PARAMS)
-    objective = functools.partial(
-        enumerable.expected_return, enumerable.PROBLEM, _learner(rate=rate)
-    )
-    wanted = jax.grad(objective)(params) / -enumerable.HORIZON
     learner = _learner(rate=rate, inner=inner)
     learner = _corrected(learner) if corrected else learner
     return np.linalg.norm(
-        enumerable.expected_gradient(enumerable.PROBLEM, learner, params) - wanted
+        enumerable.expected_gradient(enumerable.PROBLEM, learner, params) - _wanted(rate)
     )
+
+
+@functools.cache
+def _wanted(rate):
+    """The derivative of the expected return after one step of REINFORCE."""
+    params = jnp.asarray(enumerable.PARAMS)
+    objective = functools.partial(
+        enumerable.expected_return, enumerable.PROBLEM, _learner(rate=rate)
+    )
+    return jax.jit(jax.grad(objective))(params) / -enumerable.HORIZON
 
 
 @pytest.mark.parametrize(
     ("order", "settings"),
     [
         (1, {"inner": "reinforce"}),
-        (1, {"inner": "lvc"}),
+        pytest.param(1, {"inner": "lvc"}, marks=SLOW),
         (2, {"inner": "dice"}),
         # What dice contains counts twice.
-        (1, {"inner": "dice", "corrected": True}),
+        pytest.param(1, {"inner": "dice", "corrected": True}, marks=SLOW),
     ],
 )
 def test_the_bias_has_the_order_in_the_inner_rate_that_is_documented(order, settings):
@@ -275,7 +297,7 @@ def test_the_bias_has_the_order_in_the_inner_rate_that_is_documented(order, sett
     assert small > 1e-9
 
 
-@pytest.mark.parametrize("num_inner_steps", [1, 2])
+@pytest.mark.parametrize("num_inner_steps", [pytest.param(1, marks=SLOW), 2])
 def test_the_first_order_correction_takes_the_inner_gradients_as_constants(num_inner_steps):
     """Both terms with the identity as the derivative of the parameters of each step."""
     params = jnp.asarray(enumerable.PARAMS)
@@ -297,7 +319,7 @@ def test_the_first_order_correction_takes_the_inner_gradients_as_constants(num_i
             total += log_probs * jax.vmap(enumerable.value)(found.adapted)
         return found.probs @ total
 
-    wanted = -jax.grad(objective)(jnp.zeros_like(params)) / enumerable.HORIZON
+    wanted = -jax.jit(jax.grad(objective))(jnp.zeros_like(params)) / enumerable.HORIZON
     corrected = enumerable.expected_gradient(
         enumerable.PROBLEM, _corrected(learner), params, num_inner_steps
     )
@@ -319,7 +341,7 @@ def _sampled(num_inner_steps=1, **sizes):
 
 def test_requests_are_sampled_once():
     """The meta-gradient is that of the batches which `collect` returns."""
-    problem, learner, params, tasks = _sampled(2)
+    problem, learner, params, tasks = _sampled()
     corrected = _corrected(learner, problem)
     collected = _collect(problem, learner, params, tasks)
     found, wanted = (_meta_grad(corrected, params, x) for x in (tasks, collected))
@@ -392,6 +414,7 @@ def test_steps_after_the_end_have_no_part_in_the_correction():
     assert np.abs(grads[0]).max() > 1e-3
 
 
+@SLOW
 def test_trpo_takes_a_corrected_learner():
     problem, _, params, tasks = _sampled()
     learner = _learner(problem, adjoint=jaxmaml.Exact(mode="reverse"))
@@ -405,6 +428,7 @@ def test_trpo_takes_a_corrected_learner():
     assert metrics["accepted"]
 
 
+@SLOW
 def test_the_corrected_meta_gradient_does_not_depend_on_the_devices():
     problem, learner, params, tasks = _sampled()
     corrected = _corrected(learner, problem)
@@ -440,14 +464,14 @@ def test_a_learner_with_another_meta_loss_is_refused(make, message):
 
 
 def test_batches_of_two_kinds_or_of_too_few_steps_are_refused():
-    problem, learner, params, tasks = _sampled(2)
+    problem, learner, params, tasks = _sampled()
     corrected = _corrected(learner, problem)
     batches = _collect(problem, learner, params, tasks)
     with pytest.raises(TypeError, match="must both be a Request, or both an Experience"):
         _meta_grad(corrected, params, batches._replace(query=tasks.query))
-    short = jax.tree.map(lambda leaf: leaf[:, :1], batches.support)
+    longer = _corrected(_learner(problem, num_inner_steps=2), problem)
     with pytest.raises(ValueError, match="a batch for each of the 2 inner steps"):
-        _meta_grad(corrected, params, batches._replace(support=short))
+        _meta_grad(longer, params, batches)
 
 
 def test_unknown_names_are_refused():
@@ -467,7 +491,7 @@ def test_the_meta_gradient_of_dice_is_finite_in_single_precision():
         environment = rl.navigation_2d()
         policy_fn, params = rl.policy(environment, hidden_sizes=(4,), rngs=nnx.Rngs(0))
         problem = rl.Problem(environment, policy_fn, num_trajectories=3, horizon=100)
-        learner = _learner(problem, inner="dice", rate=0.1, num_inner_steps=2)
+        learner = _learner(problem, inner="dice", rate=0.1)
         corrected = _corrected(learner, problem)
         tasks = rl.sampler(environment, num_tasks=2)(jax.random.key(0))
         batches = _collect(problem, learner, params, tasks)
@@ -475,6 +499,6 @@ def test_the_meta_gradient_of_dice_is_finite_in_single_precision():
         loss, grads, info = _meta_grad(corrected, params, batches)
         assert np.isfinite(optax.tree.norm(grads))
         assert optax.tree.norm(grads) > 1e-3
-        # The likelihoods of both steps are those that they were sampled with.
+        # The likelihoods are those that they were sampled with.
         wanted = (batches.query.scale * info.query_loss).mean()
         np.testing.assert_allclose(loss, wanted, atol=1e-3)
