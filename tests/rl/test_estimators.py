@@ -261,7 +261,7 @@ def test_the_uncorrected_meta_gradient_leaves_out_the_score_of_the_support(inner
     np.testing.assert_allclose(plain, -through / enumerable.HORIZON, rtol=1e-9, atol=1e-12)
 
 
-def _bias(rate, corrected=False, inner="reinforce"):
+def _bias(rate, corrected=False, inner: Inner = "reinforce"):
     """The distance of the expected meta-gradient from the derivative of the sampled objective."""
     params = jnp.asarray(enumerable.PARAMS)
     learner = _learner(rate=rate, inner=inner)
