@@ -302,7 +302,7 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         _sinusoid(5, "MSE 0.67 / 0.38 / 0.35 after 1 / 5 / 10 steps"),
         _sinusoid(10, "no published number"),
-        _glyphs(5, 1, "86.6 % exact, 77.2 % first order", "2 min"),
+        _glyphs(5, 1, "87.1 % exact, 76.2 % first order", "2 min"),
         _glyphs(5, 5, "no published number", "est. 8 min"),
         _glyphs(20, 1, "no published number", "est. 4 min"),
         _omniglot(5, 1, "98.7 ± 0.4 % exact, 98.3 ± 0.5 % first order", "2.8 h"),
