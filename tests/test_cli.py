@@ -115,10 +115,10 @@ def test_a_complete_run_is_not_repeated(compared, capsys):
 def test_inner_rates_are_each_tried(tmp_path, capsys):
     out = tmp_path / "run"
     options = ["--out", str(out), *TINY, "--num-outer-steps", "2", "--inner-lrs", "0.01", "0.1"]
-    assert cli.main(["compare", "sinusoid-5shot", "--learners", "fomaml", *options]) == 0
+    assert cli.main(["compare", "sinusoid-5shot", *options]) == 0
     runs = json.loads((out / "results.json").read_text())["runs"]
     assert {label: run["inner_lr"] for label, run in runs.items()} == {
-        "fomaml@0.01": 0.01, "fomaml@0.1": 0.1,
+        "exact@0.01": 0.01, "first@0.01": 0.01, "exact@0.1": 0.1, "first@0.1": 0.1,
     }  # fmt: skip
     assert "each at its best rate" in capsys.readouterr().out
 

@@ -6,7 +6,6 @@ The default tests run the first one, and look up in the others whether what they
 import ast
 import inspect
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,8 +29,9 @@ def test_the_first_notebook_runs_with_few_outer_steps() -> None:
 @each_notebook
 def test_what_a_notebook_calls_exists(path: Path) -> None:
     tree = ast.parse(_code(path))
-    assert "jaxmaml" in {name.partition(".")[0] for name in _modules(tree)}
-    _check_names(tree)
+    imported = _imported(tree)
+    assert "jaxmaml" in imported
+    _check_names(tree, imported)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,9 @@ def test_what_a_notebook_calls_exists(path: Path) -> None:
     ],
 )
 def test_what_does_not_exist_is_found(code: str, message: str) -> None:
+    tree = ast.parse(code)
     with pytest.raises((AttributeError, TypeError), match=message):
-        _check_names(ast.parse(code))
+        _check_names(tree, _imported(tree))
 
 
 @pytest.mark.slow
@@ -80,16 +81,6 @@ def _code(path: Path) -> str:
     return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
 
 
-def _modules(tree: ast.AST) -> Iterator[str]:
-    """The modules that a program imports."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module is not None
-            yield node.module
-
-
 def _imported(tree: ast.AST) -> dict[str, Any]:
     """The values that a program imports, by their names there."""
     names: dict[str, Any] = {}
@@ -102,9 +93,8 @@ def _imported(tree: ast.AST) -> dict[str, Any]:
     return names
 
 
-def _check_names(tree: ast.AST) -> None:
+def _check_names(tree: ast.AST, imported: dict[str, Any]) -> None:
     """Checks the attributes of all that is imported, and the keywords of calls of jaxmaml."""
-    imported = _imported(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             _value(node, imported)

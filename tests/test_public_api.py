@@ -154,10 +154,11 @@ def test_an_exported_name_has_an_example_that_is_run(module: str, name: str) -> 
 
 SLOW_EXAMPLES = {
     "jaxmaml.experiments.trained",
-    *(
-        f"jaxmaml.rl.{name}"
-        for name in ("corrections", "problems", "proximal", "recurrent_ppo", "remembering")
-    ),
+    "jaxmaml.rl.corrections",
+    "jaxmaml.rl.problems",
+    "jaxmaml.rl.proximal",
+    "jaxmaml.rl.recurrent_ppo",
+    "jaxmaml.rl.remembering",
     "jaxmaml.rl.trust_region",
 }
 """Modules whose examples compile or train for long; other tests do the same."""

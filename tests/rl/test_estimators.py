@@ -14,6 +14,7 @@ import jaxmaml
 from jaxmaml import rl
 from jaxmaml.rl.surrogates import Inner, surrogate
 from tests.rl import enumerable
+from tests.rl.jitted import collect, meta_grad
 
 SLOW = pytest.mark.slow
 NAMES: tuple[Inner, ...] = ("reinforce", "lvc", "dice")
@@ -73,10 +74,6 @@ def _expected(derivative, name, shift):
     batches = batches._replace(advantages=batches.advantages - shift)
     found = jax.vmap(lambda batch: derivative(_surrogate_of, 1)(name, params, batch))(batches)
     return jnp.tensordot(jnp.exp(log_probs), found, 1)
-
-
-_meta_grad = jax.jit(jaxmaml.meta_grad, static_argnums=0, static_argnames="mesh")
-_collect = jax.jit(rl.collect, static_argnums=(0, 1))
 
 
 def _outer(first, second):
@@ -229,8 +226,6 @@ def test_the_corrected_meta_gradient_is_that_of_the_expected_return_after_adapta
     gradient = functools.partial(enumerable.expected_gradient, problem)
     corrected = ravel_pytree(gradient(_corrected(learner, problem), meta_params, *sizes))[0]
     np.testing.assert_allclose(corrected, wanted, rtol=1e-6, atol=1e-9)
-    if case != "one step":
-        return
     # Without the correction it is another one.
     plain = ravel_pytree(gradient(learner, meta_params, *sizes))[0]
     assert np.abs(plain - wanted).max() > 3e-3
@@ -343,8 +338,8 @@ def test_requests_are_sampled_once():
     """The meta-gradient is that of the batches which `collect` returns."""
     problem, learner, params, tasks = _sampled()
     corrected = _corrected(learner, problem)
-    collected = _collect(problem, learner, params, tasks)
-    found, wanted = (_meta_grad(corrected, params, x) for x in (tasks, collected))
+    collected = collect(problem, learner, params, tasks)
+    found, wanted = (meta_grad(corrected, params, x) for x in (tasks, collected))
     np.testing.assert_allclose(found[1], wanted[1], rtol=1e-9)
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-9)
     # Where the batches were sampled, the correction is 0 in value.
@@ -371,28 +366,28 @@ def test_the_mean_over_samples_is_the_expectation():
 def test_a_constant_in_all_returns_has_no_effect():
     """The control variate: the other trajectories of the support have it too."""
     problem, learner, params, tasks = _sampled()
-    batches = _collect(problem, learner, params, tasks)
+    batches = collect(problem, learner, params, tasks)
     raised = jaxmaml.Task(*(batch._replace(rewards=batch.rewards + 5) for batch in batches))
     corrected = _corrected(learner, problem)
-    grads = [_meta_grad(corrected, params, x)[1] for x in (batches, raised)]
+    grads = [meta_grad(corrected, params, x)[1] for x in (batches, raised)]
     np.testing.assert_allclose(*grads, rtol=1e-9)
     # A constant in the returns of the query alone has one.
     query = batches.query._replace(rewards=batches.query.rewards + 5)
-    moved = _meta_grad(corrected, params, batches._replace(query=query))[1]
+    moved = meta_grad(corrected, params, batches._replace(query=query))[1]
     assert np.abs(moved - grads[0]).max() > 0.1
 
 
 def test_normalized_advantages_of_the_query_have_the_units_of_the_reward():
     """Rewards ten times as large make the meta-gradient ten times as large."""
     problem, learner, params, tasks = _sampled(normalize=True, baseline="linear")
-    batches = _collect(problem, learner, params, tasks)
+    batches = collect(problem, learner, params, tasks)
     query, support = batches.query, batches.support
     larger = jaxmaml.Task(
         support._replace(rewards=10 * support.rewards),
         query._replace(rewards=10 * query.rewards, scale=10 * query.scale),
     )
     corrected = _corrected(learner, problem)
-    grads = [_meta_grad(corrected, params, x)[1] for x in (batches, larger)]
+    grads = [meta_grad(corrected, params, x)[1] for x in (batches, larger)]
     np.testing.assert_allclose(10 * grads[0], grads[1], rtol=1e-9)
     raw = problem._replace(normalize=False)
     found = problem.sample(params, jax.tree.map(lambda leaf: leaf[0], tasks.query))
@@ -404,12 +399,12 @@ def test_normalized_advantages_of_the_query_have_the_units_of_the_reward():
 
 def test_steps_after_the_end_have_no_part_in_the_correction():
     problem, learner, params, tasks = _sampled()
-    batches = _collect(problem, learner, params, tasks)
+    batches = collect(problem, learner, params, tasks)
     ended = jaxmaml.Task(*(batch._replace(mask=batch.mask.at[..., 2].set(0)) for batch in batches))
     other = ended.support._replace(actions=ended.support.actions.at[..., 2].set(1))
     assert (other.actions != ended.support.actions).any()
     corrected = _corrected(learner, problem)
-    grads = [_meta_grad(corrected, params, x)[1] for x in (ended, ended._replace(support=other))]
+    grads = [meta_grad(corrected, params, x)[1] for x in (ended, ended._replace(support=other))]
     np.testing.assert_allclose(*grads, rtol=1e-9)
     assert np.abs(grads[0]).max() > 1e-3
 
@@ -419,11 +414,11 @@ def test_trpo_takes_a_corrected_learner():
     problem, _, params, tasks = _sampled()
     learner = _learner(problem, adjoint=jaxmaml.Exact(mode="reverse"))
     corrected, optimizer = _corrected(learner, problem), rl.trpo(problem)
-    batches = _collect(problem, learner, params, tasks)
+    batches = collect(problem, learner, params, tasks)
     state = jaxmaml.init_state(corrected, optimizer, params)
     step = jax.jit(functools.partial(optimizer.meta_step, corrected, chunk_size=None))
     _, metrics = step(state, tasks)
-    norm = optax.tree.norm(_meta_grad(corrected, params, batches)[1])
+    norm = optax.tree.norm(meta_grad(corrected, params, batches)[1])
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-9)
     assert metrics["accepted"]
 
@@ -434,7 +429,7 @@ def test_the_corrected_meta_gradient_does_not_depend_on_the_devices():
     corrected = _corrected(learner, problem)
     mesh = jaxmaml.parallel.make_mesh(2)
     grads = [
-        jax.device_get(_meta_grad(corrected, params, tasks, mesh=one)[1]) for one in (None, mesh)
+        jax.device_get(meta_grad(corrected, params, tasks, mesh=one)[1]) for one in (None, mesh)
     ]
     np.testing.assert_allclose(*grads, rtol=1e-9)
 
@@ -466,12 +461,12 @@ def test_a_learner_with_another_meta_loss_is_refused(make, message):
 def test_batches_of_two_kinds_or_of_too_few_steps_are_refused():
     problem, learner, params, tasks = _sampled()
     corrected = _corrected(learner, problem)
-    batches = _collect(problem, learner, params, tasks)
+    batches = collect(problem, learner, params, tasks)
     with pytest.raises(TypeError, match="must both be a Request, or both an Experience"):
-        _meta_grad(corrected, params, batches._replace(query=tasks.query))
+        meta_grad(corrected, params, batches._replace(query=tasks.query))
     longer = _corrected(_learner(problem, num_inner_steps=2), problem)
     with pytest.raises(ValueError, match="a batch for each of the 2 inner steps"):
-        _meta_grad(longer, params, batches)
+        meta_grad(longer, params, batches)
 
 
 def test_unknown_names_are_refused():
@@ -494,9 +489,9 @@ def test_the_meta_gradient_of_dice_is_finite_in_single_precision():
         learner = _learner(problem, inner="dice", rate=0.1)
         corrected = _corrected(learner, problem)
         tasks = rl.sampler(environment, num_tasks=2)(jax.random.key(0))
-        batches = _collect(problem, learner, params, tasks)
+        batches = collect(problem, learner, params, tasks)
         assert batches.support.log_probs.sum(axis=-1).max() < -110
-        loss, grads, info = _meta_grad(corrected, params, batches)
+        loss, grads, info = meta_grad(corrected, params, batches)
         assert np.isfinite(optax.tree.norm(grads))
         assert optax.tree.norm(grads) > 1e-3
         # The likelihoods are those that they were sampled with.

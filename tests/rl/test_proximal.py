@@ -12,6 +12,7 @@ from flax import nnx
 import jaxmaml
 from jaxmaml import rl
 from jaxmaml.rl import proximal
+from tests.rl.jitted import collect, meta_grad
 
 BANDIT = rl.bandit(3)
 
@@ -37,10 +38,6 @@ def _setup(environment=BANDIT, *, num_inner_steps=1, adjoint=None, rate=0.5, **s
         query_loss_fn=parts.query_loss_fn, at_step=parts.at_step,
     )  # fmt: skip
     return problem, learner, params
-
-
-_collect = jax.jit(rl.collect, static_argnums=(0, 1))
-_meta_grad = jax.jit(jaxmaml.meta_grad, static_argnums=0)
 
 
 def _tasks(num_tasks=3, environment=BANDIT):
@@ -80,6 +77,17 @@ def _objective(problem, learner, clip, penalty, num_inner_steps, params, task):
     return -surrogate + penalty * total, left.mean()
 
 
+def _check_first_epoch(metrics, learner, params, batches):
+    """Checks the metrics of the first epoch, in which all ratios are 1."""
+    loss, grads, info = meta_grad(learner, params, batches)
+    np.testing.assert_allclose(metrics["loss"], loss, atol=1e-6)
+    np.testing.assert_allclose(metrics["query_loss"], info.query_loss.mean(), atol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+    np.testing.assert_allclose(metrics["return"], batches.query.returns.mean(), rtol=1e-6)
+    before = batches.support.returns[:, 0].mean()
+    np.testing.assert_allclose(metrics["return_before"], before, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("adjoint", "num_inner_steps"),
     [
@@ -95,16 +103,10 @@ def test_the_first_epoch_follows_the_gradient_of_the_likelihood_ratio(adjoint, n
     tasks = _tasks()
     optimizer = rl.promp(problem, optax.sgd(1.0), num_epochs=1, kl_penalty=10.0)
     state, metrics = _step(optimizer, learner, params, tasks)
-    batches = _collect(problem, learner, params, tasks)
-    loss, grads, info = _meta_grad(learner, params, batches)
+    batches = collect(problem, learner, params, tasks)
     moved = jax.tree.map(lambda a, b: a - b, params, state.params)
-    _close(moved, grads, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(metrics["loss"], loss, atol=1e-6)
-    np.testing.assert_allclose(metrics["query_loss"], info.query_loss.mean(), atol=1e-6)
-    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
-    np.testing.assert_allclose(metrics["return"], batches.query.returns.mean(), rtol=1e-6)
-    before = batches.support.returns[:, 0].mean()
-    np.testing.assert_allclose(metrics["return_before"], before, rtol=1e-6)
+    _close(moved, meta_grad(learner, params, batches)[1], rtol=1e-4, atol=1e-6)
+    _check_first_epoch(metrics, learner, params, batches)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_the_epochs_are_steps_on_the_objective_of_the_paper(environment, num_inn
     optimizer = rl.promp(problem, optax.adam(0.1), num_epochs=4, clip=clip, kl_penalty=penalty)
     state, metrics = _step(optimizer, learner, params, tasks)
 
-    batches, adam = _collect(problem, learner, params, tasks), optax.adam(0.1)
+    batches, adam = collect(problem, learner, params, tasks), optax.adam(0.1)
     objective = functools.partial(_objective, problem, learner, clip, penalty, num_inner_steps)
 
     def mean(params):
@@ -135,14 +137,8 @@ def test_the_epochs_are_steps_on_the_objective_of_the_paper(environment, num_inn
     _close(state.params, current, rtol=1e-3, atol=1e-5)
     _close(state.opt_state, opt_state, rtol=1e-3, atol=1e-5)
 
-    # The metrics of the first epoch, in which ratios are 1, and those of the last one.
-    loss, grads, info = _meta_grad(learner, params, batches)
-    np.testing.assert_allclose(metrics["loss"], loss, atol=1e-6)
-    np.testing.assert_allclose(metrics["query_loss"], info.query_loss.mean(), atol=1e-6)
-    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
-    np.testing.assert_allclose(metrics["return"], batches.query.returns.mean(), rtol=1e-6)
-    before = batches.support.returns[:, 0].mean()
-    np.testing.assert_allclose(metrics["return_before"], before, rtol=1e-6)
+    _check_first_epoch(metrics, learner, params, batches)
+    # And those of the last epoch.
     (value, left), _ = value_and_grad(current)
     assert 0.1 < left < 0.9
     np.testing.assert_allclose(metrics["clipped"], left, atol=1e-6)
@@ -180,7 +176,7 @@ def test_a_clipped_step_has_no_gradient():
 
 def test_the_penalty_is_zero_at_the_policy_that_sampled():
     problem, learner, params = _setup(num_inner_steps=2)
-    batches = _collect(problem, learner, params, _tasks())
+    batches = collect(problem, learner, params, _tasks())
     options = rl.promp(problem, optax.sgd(1.0))
 
     def kl(params):
@@ -282,8 +278,8 @@ def test_a_policy_that_is_not_adapted_in_training_is_trained():
     assert any(jax.tree.leaves(moved))
     # Nothing is sampled before adaptation, so that there is nothing to correct.
     corrected = rl.with_sampling_correction(problem, learner)
-    task = jax.tree.map(lambda leaf: leaf[:1], _collect(problem, learner, params, _tasks()))
-    loss, found = (_meta_grad(one, params, task)[0] for one in (learner, corrected))
+    task = jax.tree.map(lambda leaf: leaf[:1], collect(problem, learner, params, _tasks()))
+    loss, found = (meta_grad(one, params, task)[0] for one in (learner, corrected))
     np.testing.assert_allclose(found, task.query.scale[0] * loss, rtol=1e-5)
 
 

@@ -148,6 +148,8 @@ def test_the_memory_rests_after_the_end_of_an_episode():
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *grads)
     assert optax.tree.norm(grads[0]) > 1e-2
+    # Where the trial is sampled in the loss, too.
+    assert np.isfinite(optax.tree.norm(_grad(learner, params, task)))
 
 
 def test_each_task_starts_without_a_memory():

@@ -12,6 +12,7 @@ from flax import nnx
 
 import jaxmaml
 from jaxmaml import rl
+from tests.rl.jitted import meta_grad
 
 COUNTS: Any = {"num_trajectories": 3, "horizon": 5}
 
@@ -102,7 +103,6 @@ def test_a_loss_is_finite_whatever_comes_after_the_end(baseline, after):
     options = {"query_loss_fn": parts.query_loss_fn, "at_step": parts.at_step}
     learner = jaxmaml.maml(parts.loss_fn, optax.sgd(0.1), 1, **options)
     tasks = rl.sampler(environment, num_tasks=2)(jax.random.key(0))
-    meta_grad = jax.jit(jaxmaml.meta_grad, static_argnums=0)
     loss, grads, _ = meta_grad(learner, params, tasks)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, grads)))
 

@@ -13,13 +13,10 @@ from jax.flatten_util import ravel_pytree
 import jaxmaml
 from jaxmaml import rl
 from jaxmaml.rl import trust_region
+from tests.rl.jitted import collect, meta_grad
 
 BANDIT = rl.bandit(3)
 REVERSE = jaxmaml.Exact(mode="reverse")
-
-
-_collect = jax.jit(rl.collect, static_argnums=(0, 1))
-_meta_grad = jax.jit(jaxmaml.meta_grad, static_argnums=0)
 
 
 @functools.cache
@@ -53,9 +50,9 @@ def test_collected_batches_are_what_the_learner_samples(num_inner_steps):
     environment = rl.navigation_2d()
     problem, learner, params = _setup(environment, num_inner_steps=num_inner_steps)
     tasks = rl.sampler(environment, num_tasks=3)(jax.random.key(0))
-    collected = _collect(problem, learner, params, tasks)
+    collected = collect(problem, learner, params, tasks)
     assert collected.support.mask.shape == (3, num_inner_steps, 5, 4)
-    grads = [_meta_grad(learner, params, found)[1] for found in (tasks, collected)]
+    grads = [meta_grad(learner, params, found)[1] for found in (tasks, collected)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), *grads)
 
 
@@ -63,7 +60,7 @@ def test_the_step_is_along_the_natural_gradient_to_the_edge_of_the_trust_region(
     """The Hessian of the divergence, dense and from its definition."""
     problem, learner, params = _setup()
     tasks = rl.sampler(BANDIT, num_tasks=4)(jax.random.key(0))
-    batches = _collect(problem, learner, params, tasks)
+    batches = collect(problem, learner, params, tasks)
     flat, unflatten = ravel_pytree(params)
 
     @jax.jit
@@ -80,7 +77,7 @@ def test_the_step_is_along_the_natural_gradient_to_the_edge_of_the_trust_region(
     np.testing.assert_allclose(products(jnp.eye(len(flat))), dense, atol=1e-5)
 
     state, metrics = _step(OPTIMIZER, learner, params, tasks)
-    grads = ravel_pytree(_meta_grad(learner, params, batches)[1])[0]
+    grads = ravel_pytree(meta_grad(learner, params, batches)[1])[0]
     natural = -jnp.linalg.solve(dense + 1e-3 * jnp.eye(len(flat)), grads)
     moved = ravel_pytree(state.params)[0] - flat
     cosine = natural @ moved / jnp.linalg.norm(natural) / jnp.linalg.norm(moved)
