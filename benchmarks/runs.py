@@ -6,6 +6,7 @@ tensorflow-datasets.
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ from jaxmaml.checkpoint import Manager
 from jaxmaml.data import pools
 from jaxmaml.experiments.candidates import Candidate
 from jaxmaml.experiments.experiment import Experiment, build_experiment
+from jaxmaml.experiments.interruption import Interrupted, interruptible
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.progress import Display
 from jaxmaml.experiments.run import Probe, Run, train_and_test
@@ -122,6 +124,8 @@ def train(
 ) -> Run:
     """Trains a candidate with validation, and tests it.
 
+    SIGINT and SIGTERM end the process with 130 and 143. With --checkpoints the training is saved then.
+
     Args:
         experiment: what all runs share.
         candidate: what is trained.
@@ -129,12 +133,16 @@ def train(
         show: receives the metrics of every dispatch and validation.
         probe: called with the state about a dozen times along the run.
     """
-    with Display() as display:
-        return train_and_test(
-            experiment, candidate,
-            num_test_tasks=num_test_tasks(options), record=_Unwritten(show), display=display,
-            probe=probe, checkpoints=_checkpoints(experiment, candidate, options),
-        )  # fmt: skip
+    try:
+        with interruptible(), Display() as display:
+            return train_and_test(
+                experiment, candidate,
+                num_test_tasks=num_test_tasks(options), record=_Unwritten(show), display=display,
+                probe=probe, checkpoints=_checkpoints(experiment, candidate, options),
+            )  # fmt: skip
+    except Interrupted as stop:
+        print("interrupted", file=sys.stderr)
+        sys.exit(stop.code)
 
 
 def _checkpoints(

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import importlib
+import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 
 from jaxmaml.experiments import learners, presets, settings
 from jaxmaml.experiments.candidates import Spec
+from jaxmaml.experiments.experiment import build_candidate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -70,6 +73,35 @@ def _checkpoints(tmp_path, precision):
 def test_a_training_is_continued_by_the_same_settings_only(tmp_path):
     assert _checkpoints(tmp_path, "highest") == _checkpoints(tmp_path, "highest")
     assert _checkpoints(tmp_path, "highest") != _checkpoints(tmp_path, "default")
+
+
+def test_a_training_that_a_signal_ends_is_saved_and_continued(tmp_path, capsys):
+    preset = presets.override(
+        presets.get("sinusoid-5shot"),
+        num_outer_steps=40, hidden_sizes=(4, 4), num_val_tasks=5, num_validations=4,
+    )  # fmt: skip
+    options = argparse.Namespace(
+        data=None, data_dir=None, quick=True, checkpoints=tmp_path, num_test_tasks=5
+    )
+    experiment = runs.build(preset, 0, options)
+    candidate = build_candidate(experiment, Spec("exact", "exact", preset.inner_lr))
+
+    def interrupted(rows):
+        if rows[-1]["step"] >= 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stop:
+        runs.train(experiment, candidate, options, show=interrupted)
+    assert stop.value.code == 143
+    assert capsys.readouterr().err.endswith("interrupted\n")
+
+    # What is trained afterwards, and that it ends as a training without a signal.
+    seen = []
+    continued = runs.train(experiment, candidate, options, show=seen.extend)
+    assert 0 < seen[0]["step"] < 40
+    options.checkpoints = None
+    whole = runs.train(experiment, candidate, options)
+    np.testing.assert_array_equal(continued.test.mean, whole.test.mean)
 
 
 def test_more_seeds_on_the_same_tasks_have_no_smaller_interval():

@@ -85,7 +85,7 @@ def _untrained(real: Any, *args: Any) -> trained._Served:
 
 def _save_seeds(path: Path) -> None:
     """Writes a directory of two runs that differ in their seed."""
-    specs = candidates.over_seeds([candidates.single(REGRESSION, "maml")], 0, 2)
+    specs = candidates.for_each_seed([candidates.single(REGRESSION, "maml")], 0, 2)
     config = make_config(
         REGRESSION, specs,
         seed=0, num_test_tasks=5, data_dir=None, matmul_precision="highest", input_shape=(1,),

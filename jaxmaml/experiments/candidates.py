@@ -170,7 +170,7 @@ def _default_runs(preset: Preset) -> dict[str, tuple[str, str]]:
     )
 
 
-def over_seeds(specs: Sequence[Spec], seed: int, num_seeds: int) -> list[Spec]:
+def for_each_seed(specs: Sequence[Spec], seed: int, num_seeds: int) -> list[Spec]:
     """Returns the descriptions of the runs of each of `num_seeds` seeds, `seed` being the first one.
 
     Args:
@@ -181,7 +181,7 @@ def over_seeds(specs: Sequence[Spec], seed: int, num_seeds: int) -> list[Spec]:
     Raises:
         TypeError, ValueError: the number is not an integer from 1 to `ranges.MAX_SEEDS`.
 
-    >>> [spec.label for spec in over_seeds([Spec("exact", "exact", 0.4)], 3, 2)]
+    >>> [spec.label for spec in for_each_seed([Spec("exact", "exact", 0.4)], 3, 2)]
     ['exact, seed 3', 'exact, seed 4']
     """
     ranges.check_whole("num_seeds", num_seeds, maximum=ranges.MAX_SEEDS)

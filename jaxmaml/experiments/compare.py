@@ -161,7 +161,7 @@ def prepare(
 def _of_all_seeds(preset: Preset, specs: Sequence[Spec], seed: int, num_seeds: int) -> list[Spec]:
     """Returns the descriptions of the runs of all seeds, which suit the preset."""
     ranges.check_whole("seed", seed, minimum=0, maximum=MAX_SEED)
-    specs = candidates.over_seeds(specs, seed, num_seeds)
+    specs = candidates.for_each_seed(specs, seed, num_seeds)
     ranges.check_whole("seed + num_seeds - 1", seed + num_seeds - 1, minimum=0, maximum=MAX_SEED)
     for spec in specs:
         learners.check(preset, spec.learner, spec.order)

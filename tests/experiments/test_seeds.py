@@ -84,7 +84,7 @@ def test_evaluate_shows_every_seed_and_their_mean(seeds):
 def test_the_programs_of_the_first_seed_serve_the_others(monkeypatch):
     """The functions are the same objects, and what depends on the seed is an argument."""
     built = build_experiment(REGRESSION, seed=3, num_test_tasks=5)
-    specs = candidates.over_seeds([Spec("a", "first", 0.01, "cavia")], 3, 2)
+    specs = candidates.for_each_seed([Spec("a", "first", 0.01, "cavia")], 3, 2)
     first, second = compare._build(built, specs)
     assert first.learner is second.learner
     assert first.model is second.model

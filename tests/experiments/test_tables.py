@@ -10,7 +10,7 @@ from rich.console import Console
 from experiments.tiny import PRESET, REGRESSION
 from jaxmaml.data.preparation import Prepared
 from jaxmaml.experiments import presets, tables
-from jaxmaml.experiments.candidates import Spec, over_seeds
+from jaxmaml.experiments.candidates import Spec, for_each_seed
 from jaxmaml.experiments.references import named
 from jaxmaml.experiments.scoring import Score
 from jaxmaml.experiments.seeds import SeedScore
@@ -111,7 +111,7 @@ def test_each_learner_is_quoted_at_its_best_rate(many):
 def test_rates_are_compared_by_their_mean_over_seeds(many):
     runs = []
     for base, errors in ((many[0], (0.1, 0.9)), (many[1], (0.3, 0.5))):
-        for spec, error in zip(over_seeds([base.candidate.spec], 0, 2), errors, strict=True):
+        for spec, error in zip(for_each_seed([base.candidate.spec], 0, 2), errors, strict=True):
             score = _score(1.0, error)
             candidate = base.candidate._replace(spec=spec)
             runs.append(base._replace(candidate=candidate, curve=[(0, score)], test=score))
