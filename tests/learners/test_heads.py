@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparing import assert_close
 from learner_cases import learner_of, one_task
 from problems import smooth
 
 import jaxmaml
+from jaxmaml import nn
 from jaxmaml.learners import heads
 from jaxmaml.padding import blank_padding
 
@@ -70,3 +72,39 @@ def test_a_head_may_lie_in_a_list_of_layers():
     assert filled["layers"][1]["kernel"].tolist() == [[1.0] * 3] * 2
     with pytest.raises(ValueError, match="in place of '2' there is 0, 1"):
         heads.get(layers, "layers/2")
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["protonet", "proto_maml", "r2d2"])
+def test_a_class_that_the_task_lacks_changes_nothing(name):
+    """A head of five classes on a task of two is a head of two: loss, accuracy, gradient."""
+    keys = iter(jax.random.split(jax.random.key(0), 3))
+    body = jax.random.normal(next(keys), (3, 4))
+    features_fn = lambda params, batch: batch["inputs"] @ params["body"]
+
+    def apply_fn(params, batch):
+        return features_fn(params, batch) @ params["head"]["kernel"] + params["head"]["bias"]
+
+    options = {"proto_maml": (optax.sgd(0.1), 2)}.get(name, ())
+    learner = getattr(jaxmaml, name)(nn.cross_entropy(apply_fn), *options, features_fn)
+    batch = lambda key: {
+        "inputs": jax.random.normal(key, (4, 3)), "targets": jnp.array([0, 1, 0, 1], jnp.uint8)
+    }  # fmt: skip
+    task = jaxmaml.Task(batch(next(keys)), batch(next(keys)))
+
+    def scored(way):
+        head = {"kernel": jnp.zeros((4, way)), "bias": jnp.zeros(way)}
+        meta_params = learner.init({"body": body, "head": head})
+        loss = lambda meta_params: learner.loss(meta_params, task)[0]
+        value, grads = jax.jit(jax.value_and_grad(loss))(meta_params)
+        adapted = learner.adapt(meta_params, task.support)[0]
+        grads = grads.params if name == "r2d2" else grads
+        return value, grads["body"], nn.accuracy(apply_fn)(adapted, task.query)
+
+    assert_close(scored(5), scored(2), 1e-13)
+
+
+def test_narrow_integers_name_one_class_each():
+    batch = {"targets": jnp.array([0, 1], jnp.uint8)}
+    rows = heads.one_hot(batch, 300, jnp.float32)
+    assert jnp.argwhere(rows).tolist() == [[0, 0], [1, 1]]
