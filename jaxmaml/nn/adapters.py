@@ -9,7 +9,9 @@ which the losses of `jaxmaml.nn` take. There are two forms:
 - `from_nnx_with_state` and its siblings return a `StatefulModel`: a function for training mode and
   one for evaluation mode, both marked by `jaxmaml.types.with_state`.
 
-A model that takes an argument `weights` receives `batch["weights"]` if the batch has it.
+A model that takes an argument `weights` receives `batch["weights"]` if the batch has it. One that
+carries state in training mode must take it, or be given a `call`: the statistics of a batch
+normalization would count padded examples, too.
 """
 
 import inspect
@@ -235,17 +237,38 @@ def _shown(names: list[str]) -> str:
     return ", ".join([*names[:3], "..."] if len(names) > 3 else names)
 
 
-def default_call(fn: Callable[..., Any]) -> Call:
-    """Returns `(model, batch) -> fn(model, batch["inputs"])`, with the weights if fn takes them."""
+def default_call(fn: Callable[..., Any], *, has_statistics: bool = False) -> Call:
+    """Returns `(model, batch) -> fn(model, batch["inputs"])`, with the weights if fn takes them.
+
+    Args:
+        fn: the call of a model.
+        has_statistics: whether to refuse weights that fn does not take, see `refuse_weights`.
+    """
     takes_weights = "weights" in inspect.signature(fn).parameters
 
     def call(model: Any, batch: Batch) -> Any:
         inputs = inputs_of(batch)
         if takes_weights and "weights" in batch:
             return fn(model, inputs, weights=batch["weights"])
+        if has_statistics:
+            refuse_weights(batch)
         return fn(model, inputs)
 
     return call
+
+
+def refuse_weights(batch: Batch) -> None:
+    """Raises ValueError if the examples of a batch have weights that its model does not take.
+
+    Example:
+        >>> refuse_weights({"inputs": 0.0})
+    """
+    if "weights" in batch:
+        raise ValueError(
+            "the batch has weights and the model, which carries state, does not take them: padded "
+            "examples would count in its batch statistics. Give the adapter a call that passes "
+            'batch["weights"] on (nnx.BatchNorm: mask=), or one that leaves them out'
+        )
 
 
 def inputs_of(batch: Batch) -> Any:

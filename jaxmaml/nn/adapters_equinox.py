@@ -16,6 +16,7 @@ from jaxmaml.nn.adapters import (
     plain_fn,
     random_key,
     refuse_state,
+    refuse_weights,
     stateful_model,
 )
 from jaxmaml.types import Batch, Params, PlainFn, State
@@ -104,7 +105,7 @@ def from_equinox_with_state(
 
     _check_module(module)
     _refuse_initial_state(module)
-    run, params = _split(module, call)
+    run, params = _split(module, call or _over_examples(module, has_statistics=True))
     run_in_test, _ = _split(eqx.nn.inference_mode(module), call)
     if not isinstance(state, eqx.nn.State):
         raise TypeError(f"state must be an equinox.nn.State, got {type(state).__name__}")
@@ -160,11 +161,13 @@ def _refuse_initial_state(module: Any) -> None:
             )
 
 
-def _over_examples(module: Any) -> Callable[..., Any]:
+def _over_examples(module: Any, *, has_statistics: bool = False) -> Callable[..., Any]:
     """Returns `(module, batch, *state)` that maps the module over examples, with a key for each."""
     takes_key = "key" in inspect.signature(module).parameters
 
     def call(module: Any, batch: Batch, *state: State) -> Any:
+        if has_statistics:
+            refuse_weights(batch)
         inputs, key = inputs_of(batch), random_key(batch) if takes_key else None
         keys = None if key is None else jax.random.split(key, inputs.shape[0])
 

@@ -4,7 +4,8 @@ Each function takes a model and returns a loss or metric in its form: `(params, 
 or, for a model marked by `jaxmaml.types.with_state`, a marked `(params, batch, state) -> (value,
 state)`. If the batch has "weights" `[num_examples]`, the value is the weighted mean sum(w v) /
 sum(w) over examples. Examples of weight zero may hold anything, NaN and targets out of range
-included. If all weights are zero, the value is NaN.
+included: the model gets zeros in their place. A model that compares examples, such as one with batch
+statistics, must take the weights itself. If all weights are zero, the value is NaN.
 
 Shapes and types are always checked. Targets and weights out of their range are refused where their
 values are known. Where they are traced, as under `jit` and in an inner loop, the value and its

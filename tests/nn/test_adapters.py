@@ -265,3 +265,48 @@ def test_sown_values_are_left_out_and_other_changes_of_the_state_are_refused():
     ]:
         with pytest.raises(ValueError, match=f"changes its variable {where}"):
             adapters.carried(before, {"a": changed})
+
+
+class _Normed(eqx.Module):
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self):
+        self.norm = eqx.nn.BatchNorm(3, "batch", mode="batch")
+
+    def __call__(self, inputs, state):
+        return self.norm(inputs, state)
+
+
+def _normed(library, call=None):
+    """A batch normalization in training mode, that of an adapter's default call."""
+    if library == "nnx":
+        return nn.from_nnx_with_state(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), call)
+    if library == "equinox":
+        return nn.from_equinox_with_state(*eqx.nn.make_with_state(_Normed)(), call)
+    module = linen.BatchNorm(use_running_average=False)
+    return nn.from_linen_with_state(module, module.init(jax.random.key(0), jnp.ones((2, 3))), call)
+
+
+@pytest.mark.parametrize("library", ["nnx", "linen", "equinox"])
+def test_batch_statistics_that_would_count_padding_are_refused(library):
+    model, batch = _normed(library), {"inputs": draw(0, 8, 3)}
+    padded = batch | {"weights": jnp.array([1.0] * 6 + [0.0] * 2)}
+    assert model.train_fn(model.params, batch, model.state)[0].shape == (8, 3)
+    with pytest.raises(ValueError, match="padded examples would count in its batch statistics"):
+        model.train_fn(model.params, padded, model.state)
+    # Statistics of earlier batches know nothing of the padding.
+    if library != "linen":  # whose two modes are two calls
+        assert model.test_fn(model.params, padded, model.state)[0].shape == (8, 3)
+
+
+def test_a_call_hands_the_weights_on():
+    def call(module, batch):
+        mask = batch["weights"][:, None] > 0
+        return module(batch["inputs"], mask=mask)
+
+    model, inputs = _normed("nnx", call), draw(0, 8, 3)
+    padded = {"inputs": inputs, "weights": jnp.array([1.0] * 6 + [0.0] * 2)}
+    found = model.train_fn(model.params, padded, model.state)[0][:6]
+    plain = _normed("nnx")
+    expected = plain.train_fn(plain.params, {"inputs": inputs[:6]}, plain.state)[0]
+    assert_leaves_close(found, expected)
