@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmaml import mixed_mode
+from jaxmaml import derivative_rules, mixed_mode
 from jaxmaml.checks import check_choice, check_count
 from jaxmaml.types import Array, Scalar
 
@@ -53,14 +53,14 @@ class Adjoint:
     def attach(
         self,
         solve: Callable[[Any], tuple[Any, Any]],
-        optimality_fn: Callable[[Any], Any],
+        optimality_fn: Callable[[Any, Any], Any],
         start: Any,
     ) -> tuple[Any, Any]:
         """Returns `solve(start)` with the derivative of this adjoint.
 
         Args:
             solve: `(start) -> (solution, aux)`, the inner loop.
-            optimality_fn: `(solution) -> ` the gradient that is zero at a minimum.
+            optimality_fn: `(solution, aux) -> ` the gradient that is zero at a minimum.
             start: the starting point, with the structure of a solution.
         """
         del optimality_fn
@@ -92,9 +92,12 @@ class Exact(Adjoint):
         mode: how the inner gradients are differentiated. All modes give the same meta-gradient.
             "forward_over_reverse" and "checkpoint" store the parameters and the optimizer's state of
             every inner step, and its gradient if the update is not linear in it (Adam, not SGD).
-            "reverse" stores the activations of every step. Forward mode through the inner loop
-            itself (`jax.jvp`, `jax.linearize`) needs "reverse" or "checkpoint". A single inner step
-            in the default mode is differentiated in reverse mode, which computes no gradient twice.
+            "reverse" stores the activations of every step. A loss with derivative rules that a user
+            wrote (`jax.custom_vjp`, `jax.custom_jvp`) is differentiated as by "checkpoint" in place
+            of the default, since such a rule need not be a derivative. Forward mode through the
+            inner loop itself (`jax.jvp`, `jax.linearize`) needs "reverse" or "checkpoint". A single
+            inner step in the default mode is differentiated in reverse mode, which computes no
+            gradient twice.
         last: the number of inner steps that are exact, the last ones; the steps before them are
             first order (Shaban et al. 2019, arXiv 1810.10667). None for all.
         checkpoint_every: a number k stores the parameters and the optimizer's state of every k-th
@@ -186,7 +189,8 @@ class Implicit(Adjoint):
     linear system. No inner step is differentiated, so that the memory does not grow with their
     number. The result is as accurate as phi is a minimum and the solver has converged:
     `diagnostics.cg_residual` measures both. The inner loss must depend on the initial parameters, as
-    the proximal loss of `jaxmaml.imaml` does; otherwise their meta-gradient is zero.
+    the proximal loss of `jaxmaml.imaml` does; otherwise their meta-gradient is zero. A loss with
+    derivative rules that a user wrote is refused: its Hessian may not be symmetric.
 
     Attributes:
         num_cg_steps: the largest number of conjugate-gradient steps.
@@ -220,29 +224,23 @@ class Implicit(Adjoint):
 
     def stretches(self, num_inner_steps: int) -> tuple[Stretch, ...]:
         """Returns all steps, with constant gradients: none of them is differentiated."""
-        return (Stretch(num_inner_steps, _first_order, unroll=self.unroll),)
+        return (Stretch(num_inner_steps, _of_a_function, unroll=self.unroll),)
 
     def attach(
         self,
         solve: Callable[[Any], tuple[Any, Any]],
-        optimality_fn: Callable[[Any], Any],
+        optimality_fn: Callable[[Any, Any], Any],
         start: Any,
     ) -> tuple[Any, Any]:
         """Returns the solution with the derivative of a root of `optimality_fn`."""
-        # `custom_root` takes floating-point arrays only: counters and keys pass through it as such.
-        decode = []
+        # The loop has constants only, so that none of its steps is differentiated.
+        _, hoisted, captured = mixed_mode.hoist(solve, (start,))
+        solution, aux = hoisted(*jax.lax.stop_gradient((start, captured)))
 
-        def encoded(_: Any, start: Any) -> tuple[Any, Any]:
-            solution, aux = solve(start)
-            decode[:] = [_decoder(leaf) for leaf in jax.tree.leaves(aux)]
-            return solution, jax.tree.map(_as_float, aux)
-
-        solution, aux = jax.lax.custom_root(
-            optimality_fn, start, encoded, self.solve_linear, has_aux=True
-        )
-        leaves, treedef = jax.tree.flatten(aux)
-        decoded = [decode(leaf) for decode, leaf in zip(decode, leaves, strict=True)]
-        return solution, treedef.unflatten(decoded)
+        # It ended at the root, with the state in which the gradient is zero there.
+        at_root = lambda _, solution: solution
+        optimality = lambda solution: optimality_fn(solution, aux)
+        return jax.lax.custom_root(optimality, solution, at_root, self.solve_linear), aux
 
     def solve_linear(self, matrix: Callable[[Any], Any], rhs: Any) -> Any:
         """Returns x with `matrix(x) + damping * x = rhs`, by conjugate gradients.
@@ -364,6 +362,23 @@ def _first_order(fun: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: jax.lax.stop_gradient(plain(*jax.lax.stop_gradient(args)))
 
 
+def _of_a_function(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """Constant gradients of a function whose gradient has a symmetric Jacobian."""
+    constant = _first_order(fun)
+
+    def checked(*args: Any) -> Any:
+        found = derivative_rules.of_users(jax.make_jaxpr(fun)(*args).jaxpr)
+        if found:
+            raise TypeError(
+                "Implicit() needs a loss function without derivative rules of its own (custom_vjp, "
+                f"custom_jvp), since its Hessian may not be symmetric; it has {', '.join(found)}: "
+                "use Exact()"
+            )
+        return constant(*args)
+
+    return checked
+
+
 @jax.custom_jvp
 def _without_derivative(views: Any) -> Any:
     return views
@@ -375,31 +390,3 @@ def _refuse(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
         "Implicit() has a derivative after the last inner step only: views along the inner loop "
         "(trace, query_weights) cannot be differentiated; use Exact() or FirstOrder()"
     )
-
-
-def _as_float(leaf: Any) -> Array:
-    """An array of any type as a floating-point one, exactly: 16 bits of an integer per number."""
-    leaf = jnp.asarray(leaf)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return jnp.stack([leaf.real, leaf.imag])
-    wide = leaf if leaf.dtype.itemsize >= 4 else leaf.astype(jnp.int32)
-    return jax.lax.bitcast_convert_type(wide, jnp.uint16).astype(jnp.float32)
-
-
-def _decoder(like: Any) -> Callable[[Array], Array]:
-    """The inverse of `_as_float` for arrays of a type."""
-    like = jnp.asarray(like)
-    if jnp.issubdtype(like.dtype, jnp.floating):
-        return lambda encoded: encoded
-    if jnp.issubdtype(like.dtype, jnp.complexfloating):
-        return lambda encoded: jax.lax.complex(encoded[0], encoded[1]).astype(like.dtype)
-    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        impl, as_data = jax.random.key_impl(like), _decoder(jax.random.key_data(like))
-        return lambda encoded: jax.random.wrap_key_data(as_data(encoded), impl=impl)
-    wide = like.dtype if like.dtype.itemsize >= 4 else jnp.dtype(jnp.int32)
-    as_wide = lambda encoded: jax.lax.bitcast_convert_type(encoded.astype(jnp.uint16), wide)
-    return lambda encoded: as_wide(encoded).astype(like.dtype)

@@ -128,7 +128,7 @@ def adapt(
     steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
     loop, start = make_loop(loss_fn, params, support, optimizer, adjoint, mask, at_step, opt_state)
     solve = lambda selected: loop.solve(selected, state, steps)
-    optimality_fn = lambda selected: loop.gradient(selected, state, steps)
+    optimality_fn = lambda selected, ended: loop.gradient(selected, ended[0], steps)
     selected, (state, losses, opt_state) = adjoint.attach(solve, optimality_fn, start)
     return loop.adapted(selected, steps), Info(None, losses, state, opt_state)
 

@@ -10,6 +10,10 @@ The second term is the directional derivative of dL/dx along (c_g, 0): one `jax.
 primal output is the factor of the first term, so that one pass gives both (Kemaev et al. 2025,
 arXiv 2505.00793, section 3). The memory of an inner loop of n steps is n times the parameters instead
 of n times the activations.
+
+Reverse mode multiplies by the transpose of the Jacobian of dL/dx, and the directional derivative by the
+Jacobian itself. Both are the same because the Hessian is symmetric. A derivative rule that is not the
+derivative of its function, such as a reversed gradient, breaks that: see `derivative_rules`.
 """
 
 import contextlib
@@ -20,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from jaxmaml import trees
+from jaxmaml import derivative_rules, trees
 from jaxmaml.checks import check_choice
 from jaxmaml.types import Array
 
@@ -30,9 +34,8 @@ Mode: TypeAlias = Literal["forward_over_reverse", "reverse", "checkpoint"]
 """The way in which a gradient is differentiated itself; see `value_and_grad`."""
 
 _FORWARD_MODE = (
-    "forward-mode differentiation does not pass through Exact(mode='forward_over_reverse'): either "
-    "the adaptation itself is differentiated in forward mode (jvp, linearize, jacfwd), or the loss "
-    "function has a custom_vjp that calls another custom_vjp; use Exact(mode='reverse')"
+    "forward-mode differentiation (jvp, linearize, jacfwd) does not pass through "
+    "Exact(mode='forward_over_reverse') or a custom_vjp; use Exact(mode='reverse')"
 )
 
 
@@ -50,7 +53,9 @@ def value_and_grad(
         has_aux: whether `fun` returns such a pair.
         mode: "forward_over_reverse" stores the inputs only. "reverse" is plain
             `jax.value_and_grad`. "checkpoint" is the same under `jax.checkpoint`. All three give the
-            same derivatives. Forward mode from outside (`jax.jvp` or `jax.linearize` of the result)
+            same derivatives: a function with derivative rules that a user wrote (`jax.custom_jvp`,
+            `jax.custom_vjp`) is always differentiated as by "checkpoint", which stores the inputs
+            only, too. Forward mode from outside (`jax.jvp` or `jax.linearize` of the result)
             needs "reverse" or "checkpoint"; forward mode over a reverse-mode derivative of the
             result (`jax.hessian`) works with all three.
 
@@ -77,11 +82,14 @@ def value_and_grad(
     scalar = _checked(fun, has_aux)
     if mode == "reverse":
         return jax.value_and_grad(scalar, has_aux=has_aux)
+    recomputed = jax.checkpoint(jax.value_and_grad(scalar, has_aux=has_aux))
     if mode == "checkpoint":
-        return jax.checkpoint(jax.value_and_grad(scalar, has_aux=has_aux))
+        return recomputed
 
     def apply(*args: Any) -> Any:
-        hoisted, captured = _hoist(scalar, args)
+        jaxpr, hoisted, captured = hoist(scalar, args)
+        if derivative_rules.of_users(jaxpr):
+            return recomputed(*args)
         with explain_forward_mode():
             return _forward_over_reverse(hoisted, has_aux)((*args, captured))
 
@@ -153,11 +161,24 @@ def _checked(fun: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
     return checked
 
 
-def _hoist(fun: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[..., Any], list[Any]]:
+def hoist(
+    fun: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[Jaxpr, Callable[..., Any], list[Any]]:
     """Turns the traced values that `fun` closes over into its last argument.
 
     `jax.closure_convert` leaves integers behind, which escape the trace that they belong to when the
     backward pass runs outside of it.
+
+    Returns:
+        The operations of `fun`, the new function `(*args, captured)`, and the values.
+
+    Example:
+        >>> import jax
+        >>> def doubled(x):
+        ...     jaxpr, hoisted, captured = hoist(lambda y: x * y, (3.0,))
+        ...     return hoisted(3.0, [2 * value for value in captured])
+        >>> float(jax.jit(doubled)(1.0))
+        6.0
     """
     jaxpr, out_shape = jax.make_jaxpr(fun, return_shape=True)(*args)
     out_tree = jax.tree.structure(out_shape)
@@ -170,7 +191,7 @@ def _hoist(fun: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[...
         run = jaxpr_as_fun(ClosedJaxpr(jaxpr.jaxpr, consts))
         return jax.tree.unflatten(out_tree, run(*jax.tree.leaves(tuple(args))))
 
-    return hoisted, captured
+    return jaxpr.jaxpr, hoisted, captured
 
 
 def _forward_over_reverse(fun: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:

@@ -79,7 +79,7 @@ def cg_residual(
     )  # fmt: skip
     last, state = algorithm.num_inner_steps, problem.start.state
     selected, (state_after, *_) = loop.solve(start, state, last)
-    inner_gradient = lambda selected: loop.gradient(selected, state, last)
+    inner_gradient = lambda selected: loop.gradient(selected, state_after, last)
     query_loss = lambda selected: query_loss_of(
         algorithm, task, loop.adapted(selected, last), state_after
     )

@@ -76,7 +76,9 @@ def one_hot(batch: Batch, way: int, dtype: Any, name: str = "targets") -> Array:
     )
     targets = jnp.where(weights > 0, targets, 0) if "weights" in batch else targets
     zero = zero + zero_where_class(targets, way, dtype, name)
-    return jax.nn.one_hot(targets, way, dtype=dtype) * weights[:, None] + zero[:, None]
+    # `one_hot` counts the classes in the type of the targets: 256 of them are too many for uint8.
+    rows = jax.nn.one_hot(targets.astype(jnp.int32), way, dtype=dtype)
+    return rows * weights[:, None] + zero[:, None]
 
 
 def prototypes(features: Array, batch: Batch, way: int) -> Array:
@@ -92,6 +94,25 @@ def prototypes(features: Array, batch: Batch, way: int) -> Array:
     classes = one_hot(batch, way, features.dtype)
     counts = classes.sum(0)
     return (classes.T @ features) / jnp.where(counts > 0, counts, 1)[:, None]
+
+
+def without_absent(bias: Array, batch: Batch) -> Array:
+    """Returns the bias of a head in which a class without examples has the probability 0.
+
+    Such a class is not one of the task: half of the lowest number leaves it out of a softmax.
+
+    Args:
+        bias: `[way]`.
+        batch: the examples.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> batch = {"targets": jnp.array([0, 2])}
+        >>> (without_absent(jnp.zeros(3), batch) < -1e38).tolist()
+        [False, True, False]
+    """
+    counts = one_hot(batch, len(bias), bias.dtype).sum(0)
+    return jnp.where(counts == 0, jnp.finfo(bias.dtype).min / 2, bias)
 
 
 def features_of(features_fn: FeaturesFn, params: Params, batch: Batch) -> Array:
@@ -127,7 +148,7 @@ def prototype_head(
     def fill_in(params: Params, support: Batch) -> Params:
         number = way_of(params, head, way)
         means = prototypes(features_of(features_fn, params, support), support, number)
-        return fill(params, head, 2 * means.T, -(means**2).sum(-1))
+        return fill(params, head, 2 * means.T, without_absent(-(means**2).sum(-1), support))
 
     return fill_in
 

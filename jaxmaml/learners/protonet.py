@@ -21,7 +21,8 @@ def protonet(
         loss_fn: cross-entropy of the whole model, `(params, batch) -> loss`.
         features_fn: `(params, batch) -> [num_examples, num_features]`, the input of the head.
         head: path of the head, a mapping with "kernel" and "bias".
-        way: number of classes; any number works. Defaults to that of the head.
+        way: number of classes; any number works. Defaults to that of the head. Classes without
+            support examples have the probability 0.
 
     Raises:
         ValueError: when called, if `head` is not a linear layer with a bias, or for inner steps.

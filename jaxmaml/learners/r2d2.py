@@ -30,7 +30,8 @@ def r2d2(
     Args:
         loss_fn: cross-entropy of the whole model, `(params, batch) -> loss`.
         features_fn: `(params, batch) -> [num_examples, num_features]`, the input of the head.
-        head: path of the head, a mapping with "kernel" and, in most models, "bias".
+        head: path of the head, a mapping with "kernel" and, in most models, "bias". Without a bias,
+            classes that a task does not have keep the logit 0.
         way: number of classes; any number works. Defaults to that of the head.
         ridge: the initial l, positive, in units of the squared norm of an example's features. The
             authors' code appends a column of ones to the features and scales by the number of examples
@@ -69,7 +70,8 @@ def r2d2(
         targets = targets / jnp.where(roots > 0, roots, 1)
         kernel = ridge_regression(roots * features, targets, jnp.exp(values["log_ridge"]))
         has_bias = "bias" in heads.get(params, head)
-        bias = jnp.full(number, values["bias"]) if has_bias else None
+        bias = jnp.full(number, values["bias"])
+        bias = heads.without_absent(bias, support) if has_bias else None
         return heads.fill(params, head, jnp.exp(values["log_scale"]) * kernel, bias)
 
     return head_filling(loss_fn, fill, init_learned={"ridge": init})
