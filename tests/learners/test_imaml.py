@@ -35,7 +35,7 @@ def test_imaml_is_a_dense_linear_solve():
 
 @pytest.mark.usefixtures("x64")
 def test_the_minimum_is_that_of_the_loss_in_its_last_state():
-    """As the derivative of enough steps; the state before the loop belongs to another minimum."""
+    """The derivative of enough steps is the same; before the loop the state has another minimum."""
     loss_fn = jaxmaml.with_state(
         lambda params, batch, mean: (jnp.mean((params * (batch - mean) - 1) ** 2) / 2, batch.mean())
     )
