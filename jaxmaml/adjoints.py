@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmaml import derivative_rules, mixed_mode
+from jaxmaml import derivative_rules, mixed_mode, rewriting
 from jaxmaml.checks import check_choice, check_count
 from jaxmaml.types import Array, Scalar
 
@@ -234,7 +234,7 @@ class Implicit(Adjoint):
     ) -> tuple[Any, Any]:
         """Returns the solution with the derivative of a root of `optimality_fn`."""
         # The loop has constants only, so that none of its steps is differentiated.
-        _, hoisted, captured = mixed_mode.hoist(solve, (start,))
+        _, hoisted, captured = rewriting.hoist(solve, (start,))
         solution, aux = hoisted(*jax.lax.stop_gradient((start, captured)))
 
         # It ended at the root, with the state in which the gradient is zero there.

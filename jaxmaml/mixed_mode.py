@@ -23,10 +23,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from jaxmaml import derivative_rules, trees
+from jaxmaml import derivative_rules, rewriting, trees
 from jaxmaml.checks import check_choice
 from jaxmaml.types import Array
 
@@ -87,7 +85,7 @@ def value_and_grad(
         return recomputed
 
     def apply(*args: Any) -> Any:
-        jaxpr, hoisted, captured = hoist(scalar, args)
+        jaxpr, hoisted, captured = rewriting.hoist(scalar, args)
         if derivative_rules.of_users(jaxpr):
             return recomputed(*args)
         with explain_forward_mode():
@@ -159,39 +157,6 @@ def _checked(fun: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
         return out[0], jax.lax.stop_gradient(out[1])
 
     return checked
-
-
-def hoist(
-    fun: Callable[..., Any], args: tuple[Any, ...]
-) -> tuple[Jaxpr, Callable[..., Any], list[Any]]:
-    """Turns the traced values that `fun` closes over into its last argument.
-
-    `jax.closure_convert` leaves integers behind, which escape the trace that they belong to when the
-    backward pass runs outside of it.
-
-    Returns:
-        The operations of `fun`, the new function `(*args, captured)`, and the values.
-
-    Example:
-        >>> import jax
-        >>> def doubled(x):
-        ...     jaxpr, hoisted, captured = hoist(lambda y: x * y, (3.0,))
-        ...     return hoisted(3.0, [2 * value for value in captured])
-        >>> float(jax.jit(doubled)(1.0))
-        6.0
-    """
-    jaxpr, out_shape = jax.make_jaxpr(fun, return_shape=True)(*args)
-    out_tree = jax.tree.structure(out_shape)
-    is_traced = [isinstance(const, Tracer) for const in jaxpr.consts]
-    captured, concrete = trees.partition(list(jaxpr.consts), is_traced)
-
-    def hoisted(*args_and_captured: Any) -> Any:
-        *args, captured = args_and_captured
-        consts = trees.combine(captured, concrete)
-        run = jaxpr_as_fun(ClosedJaxpr(jaxpr.jaxpr, consts))
-        return jax.tree.unflatten(out_tree, run(*jax.tree.leaves(tuple(args))))
-
-    return jaxpr.jaxpr, hoisted, captured
 
 
 def _forward_over_reverse(fun: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:

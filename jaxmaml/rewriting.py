@@ -1,10 +1,21 @@
-"""Functions in which some primitive operations are replaced, wherever they occur."""
+"""Functions in which primitive operations, or the values that they close over, are replaced."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, primitives
+from jax.core import Tracer
+from jax.extend.core import (
+    ClosedJaxpr,
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Primitive,
+    jaxpr_as_fun,
+    primitives,
+)
+
+from jaxmaml import trees
 
 Rule: TypeAlias = Callable[..., Any]
 """`(eqn, *operands) -> ` the outputs of the operation, as a sequence; None leaves it as it is."""
@@ -66,6 +77,39 @@ def rewrite(
         return jax.tree.unflatten(jax.tree.structure(shapes), map(settle, outputs))
 
     return rewritten
+
+
+def hoist(
+    fun: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[Jaxpr, Callable[..., Any], list[Any]]:
+    """Turns the traced values that `fun` closes over into its last argument.
+
+    `jax.closure_convert` leaves integers behind, which escape the trace that they belong to when the
+    backward pass runs outside of it.
+
+    Returns:
+        The operations of `fun`, the new function `(*args, captured)`, and the values.
+
+    Example:
+        >>> import jax
+        >>> def doubled(x):
+        ...     jaxpr, hoisted, captured = hoist(lambda y: x * y, (3.0,))
+        ...     return hoisted(3.0, [2 * value for value in captured])
+        >>> float(jax.jit(doubled)(1.0))
+        6.0
+    """
+    jaxpr, out_shape = jax.make_jaxpr(fun, return_shape=True)(*args)
+    out_tree = jax.tree.structure(out_shape)
+    is_traced = [isinstance(const, Tracer) for const in jaxpr.consts]
+    captured, concrete = trees.partition(list(jaxpr.consts), is_traced)
+
+    def hoisted(*args_and_captured: Any) -> Any:
+        *args, captured = args_and_captured
+        consts = trees.combine(captured, concrete)
+        run = jaxpr_as_fun(ClosedJaxpr(jaxpr.jaxpr, consts))
+        return jax.tree.unflatten(out_tree, run(*jax.tree.leaves(tuple(args))))
+
+    return jaxpr.jaxpr, hoisted, captured
 
 
 def contains(jaxpr: Jaxpr, wanted: Collection[Primitive]) -> bool:
