@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Group, RenderableType
 
+from jaxmaml.data.class_splits import ClassSplit
 from jaxmaml.experiments import candidates, learners, networks, presets, ranges, references, tables
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.domains import domain_of
@@ -79,9 +80,8 @@ def restore(
         directory.verify_state(spec.label, config)
     preset = _with_changes(trained, specs, changes)
 
-    # Tasks. Their classes are those of the run, whatever its split file holds today. No training
-    # episode is drawn: its query need not fit.
-    preset = dataclasses.replace(preset, query=preset.test_query)
+    # Tasks. Their classes are those of the run, whatever its split file holds today. Only tasks of
+    # the test are drawn: nothing is asked of the other splits.
     used = config["data_dir"] and pathlib.Path(config["data_dir"])
     is_own_dataset = located(preset, None)[0].dataset == trained.dataset
     has_own_classes = is_own_dataset and changes.get("split") is None
@@ -90,9 +90,9 @@ def restore(
         seed=config["seed"],
         data_dir=data_dir or used,
         num_test_tasks=num_test_tasks,
-        with_classes=any(learners.needs_class_numbers(trained, spec.learner) for spec in specs),
         trained_as=trained,
-        class_split=config["class_split"] if has_own_classes else None,
+        splits=("test",),
+        class_split=_of_test(config["class_split"]) if has_own_classes else None,
     )
     _check_shape(config, built)
 
@@ -101,6 +101,11 @@ def restore(
     built = built._replace(num_classes=num_classes)
     states, averaged = _states(directory, config, built._replace(preset=trained))
     return Restored(built, trained, states, averaged)
+
+
+def _of_test(class_split: ClassSplit | None) -> ClassSplit | None:
+    """Returns the classes of the test alone: those of the other splits may be gone."""
+    return class_split and {"test": class_split["test"]}
 
 
 def _with_changes(trained: Preset, specs: Sequence[Spec], changes: dict[str, Any]) -> Preset:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -51,6 +51,7 @@ def make_sources(
     streaming: Streaming | None = None,
     with_classes: bool = False,
     class_split: ClassSplit | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> Sources:
     """Returns the sources of a preset.
 
@@ -64,6 +65,7 @@ def make_sources(
             device. The episodes are the same.
         with_classes: whether training batches hold the number of each example's class among all.
         class_split: the class names of each split; defaults to the preset's.
+        splits: those that have a source. The classes of the others need not allow such tasks.
 
     Raises:
         ValueError: the dataset is missing or cannot give such tasks.
@@ -80,29 +82,29 @@ def make_sources(
         raise ValueError(f"{preset.dataset} has no images to stream")
     if preset.domain == "reinforcement":
         env = agents.environment(preset)
-        return {split: rl.sampler(env, num_tasks=counts[split]) for split in SPLITS}
+        return {split: rl.sampler(env, num_tasks=counts[split]) for split in splits}
     if preset.is_regression:
         return {
             split: sinusoid.sampler(num_tasks=counts[split], shot=preset.shot, query=queries[split])
-            for split in SPLITS
+            for split in splits
         }
 
     # Images.
     images, sampler = _images(preset, data_dir, images, streaming, class_split)
-    _check_ways(preset, images)
+    _check_ways(preset, {split: images[split] for split in splits})
     return {
         split: sampler(
             images[split], num_tasks=counts[split], query=queries[split],
             classes=with_classes and split == "train", **_episode_options(preset, split),
         )
-        for split in SPLITS
+        for split in splits
     }  # fmt: skip
 
 
 def _check_ways(preset: Preset, images: Mapping[str, Any]) -> None:
     """Raises ValueError, with the remedies, unless each split has as many classes as a task."""
-    for split in SPLITS:
-        number = len(images[split].sizes)
+    for split, found in images.items():
+        number = len(found.sizes)
         if preset.way > number:
             raise ValueError(
                 f"way={preset.way} is more than the {number} classes of {split} in the class split "
@@ -142,7 +144,7 @@ def num_classes(source: Source) -> int:
 
 
 def class_split_of(sources: Sources) -> ClassSplit | None:
-    """Returns the class names of each split; None for regression."""
+    """Returns the class names of each split that has a source; None for regression."""
     class_split = {split: list(_class_names(source)) for split, source in sources.items()}
     return class_split if any(class_split.values()) else None
 

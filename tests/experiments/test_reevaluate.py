@@ -215,42 +215,69 @@ def test_a_checkpoint_is_not_scored_under_another_configuration(compared, tmp_pa
         reevaluate.restore(copy.path, num_test_tasks=5)
 
 
-@pytest.fixture
-def trained_on_a_folder(tmp_path, monkeypatch):
-    """(run directory, split file) of a run on a folder of images, named by relative paths."""
-    monkeypatch.chdir(tmp_path)
-    write_folder(tmp_path / "images", sizes=(4,) * 7)
-    names = [f"class{i}" for i in range(7)]
-    split = tmp_path / "split.json"
-    class_splits.write(split, {"train": names[:3], "val": names[3:5], "test": names[5:]})
+def _save_untrained(path, sizes, numbers, learner="maml"):
+    """Writes (run directory, split file) of a run that was never trained, in a directory.
+
+    Its folder "images" has classes of these sizes, of which some numbers are in train, val and test.
+    """
+    write_folder(path / "images", sizes=sizes)
+    names, ends = [f"class{i}" for i in range(len(sizes))], np.cumsum(numbers)[:-1]
+    divided = [part.tolist() for part in np.split(np.array(names), ends)]
+    split = path / "split.json"
+    class_splits.write(split, dict(zip(class_splits.SPLITS, divided, strict=True)))
     preset = presets.override(
         PRESET, way=2, shot=1, query=3, test_query=1,
         dataset="folder:images", split="split.json", image_size=8,
     )  # fmt: skip
-    directory = RunDir(tmp_path / "run")
-    with compare.prepare(preset, candidates.comparison(preset)[:1], directory.path) as comparison:
+    directory, spec = RunDir(path / "run"), candidates.single(preset, learner)
+    with compare.prepare(preset, [spec], directory.path) as comparison:
         directory.create(comparison.config)
         state = init_state(comparison.experiment, comparison.candidates[0])
-        directory.save_state("exact", state, comparison.config)
+        directory.save_state(spec.label, state, comparison.config)
     return directory.path, split
+
+
+@pytest.fixture
+def trained_on_a_folder(tmp_path, monkeypatch):
+    """(run directory, split file) of a run on a folder of images, named by relative paths."""
+    monkeypatch.chdir(tmp_path)
+    return _save_untrained(tmp_path, (4,) * 7, (3, 2, 2))
+
+
+def _classes(run_dir, **changes):
+    """Returns the classes of the test."""
+    restored = reevaluate.restore(run_dir, **{"num_test_tasks": 2, **changes})
+    class_split = class_split_of(restored.experiment.sources)
+    assert list(class_split) == ["test"]
+    return class_split["test"]
 
 
 def test_the_classes_are_those_of_the_run_and_not_of_the_split_file_today(trained_on_a_folder):
     run_dir, split = trained_on_a_folder
     classes = json.loads(split.read_text())
     split.unlink()
-
-    def tested():
-        sources = reevaluate.restore(run_dir, num_test_tasks=2).experiment.sources
-        return class_split_of(sources)
-
-    assert tested() == classes
-    swapped = {**classes, "train": classes["test"], "test": classes["train"]}
-    class_splits.write(split, swapped)
-    assert tested() == classes
+    assert _classes(run_dir) == classes["test"]
+    class_splits.write(split, {**classes, "train": classes["test"], "test": classes["train"]})
+    assert _classes(run_dir) == classes["test"]
     # A split that is given is the one of today.
-    restored = reevaluate.restore(run_dir, num_test_tasks=2, split=str(split))
-    assert class_split_of(restored.experiment.sources) == swapped
+    assert _classes(run_dir, split=str(split)) == classes["train"]
+
+
+def test_nothing_is_asked_of_the_classes_of_train_and_val(tmp_path, monkeypatch):
+    """A test may have more ways and shots than train or val have classes and images, or they are gone."""
+    monkeypatch.chdir(tmp_path)
+    run_dir, split = _save_untrained(tmp_path, (4,) * 5 + (8,) * 4, (3, 2, 4), "protonet")
+    for changes in ({"way": 4}, {"shot": 7}, {"way": 4, "shot": 7, "split": str(split)}):
+        restored = reevaluate.restore(run_dir, num_test_tasks=2, **changes)
+        way, shot = changes.get("way", 2), changes.get("shot", 1)
+        support = next(scored_tasks(restored.experiment, "test", 2)).support
+        assert support["inputs"].shape[1] == way * shot
+        assert len(reevaluate.scores(restored, 2)) == 1
+    with pytest.raises(ValueError, match="way=5 is more than the 4 classes of test"):
+        reevaluate.restore(run_dir, num_test_tasks=2, way=5)
+    for number in range(5):
+        shutil.rmtree(tmp_path / "images" / f"class{number}")
+    assert _classes(run_dir) == [f"class{i}" for i in range(5, 9)]
 
 
 def test_the_dataset_of_the_run_by_another_name_has_the_classes_of_the_run(trained_on_a_folder):
@@ -258,8 +285,7 @@ def test_the_dataset_of_the_run_by_another_name_has_the_classes_of_the_run(train
     run_dir, split = trained_on_a_folder
     classes = json.loads(split.read_text())
     for dataset in ("folder:images", f"folder:{run_dir.parent / 'images'}"):
-        restored = reevaluate.restore(run_dir, num_test_tasks=2, dataset=dataset, way=2)
-        assert class_split_of(restored.experiment.sources) == classes
+        assert _classes(run_dir, dataset=dataset, way=2) == classes["test"]
 
 
 def test_a_test_with_more_shots_need_not_fit_the_query_of_training(trained_on_a_folder):
