@@ -140,12 +140,18 @@ def input_shape(source: Source) -> tuple[int, ...]:
 
 def num_classes(source: Source) -> int:
     """Returns the number of classes of the images of a source; 0 for regression."""
-    return len(_class_names(source))
+    return len(class_names(source))
+
+
+def class_names(source: Source) -> tuple[str, ...]:
+    """Returns the names of the classes of the images of a source; none for regression."""
+    images = getattr(source, "pool", None) or getattr(source, "images", None)
+    return getattr(images, "names", ())
 
 
 def class_split_of(sources: Sources) -> ClassSplit | None:
     """Returns the class names of each split that has a source; None for regression."""
-    class_split = {split: list(_class_names(source)) for split, source in sources.items()}
+    class_split = {split: list(class_names(source)) for split, source in sources.items()}
     return class_split if any(class_split.values()) else None
 
 
@@ -188,11 +194,6 @@ def drawn_class_split(preset: Preset) -> ClassSplit | None:
             f"reduce way to at most {len(names) // len(SPLITS)}"
         )
     return class_splits.draw(names, smallest=preset.way)
-
-
-def _class_names(source: Source) -> tuple[str, ...]:
-    images = getattr(source, "pool", None) or getattr(source, "images", None)
-    return getattr(images, "names", ())
 
 
 def _images(

@@ -15,7 +15,7 @@ from rich.console import Console
 from experiments.tiny import OPTIONS, PRESET, REGRESSION
 from jaxmaml import cli
 from jaxmaml.data import class_splits
-from jaxmaml.experiments import candidates, compare, figures, presets, reevaluate
+from jaxmaml.experiments import candidates, compare, figures, presets, reevaluate, unseen
 from jaxmaml.experiments.experiment import init_state, scored_tasks
 from jaxmaml.experiments.run_dir import RunDir, write_json
 from jaxmaml.experiments.tasks import class_split_of
@@ -260,7 +260,8 @@ def test_the_classes_are_those_of_the_run_and_not_of_the_split_file_today(traine
     class_splits.write(split, {**classes, "train": classes["test"], "test": classes["train"]})
     assert _classes(run_dir) == classes["test"]
     # A split that is given is the one of today.
-    assert _classes(run_dir, split=str(split)) == classes["train"]
+    with pytest.warns(UserWarning, match="3 of the 3 classes of the test are classes of the train"):
+        assert _classes(run_dir, split=str(split)) == classes["train"]
 
 
 def test_nothing_is_asked_of_the_classes_of_train_and_val(tmp_path, monkeypatch):
@@ -286,6 +287,38 @@ def test_the_dataset_of_the_run_by_another_name_has_the_classes_of_the_run(train
     classes = json.loads(split.read_text())
     for dataset in ("folder:images", f"folder:{run_dir.parent / 'images'}"):
         assert _classes(run_dir, dataset=dataset, way=2) == classes["test"]
+
+
+def test_a_moved_or_copied_folder_has_the_classes_of_the_run(trained_on_a_folder):
+    run_dir, split = trained_on_a_folder
+    classes = json.loads(split.read_text())
+    moved = (run_dir.parent / "images").rename(run_dir.parent / "moved")
+    shutil.copytree(moved / "class0", moved / "more")
+    assert _classes(run_dir, dataset="folder:moved") == classes["test"]
+
+
+def test_a_folder_of_other_classes_is_tested_with_all_that_the_run_has_not_seen(
+    trained_on_a_folder,
+):
+    run_dir, split = trained_on_a_folder
+    few = write_folder(run_dir.parent / "few", sizes=(4,) * 5)  # those of train and val
+    with pytest.raises(ValueError, match="was trained or validated on all 5 classes of 'folder:few"):
+        _classes(run_dir, dataset="folder:few")
+    for number in (1, 3, 4):
+        (few / f"class{number}").rename(few / f"new{number}")
+    assert _classes(run_dir, dataset="folder:few", way=2) == ["new1", "new3", "new4"]
+    # A split that is given decides, and training classes in it are named.
+    named = {"train": ["class2"], "val": ["new3"], "test": ["class0", "new1"]}
+    class_splits.write(run_dir.parent / "few.json", named)
+    with pytest.warns(UserWarning, match=r"1 of the 2 classes .* of the training \('class0'\): the"):
+        assert _classes(run_dir, dataset="folder:few", split="few.json") == named["test"]
+
+
+def test_training_classes_in_a_test_of_another_published_split_are_counted():
+    finn, vinyals = (class_splits.omniglot(name) for name in ("finn", "vinyals"))
+    with pytest.warns(UserWarning, match="274 of the 423 classes of the test are classes of the tr"):
+        unseen.warn_of_seen(vinyals["test"], finn)
+    unseen.warn_of_seen(finn["test"], finn)
 
 
 def test_a_test_with_more_shots_need_not_fit_the_query_of_training(trained_on_a_folder):
