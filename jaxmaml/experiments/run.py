@@ -13,6 +13,7 @@ from jaxmaml.experiments.experiment import (
     scored_tasks,
     step_tasks,
 )
+from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.probes import flops_per_outer_step, nearest_neighbor_on_features
 from jaxmaml.experiments.progress import Display
 from jaxmaml.experiments.scoring import Score, averaged_suffix, score, score_of_mean
@@ -152,9 +153,15 @@ def _compiled(experiment: Experiment, candidate: Candidate, state: MetaState) ->
     return fitting.compile_program(
         candidate.learner, experiment.optimizer, state, experiment.sources["train"],
         key=experiment.train_key, chunk_size=candidate.chunk_size, mesh=experiment.mesh,
-        num_steps_per_dispatch=fitting.steps_per_dispatch(num_outer_steps),
+        num_steps_per_dispatch=_steps_per_dispatch(experiment.preset),
         max_skips=dispatch.skips_allowed(experiment.preset.on_nonfinite, num_outer_steps),
     )  # fmt: skip
+
+
+def _steps_per_dispatch(preset: Preset) -> int:
+    """Returns the outer steps of a dispatch: few enough for all validations, which come at its end."""
+    between = preset.num_outer_steps // max(1, preset.num_validations)
+    return min(fitting.steps_per_dispatch(preset.num_outer_steps), max(1, between))
 
 
 def _score_of_mean(

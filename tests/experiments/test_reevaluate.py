@@ -265,7 +265,7 @@ def test_the_classes_are_those_of_the_run_and_not_of_the_split_file_today(traine
 
 
 def test_nothing_is_asked_of_the_classes_of_train_and_val(tmp_path, monkeypatch):
-    """A test may have more ways and shots than train or val have classes and images, or they are gone."""
+    """A test may have more ways and shots than they allow, and they may be gone."""
     monkeypatch.chdir(tmp_path)
     run_dir, split = _save_untrained(tmp_path, (4,) * 5 + (8,) * 4, (3, 2, 4), "protonet")
     for changes in ({"way": 4}, {"shot": 7}, {"way": 4, "shot": 7, "split": str(split)}):
@@ -300,9 +300,11 @@ def test_a_moved_or_copied_folder_has_the_classes_of_the_run(trained_on_a_folder
 def test_a_folder_of_other_classes_is_tested_with_all_that_the_run_has_not_seen(
     trained_on_a_folder,
 ):
-    run_dir, split = trained_on_a_folder
+    run_dir = trained_on_a_folder[0]
     few = write_folder(run_dir.parent / "few", sizes=(4,) * 5)  # those of train and val
-    with pytest.raises(ValueError, match="was trained or validated on all 5 classes of 'folder:few"):
+    with pytest.raises(
+        ValueError, match="was trained or validated on all 5 classes of 'folder:few"
+    ):
         _classes(run_dir, dataset="folder:few")
     for number in (1, 3, 4):
         (few / f"class{number}").rename(few / f"new{number}")
@@ -310,13 +312,17 @@ def test_a_folder_of_other_classes_is_tested_with_all_that_the_run_has_not_seen(
     # A split that is given decides, and training classes in it are named.
     named = {"train": ["class2"], "val": ["new3"], "test": ["class0", "new1"]}
     class_splits.write(run_dir.parent / "few.json", named)
-    with pytest.warns(UserWarning, match=r"1 of the 2 classes .* of the training \('class0'\): the"):
+    with pytest.warns(
+        UserWarning, match=r"1 of the 2 classes .* of the training \('class0'\): the"
+    ):
         assert _classes(run_dir, dataset="folder:few", split="few.json") == named["test"]
 
 
 def test_training_classes_in_a_test_of_another_published_split_are_counted():
     finn, vinyals = (class_splits.omniglot(name) for name in ("finn", "vinyals"))
-    with pytest.warns(UserWarning, match="274 of the 423 classes of the test are classes of the tr"):
+    with pytest.warns(
+        UserWarning, match="274 of the 423 classes of the test are classes of the tr"
+    ):
         unseen.warn_of_seen(vinyals["test"], finn)
     unseen.warn_of_seen(finn["test"], finn)
 
