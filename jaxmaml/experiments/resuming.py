@@ -28,7 +28,8 @@ def check_same(out: Path, held: Mapping[str, Any], config: Mapping[str, Any]) ->
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     is_longer = now.get(_STEPS, 0) > before.get(_STEPS, 0)
     if names == [_STEPS] and is_longer:
-        _check_extensible(config)
+        for reason in reasons_against_more_steps(config)[:1]:
+            raise ValueError(f"num_outer_steps cannot be raised with {reason}: name a new directory")
         return
     if names:
         # What may differ, and what follows from the settings, is listed only where nothing else is.
@@ -60,22 +61,22 @@ def check_same_processes(config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_extensible(config: Mapping[str, Any]) -> None:
-    """Raises ValueError if the number of outer steps decides how the first ones are made."""
+def reasons_against_more_steps(config: Mapping[str, Any]) -> list[str]:
+    """Returns why a run cannot be made longer: its number of outer steps decides how it begins.
+
+    Args:
+        config: the contents of its config.json.
+    """
     preset, reasons = preset_of(dict(config)), []
     if preset.outer_schedule == "cosine":
         reasons.append("outer_schedule='cosine', whose schedule depends on it")
     if preset.patience:
         reasons.append(f"patience={preset.patience}, whose validations are spread over all steps")
-    reasons += [
+    return reasons + [
         f"learner {spec.learner!r}, whose schedule depends on it"
         for spec in specs_of(dict(config))
         if spec.learner == "maml_plus_plus"
     ]
-    if reasons:
-        raise ValueError(
-            f"num_outer_steps cannot be raised with {reasons[0]}: name a new directory"
-        )
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
