@@ -28,8 +28,10 @@ def check_same(out: Path, held: Mapping[str, Any], config: Mapping[str, Any]) ->
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     is_longer = now.get(_STEPS, 0) > before.get(_STEPS, 0)
     if names == [_STEPS] and is_longer:
-        for reason in reasons_against_more_steps(config)[:1]:
-            raise ValueError(f"num_outer_steps cannot be raised with {reason}: name a new directory")
+        if reasons := reasons_against_more_steps(config):
+            raise ValueError(
+                f"num_outer_steps cannot be raised with {reasons[0]}: name a new directory"
+            )
         return
     if names:
         # What may differ, and what follows from the settings, is listed only where nothing else is.

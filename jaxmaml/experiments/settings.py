@@ -120,7 +120,7 @@ class Preset:
         default=1,
     )
     split: str = _data(
-        "division of the classes: finn or vinyals for omniglot, a file for tfds: and folder: "
+        "division of the classes: finn or vinyals for omniglot, or a file, which tfds: needs "
         "(without one, the classes of a folder are divided)",
         where=_on_images,
         default="",

@@ -165,10 +165,11 @@ def located(preset: Preset, data_dir: pathlib.Path | None) -> tuple[Preset, path
     if kind == "folder":
         dataset = f"folder:{files.expanded(rest).absolute()}"
         preset = dataclasses.replace(preset, dataset=dataset)
-    if kind in ("folder", "tfds") and preset.split:
+    is_image_set = preset.domain == "classification"
+    if is_image_set and preset.split and datasets.is_split_file(preset.dataset, preset.split):
         split = files.expanded(preset.split).absolute()
         preset = dataclasses.replace(preset, split=str(split))
-    is_made = kind in ("folder", "glyphs") or preset.domain != "classification"
+    is_made = kind in ("folder", "glyphs") or not is_image_set
     if data_dir is None and is_made:
         return preset, None
     return preset, datasets.data_directory(data_dir).absolute()

@@ -57,6 +57,7 @@ def test_the_classes_of_each_split_are_named(images):
         ({"dataset": "folder:~/a", "split": "~/s"}, None, ("folder:HOME/a", "HOME/s", None)),
         ({"dataset": "tfds:a", "split": "s"}, None, ("tfds:a", "CWD/s", "CWD/env")),
         ({"dataset": "omniglot", "split": "finn"}, None, ("omniglot", "finn", "CWD/env")),
+        ({"dataset": "omniglot", "split": "s.json"}, "d", ("omniglot", "CWD/s.json", "CWD/d")),
         ({"dataset": "omniglot", "split": ""}, "d", ("omniglot", "", "CWD/d")),
         ({"dataset": "glyphs"}, "~/d", ("glyphs", "script", "HOME/d")),
         ({"dataset": "glyphs"}, None, ("glyphs", "script", None)),
