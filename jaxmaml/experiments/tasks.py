@@ -188,11 +188,17 @@ def drawn_class_split(preset: Preset) -> ClassSplit | None:
     if preset.split or not preset.dataset.startswith("folder:"):
         return None
     names = datasets.class_names(preset.dataset)
-    if len(names) < len(SPLITS) * preset.way:
+    needed, most = len(SPLITS) * preset.way, len(names) // len(SPLITS)
+    if len(names) < needed:
+        # A task of images has two classes or more.
+        fewer = (
+            f"or reduce way to at most {most}"
+            if most >= 2
+            else f"at least {6 - len(names)} for way=2"
+        )
         raise ValueError(
-            f"dataset {preset.dataset!r} has {len(names)} classes, and way={preset.way} needs "
-            f"{len(SPLITS) * preset.way}, which are divided into train, val and test: add classes, or "
-            f"reduce way to at most {len(names) // len(SPLITS)}"
+            f"dataset {preset.dataset!r} has {len(names)} classes, and way={preset.way} needs {needed}, "
+            f"which are divided into train, val and test: add classes, {fewer}"
         )
     return class_splits.draw(names, smallest=preset.way)
 

@@ -179,9 +179,16 @@ def test_a_folder_without_a_split_file_is_divided_in_the_same_way_each_time(tmp_
 
 def test_a_folder_with_too_few_classes_is_refused(tmp_path):
     write_folder(tmp_path, sizes=(4,) * 14, side=4)
-    with pytest.raises(ValueError, match="has 14 classes, and way=5 needs 15"):
+    with pytest.raises(ValueError, match=r"has 14 classes, and way=5 needs 15.*way to at most 4"):
         make_sources(_pictures(tmp_path), num_test_tasks=5)
     assert make_sources(_pictures(tmp_path, way=4), num_test_tasks=5)
+
+
+def test_only_ways_that_are_accepted_are_advised(tmp_path):
+    write_folder(tmp_path, sizes=(4,) * 5, side=4)
+    message = r"has 5 classes, and way=5 needs 15, .* test: add classes, at least 1 for way=2$"
+    with pytest.raises(ValueError, match=message):
+        make_sources(_pictures(tmp_path), num_test_tasks=5)
 
 
 def test_pictures_need_a_folder():
