@@ -37,7 +37,7 @@ from jaxmaml.experiments.scoring import (
     scored_part,
 )
 from jaxmaml.experiments.seeds import over_seeds
-from jaxmaml.experiments.tasks import class_names, input_shape
+from jaxmaml.experiments.tasks import class_names, input_shape, located
 from jaxmaml.types import MetaState, State
 
 INDUCTIVE = ", inductive"
@@ -72,7 +72,8 @@ def restore(
     Args:
         run_dir: the run directory.
         num_test_tasks: the number of tasks that will be scored.
-        data_dir: a prepared TFDS directory; defaults to the one of the run.
+        data_dir: a prepared TFDS directory; defaults to the one of the run, except for glyphs, which
+            are made in the user's cache directory.
         changes: settings of the tasks that differ from training (`way`, `shot`, `test_query`,
             `num_test_inner_steps`, `dataset`, `split`, `image_size`); None keeps a setting. Without
             `split`, the classes are those of `unseen.classes_of_test`.
@@ -90,12 +91,12 @@ def restore(
     preset = _with_changes(trained, specs, changes)
 
     # Tasks. Only those of the test are drawn: nothing is asked of the other splits.
-    class_split, used = config["class_split"], config["data_dir"]
+    class_split, used = config["class_split"], _directory_of_run(config, preset)
     has_split = changes.get("split") is not None
     built = build_experiment(
         preset,
         seed=config["seed"],
-        data_dir=data_dir or (used and pathlib.Path(used)),
+        data_dir=data_dir or used,
         num_test_tasks=num_test_tasks,
         trained_as=trained,
         splits=("test",),
@@ -110,6 +111,17 @@ def restore(
     built = built._replace(num_classes=num_classes)
     states, averaged = _states(directory, config, built._replace(preset=trained))
     return Restored(built, trained, states, averaged)
+
+
+def _directory_of_run(config: dict[str, Any], preset: Preset) -> pathlib.Path | None:
+    """Returns the directory of a run's dataset, if that of the test may be in it.
+
+    Other datasets that somebody has prepared may be in the same one. Glyphs are prepared where they are
+    looked for: a test of another run does not write to its directory.
+    """
+    is_own = located(preset, None)[0].dataset == config["preset"]["dataset"]
+    is_elsewhere = not is_own and preset.dataset == "glyphs"
+    return pathlib.Path(config["data_dir"]) if config["data_dir"] and not is_elsewhere else None
 
 
 def _with_changes(trained: Preset, specs: Sequence[Spec], changes: dict[str, Any]) -> Preset:

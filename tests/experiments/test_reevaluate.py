@@ -12,9 +12,9 @@ import pytest
 from data.image_sets import write_folder
 from rich.console import Console
 
-from experiments.tiny import OPTIONS, PRESET, REGRESSION
+from experiments.tiny import OPTIONS, PRESET, REGRESSION, save_untrained
 from jaxmaml import cli
-from jaxmaml.data import class_splits
+from jaxmaml.data import class_splits, datasets
 from jaxmaml.experiments import candidates, compare, figures, presets, reevaluate, unseen
 from jaxmaml.experiments.experiment import init_state, scored_tasks
 from jaxmaml.experiments.run_dir import RunDir, write_json
@@ -316,6 +316,22 @@ def test_a_folder_of_other_classes_is_tested_with_all_that_the_run_has_not_seen(
         UserWarning, match=r"1 of the 2 classes .* of the training \('class0'\): the"
     ):
         assert _classes(run_dir, dataset="folder:few", split="few.json") == named["test"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "is_in"),
+    [(None, "data"), ("omniglot", "data"), ("tfds:mine", "data"), ("glyphs", None)],
+)
+def test_glyphs_are_not_made_in_the_directory_of_another_run(
+    dataset, is_in, images, tmp_path, monkeypatch
+):
+    looked_in = []
+    monkeypatch.setattr(datasets, "load", lambda _, place, *rest: looked_in.append(place) or images)
+    preset, data = presets.override(PRESET, dataset="omniglot"), tmp_path / "data"
+    run_dir = save_untrained(tmp_path / "run", preset, data_dir=data).path
+    with pytest.warns(UserWarning, match="3 of the 5 classes of the test"):
+        reevaluate.restore(run_dir, num_test_tasks=2, dataset=dataset)
+    assert looked_in == [is_in and tmp_path / is_in]
 
 
 def test_training_classes_in_a_test_of_another_published_split_are_counted():

@@ -314,9 +314,7 @@ def test_another_run_is_refused_by_its_difference(changes, specs, options, messa
         ({"patience": 2, "selection_steps": (1,)}, PAIR[:1], "with patience=2, whose validations"),
     ],
 )
-def test_a_schedule_over_all_steps_cannot_be_made_longer(
-    changes, specs, message, tmp_path, capsys
-):
+def test_a_schedule_over_all_steps_cannot_be_made_longer(changes, specs, message, tmp_path, capsys):
     out, preset = tmp_path / "run", presets.override(REGRESSION, **changes)
     with compare.prepare(preset, specs, out, num_test_tasks=5) as comparison:
         comparison.run_dir.create(comparison.config)
