@@ -1,5 +1,6 @@
 """Decides whether a run directory is continued: it is if it holds the same configuration."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def check_same(out: Path, held: Mapping[str, Any], config: Mapping[str, Any]) ->
         held: the contents of its config.json.
         config: those that the command would write. Its number of outer steps may be larger.
     """
-    before, now = dict(_flat(held)), dict(_flat(config))
+    before, now = (dict(_flat({**found, "class_sizes": None})) for found in (held, config))
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     is_longer = now.get(_STEPS, 0) > before.get(_STEPS, 0)
     if names == [_STEPS] and is_longer:
@@ -41,6 +42,25 @@ def check_same(out: Path, held: Mapping[str, Any], config: Mapping[str, Any]) ->
         raise ValueError(
             f"--out {out} holds another run, and is continued by the same settings only: {listed}; "
             "name a new directory"
+        )
+
+
+def warn_of_changed_images(held: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Warns if the classes of a folder have other numbers of images than when their run began.
+
+    Args:
+        held: the contents of config.json, which may be that of a version that kept no numbers.
+        config: those that the command would write.
+    """
+    before, now = held.get("class_sizes") or {}, config["class_sizes"] or {}
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if changed:
+        name = changed[0]
+        warnings.warn(
+            f"{config['preset']['dataset']} has changed since this run began, which goes on with other "
+            f"pictures: {len(changed)} of {len(now)} classes have other numbers of them, such as "
+            f"{name!r}, {before[name]} then and {now[name]} now",
+            stacklevel=2,
         )
 
 

@@ -145,14 +145,28 @@ def num_classes(source: Source) -> int:
 
 def class_names(source: Source) -> tuple[str, ...]:
     """Returns the names of the classes of the images of a source; none for regression."""
-    images = getattr(source, "pool", None) or getattr(source, "images", None)
-    return getattr(images, "names", ())
+    return getattr(_images_of(source), "names", ())
 
 
 def class_split_of(sources: Sources) -> ClassSplit | None:
     """Returns the class names of each split that has a source; None for regression."""
     class_split = {split: list(class_names(source)) for split, source in sources.items()}
     return class_split if any(class_split.values()) else None
+
+
+def class_sizes_of(sources: Sources) -> dict[str, int]:
+    """Returns the number of images of each class, by its name; none for regression."""
+    return {
+        name: int(size)
+        for source in sources.values()
+        for name, size in zip(
+            class_names(source), getattr(_images_of(source), "sizes", ()), strict=True
+        )
+    }
+
+
+def _images_of(source: Source) -> Any:
+    return getattr(source, "pool", None) or getattr(source, "images", None)
 
 
 def located(preset: Preset, data_dir: pathlib.Path | None) -> tuple[Preset, pathlib.Path | None]:
