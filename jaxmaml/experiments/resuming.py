@@ -57,9 +57,9 @@ def warn_of_changed_images(held: Mapping[str, Any], config: Mapping[str, Any]) -
     if changed:
         name = changed[0]
         warnings.warn(
-            f"{config['preset']['dataset']} has changed since this run began, which goes on with other "
-            f"pictures: {len(changed)} of {len(now)} classes have other numbers of them, such as "
-            f"{name!r}, {before[name]} then and {now[name]} now",
+            f"{config['preset']['dataset']} has changed since this run began: {len(changed)} of "
+            f"{len(now)} classes have other numbers of pictures, such as {name!r}, {before[name]} then "
+            f"and {now[name]} now",
             stacklevel=2,
         )
 

@@ -64,8 +64,10 @@ def warn_of_seen(tested: Sequence[str], class_split: ClassSplit) -> None:
     seen = [name for name in tested if name in trained]
     if seen:
         listed = ", ".join(map(repr, seen[:_LISTED])) + ", ..." * (len(seen) > _LISTED)
+        is_part = len(seen) < len(tested)
+        meaning = "is not one on new classes only" if is_part else "says nothing about new classes"
         warnings.warn(
             f"{len(seen)} of the {len(tested)} classes of the test are classes of the training "
-            f"({listed}): the score is not one on new classes only",
+            f"({listed}): the score {meaning}",
             stacklevel=2,
         )
