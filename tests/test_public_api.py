@@ -36,7 +36,7 @@ PUBLIC = {
     "jaxmaml.data.augmentation": "Augment apply check",
     "jaxmaml.data.class_splits": "draw omniglot published read write",
     "jaxmaml.data.datasets": (
-        "Dataset class_names data_directory format_of images load scaling tfds_splits"
+        "Dataset class_names data_directory format_of images is_split_file load scaling tfds_splits"
     ),
     "jaxmaml.data.episodes": (
         "Episode ImagesByClass Plan TaskKeys checked distinct plan plan_step plan_tasks task_keys "

@@ -74,6 +74,14 @@ def _prepare(place: Path) -> None:
         picture.save(place / "new" / f"{name}.png")
 
 
+def test_a_dataset_of_the_user_is_opened_with_a_division_of_its_classes() -> None:
+    text = README.read_text("utf-8")
+    calls = re.findall(r'datasets\.(?:images|load)\("(?:folder|tfds):[^)]*\)', text)
+    assert calls
+    assert all("class_split=" in call for call in calls)
+    assert not [source for _, source in _blocks() if re.search(r'"(?:folder|tfds):[A-Z]+"', source)]
+
+
 def test_every_python_block_is_run(blocks: list[Block]) -> None:
     # A fence of another spelling, such as ```py, would not be run.
     fences = re.findall(r"^\s*```(\w+)", README.read_text("utf-8"), re.MULTILINE)

@@ -33,7 +33,9 @@ def _show(action: Show) -> int:
         path = action.out or pathlib.Path(f"{presets.file_name(chosen)}.png")
         check_format(path)
     with user_errors(), session("highest"), Display():
-        built = build_experiment(chosen, seed=0, data_dir=action.data_dir, num_test_tasks=1)
+        built = build_experiment(
+            chosen, seed=0, data_dir=action.data_dir, num_test_tasks=1, splits=("test",)
+        )
         draw_episode(built, path)
     print(path)
     return SUCCESS

@@ -150,10 +150,11 @@ def _summarize(comparison: Any, runs: Sequence[Any]) -> int:
 
 def _say_complete(comparison: Any) -> int:
     """Says that nothing is left to do, and returns the exit code with which the runs ended."""
+    from jaxmaml.experiments import resuming
     from jaxmaml.experiments.compare import stopped_runs
 
     stopped = stopped_runs(comparison)
-    can_go_on = not (stopped or comparison.experiment.preset.patience)
+    can_go_on = not (stopped or resuming.reasons_against_more_steps(comparison.config))
     longer = ": a larger --num-outer-steps trains it longer" if can_go_on else ""
     print(f"{comparison.run_dir.path} is complete{longer}")
     return _say_stopped(comparison, stopped)

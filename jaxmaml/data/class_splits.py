@@ -107,15 +107,15 @@ def draw(
     Args:
         names: the names of all classes.
         fractions: the fractions of train, val and test, which add up to 1.
-        seed: the seed of the shuffle.
+        seed: the seed of the shuffle, 0 to 2^32 - 1.
         smallest: classes that val and test get at least, at the expense of train.
 
     Returns:
         The class names of "train", "val" and "test", each sorted.
 
     Raises:
-        ValueError: the fractions are not three positive numbers that add up to 1, or a split would
-            have no classes, or fewer than `smallest`.
+        ValueError: the fractions are not three positive numbers that add up to 1, the seed is out of
+            its range, or a split would have no classes, or fewer than `smallest`.
 
     Example:
         >>> class_split = draw("abcdefghij", (0.6, 0.2, 0.2), seed=0)
@@ -128,6 +128,8 @@ def draw(
         raise ValueError(
             f"fractions must be three positive numbers that add up to 1; got {tuple(fractions)}"
         )
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be between 0 and {2**32 - 1:,}; got {seed!r}")
     order = np.random.RandomState(seed).permutation(sorted(names))
     ends = np.round(np.cumsum(fractions[:2]) * len(order)).astype(int)
     num_val, num_test = np.maximum(np.diff([*ends, len(order)]), smallest)

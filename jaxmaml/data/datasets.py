@@ -117,8 +117,8 @@ def images(
             except that glyphs are prepared there if they are absent, which takes some seconds.
             Defaults to TFDS's ($TFDS_DATA_DIR, else ~/tensorflow_datasets), for glyphs to the
             user's cache directory.
-        class_split: the name of a class split of the dataset; defaults to its first. For "tfds:"
-            and "folder:" the path of a file, see `class_splits.read`. For any dataset, the class
+        class_split: the name of a class split of the dataset, which defaults to its first and which
+            "tfds:" and "folder:" have not; the path of a file, see `class_splits.read`; or the class
             names of each split.
         image_size: height and width in pixels. Defaults to the dataset's own, or 84 for "tfds:"
             and "folder:".
@@ -279,12 +279,34 @@ def _known(dataset: str) -> Dataset:
     return DATASETS[dataset]
 
 
+def is_split_file(dataset: str, name: str) -> bool:
+    """Returns whether the name of a class split is the path of a file.
+
+    Args:
+        dataset: see `images`.
+        name: the name, which is not empty.
+
+    Example:
+        >>> is_split_file("omniglot", "finn"), is_split_file("omniglot", "mine.json")
+        (False, True)
+    """
+    if dataset not in DATASETS:
+        return True
+    is_file = name.endswith(".json") or files.expanded(name).is_file()
+    return is_file and name not in DATASETS[dataset].class_splits
+
+
 def _known_class_split(dataset: str, name: str | ClassSplit) -> ClassSplit:
     if isinstance(name, Mapping):
         return name
+    if is_split_file(dataset, name):
+        return class_splits.read(files.expanded(name))
     names = DATASETS[dataset].class_splits
     if name not in names:
-        raise ValueError(f"class_split={name!r} is unknown; choose one of {', '.join(names)}")
+        raise ValueError(
+            f"split={name!r} is unknown; choose one of {', '.join(names)}, or a file that "
+            "jaxmaml data split wrote"
+        )
     if dataset == "omniglot":
         return class_splits.omniglot(name)
     return class_splits.published("glyphs" if dataset == "glyphs" else name)

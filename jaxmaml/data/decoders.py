@@ -10,6 +10,7 @@ Every image, whatever its mode, becomes 8 bits per channel, upright, on white, i
 4. Transparent pixels are composited on white: alpha channels, palettes with transparency, and the
    transparent color of a PNG or GIF.
 5. The image is converted to the channels of the format, and then resized.
+6. Where the format is ink, pixels darker than middle gray become 255, and the others 0.
 """
 
 import contextlib
@@ -24,8 +25,10 @@ from jaxmaml.data.records import Encoded
 
 IMAGES_PER_CHUNK = 1000
 """Images decoded at a time, which bounds the memory of reading a whole dataset."""
-RULES = 2
+RULES = 3
 """The version of the rules above, which a cache of decoded images depends on."""
+INK_BELOW = 128
+"""Gray values below this one are ink. A scan or a JPEG of a drawing has few that are exactly 0."""
 BACKGROUND = (255, 255, 255, 255)
 """The color behind transparent pixels."""
 
@@ -38,7 +41,8 @@ class Format:
         size: height and width, in pixels.
         mode: "L" for one channel, "RGB" for three.
         resample: "nearest", which keeps a binary image binary, or "bilinear".
-        ink: whether the image is binary with ink 0, and becomes 255 where there is ink.
+        ink: whether the image is a dark drawing on white, and becomes 255 where there is ink and 0
+            elsewhere.
 
     Example:
         >>> Format(28, "L").shape
@@ -125,7 +129,9 @@ class Decoder:
             problem = "not an image that Pillow can read" if is_unknown else error
             where = self.records.where(int(number))
             raise files.ReadError(f"{where}: image cannot be decoded: {problem}") from error
-        return np.where(decoded > 0, 0, 255).astype(np.uint8) if self.format.ink else decoded
+        if self.format.ink:
+            return np.where(decoded < INK_BELOW, 255, 0).astype(np.uint8)
+        return decoded
 
 
 def read_all(reader: Reader, number: int) -> np.ndarray:

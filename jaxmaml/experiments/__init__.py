@@ -25,6 +25,7 @@ it. What a module is for:
   `native_output`: those of compiled libraries; `availability`: what is installed and prepared;
   `event_files`: the metrics for TensorBoard; `report`: a package that writes a report of run
   directories.
-- `compare` and `reevaluate`: the commands; `tables`: what they print; `figures`: what they draw,
-  by means of `plots`, which draws plain numbers; `agent_figures` and `agent_plots`: of policies.
+- `compare` and `reevaluate`: the commands; `unseen`: the classes of a test again; `tables`: what they
+  print; `figures`: what they draw, by means of `plots`, which draws plain numbers; `agent_figures` and
+  `agent_plots`: of policies.
 """

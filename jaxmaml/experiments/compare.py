@@ -50,7 +50,13 @@ from jaxmaml.experiments.run_dir import (
 )
 from jaxmaml.experiments.seeds import over_seeds
 from jaxmaml.experiments.settings import DOCUMENTATION
-from jaxmaml.experiments.tasks import Streaming, class_split_of, input_shape, located
+from jaxmaml.experiments.tasks import (
+    Streaming,
+    class_sizes_of,
+    class_split_of,
+    input_shape,
+    located,
+)
 from jaxmaml.experiments.training import Record
 from jaxmaml.types import MetaState
 
@@ -145,10 +151,12 @@ def prepare(
             matmul_precision=matmul_precision,
             input_shape=input_shape(experiment.sources["train"]),
             class_split=class_split_of(experiment.sources),
+            class_sizes=_sizes_in_folder(where, experiment),
         )  # fmt: skip
         resuming.check_same_processes(config)
         if held is not None:
             resuming.check_same(out, held, config)
+            resuming.warn_of_changed_images(held, config)
         is_longer = held is not None and held["preset"] != config["preset"]
         yield Comparison(
             experiment, built, config, run_dir,
@@ -193,6 +201,12 @@ def _drawn_before(held: dict[str, Any] | None, preset: Preset) -> ClassSplit | N
     if held is None or preset.split or held["preset"]["dataset"] != preset.dataset:
         return None
     return held["class_split"] if preset.dataset.startswith("folder:") else None
+
+
+def _sizes_in_folder(preset: Preset, experiment: Experiment) -> dict[str, int] | None:
+    """Returns the number of images of each class; None if the dataset is not a folder of the user."""
+    is_folder = preset.dataset.startswith("folder:")
+    return class_sizes_of(experiment.sources) if is_folder else None
 
 
 def execute(comparison: Comparison) -> list[Run]:

@@ -6,7 +6,7 @@ and seed give the same experiment.
 
 import pathlib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from jaxmaml.experiments.devices import Devices
 from jaxmaml.experiments.networks import Model, Network
 from jaxmaml.experiments.presets import Preset
 from jaxmaml.experiments.tasks import (
+    SPLITS,
     Sources,
     Streaming,
     fixed_tasks,
@@ -49,7 +50,7 @@ class Experiment(NamedTuple):
         network: the network, with its initial parameters and statistics.
         optimizer: the outer optimizer.
         sources: the source of each split.
-        num_classes: classes of the training split; 0 for regression.
+        num_classes: classes of the training split; 0 for regression, and without that split.
         train_key: the key of the training episodes.
         learner_key: the key of initial parameters that only one learner has.
         devices: what computes the outer steps.
@@ -81,6 +82,7 @@ def build_experiment(
     with_classes: bool = False,
     trained_as: Preset | None = None,
     class_split: ClassSplit | None = None,
+    splits: Sequence[str] = SPLITS,
     used: Devices | None = None,
 ) -> Experiment:
     """Returns the experiment of a preset.
@@ -95,6 +97,7 @@ def build_experiment(
         with_classes: whether training batches hold the number of each example's class among all.
         trained_as: the settings of the network, if `preset` has other tasks than those of training.
         class_split: the class names of each split; defaults to the preset's.
+        splits: those that are used, "test" among them; see `make_sources`.
         used: what computes; defaults to as many devices as can share the tasks of a step.
 
     Raises:
@@ -103,7 +106,7 @@ def build_experiment(
     train_key = key_of(seed, "training tasks")  # a seed that is refused is refused first
     sources = make_sources(
         preset, num_test_tasks=num_test_tasks, data_dir=data_dir, images=images,
-        streaming=streaming, with_classes=with_classes, class_split=class_split,
+        streaming=streaming, with_classes=with_classes, class_split=class_split, splits=splits,
     )  # fmt: skip
     network = _network(trained_as or preset, sources, key_of(seed, "parameters"))
     return Experiment(
@@ -111,7 +114,7 @@ def build_experiment(
         network=network,
         optimizer=outer_optimizer(preset, network.model),
         sources=sources,
-        num_classes=num_classes(sources["train"]),
+        num_classes=num_classes(sources["train"]) if "train" in sources else 0,
         train_key=train_key,
         learner_key=key_of(seed, "parameters of a learner"),
         devices=used or devices.choose(preset.num_tasks),
@@ -134,7 +137,7 @@ def with_seed(experiment: Experiment, seed: int) -> Experiment:
 def _network(preset: Preset, sources: Sources, key: Array) -> Network:
     if preset.domain == "reinforcement":
         return agents.build(preset, key)
-    return networks.build(preset, input_shape(sources["train"]), key)
+    return networks.build(preset, input_shape(sources["test"]), key)
 
 
 def build_candidate(experiment: Experiment, spec: Spec) -> Candidate:

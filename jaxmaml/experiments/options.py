@@ -241,7 +241,7 @@ class TaskOptions:
     num_test_inner_steps: Annotated[int | None, _LIKE_TRAINING] = None
     """inner steps"""
     dataset: Annotated[str | None, _LIKE_TRAINING] = None
-    """another dataset, with images of the same size"""
+    """another dataset, with images of the same size; of another folder, classes not seen before"""
     split: Annotated[str | None, _LIKE_TRAINING] = None
     """division of the classes"""
     image_size: Annotated[int | None, _LIKE_TRAINING] = None

@@ -9,7 +9,7 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxmaml.data.decoders import Format
+from jaxmaml.data.decoders import INK_BELOW, Format
 from jaxmaml.experiments import provenance
 from jaxmaml.files import atomic_directory, check_absent
 from jaxmaml.trees import leaf_paths
@@ -96,7 +96,7 @@ def preprocessing(format: Format, mean: Sequence[float], std: Sequence[float]) -
             "mode": format.mode,
             "size": [format.size, format.size],
             "resample": format.resample,
-            "ink": "255 where the pixel is 0, and 0 elsewhere" if format.ink else None,
+            "ink": f"255 where the pixel is below {INK_BELOW}, 0 elsewhere" if format.ink else None,
         },
         "in the function": {"scale": 1 / 255, "mean": list(mean), "std": list(std)},
     }

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Group, RenderableType
 
-from jaxmaml.experiments import candidates, learners, networks, presets, ranges, references, tables
+from jaxmaml.experiments import (
+    candidates,
+    learners,
+    networks,
+    presets,
+    ranges,
+    references,
+    tables,
+    unseen,
+)
 from jaxmaml.experiments.candidates import Candidate, Spec
 from jaxmaml.experiments.domains import domain_of
 from jaxmaml.experiments.experiment import (
@@ -28,7 +37,7 @@ from jaxmaml.experiments.scoring import (
     scored_part,
 )
 from jaxmaml.experiments.seeds import over_seeds
-from jaxmaml.experiments.tasks import input_shape, located
+from jaxmaml.experiments.tasks import class_names, input_shape, located
 from jaxmaml.types import MetaState, State
 
 INDUCTIVE = ", inductive"
@@ -63,9 +72,11 @@ def restore(
     Args:
         run_dir: the run directory.
         num_test_tasks: the number of tasks that will be scored.
-        data_dir: a prepared TFDS directory; defaults to the one of the run.
+        data_dir: a prepared TFDS directory; defaults to the one of the run, except for glyphs, which
+            are made in the user's cache directory.
         changes: settings of the tasks that differ from training (`way`, `shot`, `test_query`,
-            `num_test_inner_steps`, `dataset`, `split`, `image_size`); None keeps a setting.
+            `num_test_inner_steps`, `dataset`, `split`, `image_size`); None keeps a setting. Without
+            `split`, the classes are those of `unseen.classes_of_test`.
 
     Raises:
         ValueError: a checkpoint or the dataset is missing, or the runs do not suit such tasks.
@@ -79,28 +90,38 @@ def restore(
         directory.verify_state(spec.label, config)
     preset = _with_changes(trained, specs, changes)
 
-    # Tasks. Their classes are those of the run, whatever its split file holds today. No training
-    # episode is drawn: its query need not fit.
-    preset = dataclasses.replace(preset, query=preset.test_query)
-    used = config["data_dir"] and pathlib.Path(config["data_dir"])
-    is_own_dataset = located(preset, None)[0].dataset == trained.dataset
-    has_own_classes = is_own_dataset and changes.get("split") is None
+    # Tasks. Only those of the test are drawn: nothing is asked of the other splits.
+    class_split, used = config["class_split"], _directory_of_run(config, preset)
+    has_split = changes.get("split") is not None
     built = build_experiment(
         preset,
         seed=config["seed"],
         data_dir=data_dir or used,
         num_test_tasks=num_test_tasks,
-        with_classes=any(learners.needs_class_numbers(trained, spec.learner) for spec in specs),
         trained_as=trained,
-        class_split=config["class_split"] if has_own_classes else None,
+        splits=("test",),
+        class_split=None if has_split else unseen.classes_of_test(preset, trained, class_split),
     )
     _check_shape(config, built)
+    if class_split is not None:
+        unseen.warn_of_seen(class_names(built.sources["test"]), class_split)
 
     # States. They have the shape of the experiment that was trained, with its class head.
-    num_classes = len((config["class_split"] or {"train": ()})["train"])
+    num_classes = len((class_split or {"train": ()})["train"])
     built = built._replace(num_classes=num_classes)
     states, averaged = _states(directory, config, built._replace(preset=trained))
     return Restored(built, trained, states, averaged)
+
+
+def _directory_of_run(config: dict[str, Any], preset: Preset) -> pathlib.Path | None:
+    """Returns the directory of a run's dataset, if that of the test may be in it.
+
+    Other datasets that somebody has prepared may be in the same one. Glyphs are prepared where they are
+    looked for: a test of another run does not write to its directory.
+    """
+    is_own = located(preset, None)[0].dataset == config["preset"]["dataset"]
+    is_elsewhere = not is_own and preset.dataset == "glyphs"
+    return pathlib.Path(config["data_dir"]) if config["data_dir"] and not is_elsewhere else None
 
 
 def _with_changes(trained: Preset, specs: Sequence[Spec], changes: dict[str, Any]) -> Preset:

@@ -1,5 +1,6 @@
 """Decides whether a run directory is continued: it is if it holds the same configuration."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ def check_same(out: Path, held: Mapping[str, Any], config: Mapping[str, Any]) ->
         held: the contents of its config.json.
         config: those that the command would write. Its number of outer steps may be larger.
     """
-    before, now = dict(_flat(held)), dict(_flat(config))
+    before, now = (dict(_flat({**found, "class_sizes": None})) for found in (held, config))
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     is_longer = now.get(_STEPS, 0) > before.get(_STEPS, 0)
     if names == [_STEPS] and is_longer:
-        _check_extensible(config)
+        if reasons := reasons_against_more_steps(config):
+            raise ValueError(
+                f"num_outer_steps cannot be raised with {reasons[0]}: name a new directory"
+            )
         return
     if names:
         # What may differ, and what follows from the settings, is listed only where nothing else is.
@@ -38,6 +42,25 @@ def check_same(out: Path, held: Mapping[str, Any], config: Mapping[str, Any]) ->
         raise ValueError(
             f"--out {out} holds another run, and is continued by the same settings only: {listed}; "
             "name a new directory"
+        )
+
+
+def warn_of_changed_images(held: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Warns if the classes of a folder have other numbers of images than when their run began.
+
+    Args:
+        held: the contents of config.json, which may be that of a version that kept no numbers.
+        config: those that the command would write.
+    """
+    before, now = held.get("class_sizes") or {}, config["class_sizes"] or {}
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if changed:
+        name = changed[0]
+        warnings.warn(
+            f"{config['preset']['dataset']} has changed since this run began: {len(changed)} of "
+            f"{len(now)} classes have other numbers of pictures, such as {name!r}, {before[name]} then "
+            f"and {now[name]} now",
+            stacklevel=2,
         )
 
 
@@ -60,22 +83,22 @@ def check_same_processes(config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_extensible(config: Mapping[str, Any]) -> None:
-    """Raises ValueError if the number of outer steps decides how the first ones are made."""
+def reasons_against_more_steps(config: Mapping[str, Any]) -> list[str]:
+    """Returns why a run cannot be made longer: its number of outer steps decides how it begins.
+
+    Args:
+        config: the contents of its config.json.
+    """
     preset, reasons = preset_of(dict(config)), []
     if preset.outer_schedule == "cosine":
         reasons.append("outer_schedule='cosine', whose schedule depends on it")
     if preset.patience:
         reasons.append(f"patience={preset.patience}, whose validations are spread over all steps")
-    reasons += [
+    return reasons + [
         f"learner {spec.learner!r}, whose schedule depends on it"
         for spec in specs_of(dict(config))
         if spec.learner == "maml_plus_plus"
     ]
-    if reasons:
-        raise ValueError(
-            f"num_outer_steps cannot be raised with {reasons[0]}: name a new directory"
-        )
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

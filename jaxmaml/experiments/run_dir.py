@@ -53,7 +53,7 @@ PLOTS = (
     *("trajectories", "actions", "frames"),
 )
 """The names of all plots of a run directory, without their suffix."""
-_NOT_TRAINED_WITH = ("versions", "commit", "num_test_tasks", "digest")
+_NOT_TRAINED_WITH = ("versions", "commit", "num_test_tasks", "digest", "class_sizes")
 """Keys of config.json that do not decide which parameters a run has after a step."""
 
 
@@ -318,6 +318,7 @@ def make_config(
     matmul_precision: str,
     input_shape: tuple[int, ...],
     class_split: Mapping[str, Sequence[str]] | None,
+    class_sizes: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Returns the contents of config.json: all that is needed to run or evaluate again.
 
@@ -330,6 +331,8 @@ def make_config(
         matmul_precision: the precision of matrix products.
         input_shape: the shape of one example.
         class_split: the class names of each split; None for regression.
+        class_sizes: the number of images of each class of a folder, whose files may change; None for
+            other datasets.
     """
     config = {
         "preset": dataclasses.asdict(preset),
@@ -341,6 +344,7 @@ def make_config(
         "matmul_precision": matmul_precision,
         "input_shape": list(input_shape),
         "class_split": class_split,
+        "class_sizes": class_sizes,
         "versions": provenance.versions(),
         "commit": provenance.commit(),
     }

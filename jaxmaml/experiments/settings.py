@@ -120,7 +120,7 @@ class Preset:
         default=1,
     )
     split: str = _data(
-        "division of the classes: finn or vinyals for omniglot, a file for tfds: and folder: "
+        "division of the classes: finn or vinyals for omniglot, or a file, which tfds: needs "
         "(without one, the classes of a folder are divided)",
         where=_on_images,
         default="",
@@ -261,7 +261,9 @@ class Preset:
     )
 
     # Validation.
-    num_validations: int = _validation("validations during training", default=6)
+    num_validations: int = _validation(
+        "validations during training, at most one per outer step", default=6
+    )
     num_val_tasks: int = _validation("tasks per validation", where=_validated, default=100)
     selection_steps: tuple[int, ...] = _validation(
         "inner steps whose validation scores select the parameters (none: keep the last ones)",

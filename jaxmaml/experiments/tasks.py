@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -51,6 +51,7 @@ def make_sources(
     streaming: Streaming | None = None,
     with_classes: bool = False,
     class_split: ClassSplit | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> Sources:
     """Returns the sources of a preset.
 
@@ -64,6 +65,7 @@ def make_sources(
             device. The episodes are the same.
         with_classes: whether training batches hold the number of each example's class among all.
         class_split: the class names of each split; defaults to the preset's.
+        splits: those that have a source. The classes of the others need not allow such tasks.
 
     Raises:
         ValueError: the dataset is missing or cannot give such tasks.
@@ -80,29 +82,29 @@ def make_sources(
         raise ValueError(f"{preset.dataset} has no images to stream")
     if preset.domain == "reinforcement":
         env = agents.environment(preset)
-        return {split: rl.sampler(env, num_tasks=counts[split]) for split in SPLITS}
+        return {split: rl.sampler(env, num_tasks=counts[split]) for split in splits}
     if preset.is_regression:
         return {
             split: sinusoid.sampler(num_tasks=counts[split], shot=preset.shot, query=queries[split])
-            for split in SPLITS
+            for split in splits
         }
 
     # Images.
     images, sampler = _images(preset, data_dir, images, streaming, class_split)
-    _check_ways(preset, images)
+    _check_ways(preset, {split: images[split] for split in splits})
     return {
         split: sampler(
             images[split], num_tasks=counts[split], query=queries[split],
             classes=with_classes and split == "train", **_episode_options(preset, split),
         )
-        for split in SPLITS
+        for split in splits
     }  # fmt: skip
 
 
 def _check_ways(preset: Preset, images: Mapping[str, Any]) -> None:
     """Raises ValueError, with the remedies, unless each split has as many classes as a task."""
-    for split in SPLITS:
-        number = len(images[split].sizes)
+    for split, found in images.items():
+        number = len(found.sizes)
         if preset.way > number:
             raise ValueError(
                 f"way={preset.way} is more than the {number} classes of {split} in the class split "
@@ -138,13 +140,33 @@ def input_shape(source: Source) -> tuple[int, ...]:
 
 def num_classes(source: Source) -> int:
     """Returns the number of classes of the images of a source; 0 for regression."""
-    return len(_class_names(source))
+    return len(class_names(source))
+
+
+def class_names(source: Source) -> tuple[str, ...]:
+    """Returns the names of the classes of the images of a source; none for regression."""
+    return getattr(_images_of(source), "names", ())
 
 
 def class_split_of(sources: Sources) -> ClassSplit | None:
-    """Returns the class names of each split; None for regression."""
-    class_split = {split: list(_class_names(source)) for split, source in sources.items()}
+    """Returns the class names of each split that has a source; None for regression."""
+    class_split = {split: list(class_names(source)) for split, source in sources.items()}
     return class_split if any(class_split.values()) else None
+
+
+def class_sizes_of(sources: Sources) -> dict[str, int]:
+    """Returns the number of images of each class, by its name; none for regression."""
+    return {
+        name: int(size)
+        for source in sources.values()
+        for name, size in zip(
+            class_names(source), getattr(_images_of(source), "sizes", ()), strict=True
+        )
+    }
+
+
+def _images_of(source: Source) -> Any:
+    return getattr(source, "pool", None) or getattr(source, "images", None)
 
 
 def located(preset: Preset, data_dir: pathlib.Path | None) -> tuple[Preset, pathlib.Path | None]:
@@ -157,10 +179,11 @@ def located(preset: Preset, data_dir: pathlib.Path | None) -> tuple[Preset, path
     if kind == "folder":
         dataset = f"folder:{files.expanded(rest).absolute()}"
         preset = dataclasses.replace(preset, dataset=dataset)
-    if kind in ("folder", "tfds") and preset.split:
+    is_image_set = preset.domain == "classification"
+    if is_image_set and preset.split and datasets.is_split_file(preset.dataset, preset.split):
         split = files.expanded(preset.split).absolute()
         preset = dataclasses.replace(preset, split=str(split))
-    is_made = kind in ("folder", "glyphs") or preset.domain != "classification"
+    is_made = kind in ("folder", "glyphs") or not is_image_set
     if data_dir is None and is_made:
         return preset, None
     return preset, datasets.data_directory(data_dir).absolute()
@@ -179,18 +202,19 @@ def drawn_class_split(preset: Preset) -> ClassSplit | None:
     if preset.split or not preset.dataset.startswith("folder:"):
         return None
     names = datasets.class_names(preset.dataset)
-    if len(names) < len(SPLITS) * preset.way:
+    needed, most = len(SPLITS) * preset.way, len(names) // len(SPLITS)
+    if len(names) < needed:
+        # A task of images has two classes or more.
+        fewer = (
+            f"or reduce way to at most {most}"
+            if most >= 2
+            else f"at least {6 - len(names)} for way=2"
+        )
         raise ValueError(
-            f"dataset {preset.dataset!r} has {len(names)} classes, and way={preset.way} needs "
-            f"{len(SPLITS) * preset.way}, which are divided into train, val and test: add classes, or "
-            f"reduce way to at most {len(names) // len(SPLITS)}"
+            f"dataset {preset.dataset!r} has {len(names)} classes, and way={preset.way} needs {needed}, "
+            f"which are divided into train, val and test: add classes, {fewer}"
         )
     return class_splits.draw(names, smallest=preset.way)
-
-
-def _class_names(source: Source) -> tuple[str, ...]:
-    images = getattr(source, "pool", None) or getattr(source, "images", None)
-    return getattr(images, "names", ())
 
 
 def _images(

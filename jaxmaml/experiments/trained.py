@@ -19,7 +19,7 @@ from jaxmaml.data import augmentation, datasets
 from jaxmaml.data.augmentation import Augment
 from jaxmaml.data.decoders import Decoder, Format, read_all
 from jaxmaml.data.folders import FileRecords, FolderRecords
-from jaxmaml.experiments import candidates, learners, networks, portable, supports
+from jaxmaml.experiments import candidates, learners, networks, portable, ranges, supports
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.experiment import key_of, outer_optimizer
 from jaxmaml.experiments.presets import Preset
@@ -178,11 +178,14 @@ class Trained:
                 "batch", the pictures that are given to one call of `predict`, as in training.
 
         Raises:
-            TypeError: the inputs or targets have another type.
+            TypeError: the inputs or targets, or the number of inner steps, have another type.
             ValueError: they have another shape or are not finite; there is one class only, or more
-                classes than the head has outputs; the learner has no inner steps; the adapted
-                parameters are not finite; or `statistics` has no effect.
+                classes than the head has outputs; the learner has no inner steps, or there are too
+                many; the adapted parameters are not finite; or `statistics` has no effect.
         """
+        if num_inner_steps is not None:
+            most = ranges.MAX_INNER_STEPS
+            ranges.check_whole("num_inner_steps", num_inner_steps, minimum=0, maximum=most)
         if not isinstance(support, Mapping):
             support = self.read_support(support)
         batch, classes = self._checked_support(support)

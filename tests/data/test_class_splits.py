@@ -68,6 +68,13 @@ def test_draw_refuses_fractions_that_cannot_be(fractions, message):
         class_splits.draw("abcdefghij", fractions, 0)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_draw_refuses_seeds_out_of_range(seed):
+    message = f"seed must be between 0 and 4,294,967,295; got {seed}"
+    with pytest.raises(ValueError, match=message):
+        class_splits.draw("abcdefghij", seed=seed)
+
+
 def test_a_written_file_is_read_back_and_never_overwritten(tmp_path):
     path = tmp_path / "split.json"
     class_split = class_splits.draw("abcdef", (0.5, 0.25, 0.25), 3)

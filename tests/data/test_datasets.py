@@ -75,10 +75,10 @@ def test_omniglot_vinyals_and_image_size(test_data):
 
 def test_unknown_class_splits_and_datasets_are_refused(tmp_path):
     with pytest.raises(
-        ValueError, match="class_split='random' is unknown; choose one of finn, vinyals"
+        ValueError, match="split='random' is unknown; choose one of finn, vinyals, or a fi"
     ):
         datasets.load("omniglot", tmp_path, "random")
-    with pytest.raises(ValueError, match="class_split='finn' is unknown; choose one of script"):
+    with pytest.raises(ValueError, match="split='finn' is unknown; choose one of script"):
         datasets.load("glyphs", tmp_path, "finn")
     with pytest.raises(ValueError, match="dataset='mnist' is unknown; choose one of glyphs, omni"):
         datasets.load("mnist", tmp_path)
@@ -126,8 +126,20 @@ def test_glyphs_are_prepared_once_in_the_users_cache_directory(tmp_path, monkeyp
     prepared = tmp_path / "jaxmaml" / "tfds" / "glyphs" / "1.0.0" / "dataset_info.json"
     written = prepared.stat().st_mtime_ns
     datasets.load("glyphs", class_split="script")
-    assert len(datasets.class_names("glyphs")) == 559
+    names = datasets.class_names("glyphs")
+    assert len(names) == 559
     assert prepared.stat().st_mtime_ns == written
+
+    # A known dataset takes a file of another class split, too.
+    own = {"train": list(names[:3]), "val": list(names[3:4]), "test": list(names[4:6])}
+    class_splits.write(tmp_path / "own.json", own)
+    found = datasets.images("glyphs", class_split=str(tmp_path / "own.json"), cache=False)
+    assert {split: list(images.names) for split, images in found.items()} == own
+
+
+def test_a_missing_split_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"split file .*gone\.json cannot be read: No such file"):
+        datasets.load("omniglot", tmp_path, str(tmp_path / "gone.json"))
 
 
 def test_a_folder_without_its_prefix_is_told_from_an_unknown_dataset(folder):

@@ -72,6 +72,21 @@ def test_ink_becomes_255_and_nearest_keeps_the_image_binary():
     assert set(np.unique(small)) == {0, 255}
 
 
+def test_dark_pixels_are_ink_and_not_only_black_ones():
+    form = Format(3, "L", "nearest", ink=True)
+    pixels = np.array([[0, 30, 127], [128, 200, 255], [255, 0, 255]], np.uint8)
+    expected = np.where(pixels < 128, 255, 0)
+    np.testing.assert_array_equal(decoded(pixels, form)[0, ..., 0], expected)
+
+
+def test_a_drawing_has_the_same_ink_as_a_jpeg():
+    drawing = np.full((40, 40), 255, np.uint8)
+    drawing[4:36, 10:14] = drawing[18:22, 4:36] = 0
+    jpeg = saved(Image.fromarray(drawing), "JPEG", quality=75)
+    found = decoded_bytes(jpeg, Format(40, "L", "nearest", ink=True))[..., 0]
+    np.testing.assert_array_equal(found, 255 - drawing)
+
+
 def test_bilinear_averages_neighbors():
     pixels = np.zeros((2, 2), np.uint8)
     pixels[:, 1] = 200

@@ -12,6 +12,8 @@ from experiments.tiny import PRESET, REGRESSION
 from jaxmaml import fitting
 from jaxmaml.experiments import candidates, compare, presets
 from jaxmaml.experiments.candidates import Spec
+from jaxmaml.experiments.run_dir import write_json
+from jaxmaml.files import json_digest
 
 
 def _rows(comparison):
@@ -140,3 +142,16 @@ def test_classes_that_were_drawn_stay_when_the_folder_grows(tmp_path):
     with compare.prepare(preset, specs, out) as comparison:
         assert comparison.is_resumed
         assert comparison.config["class_split"] == before
+
+    # A class of the run that has other pictures is named; a version that kept no numbers has no say.
+    (tmp_path / "images" / "class1" / "0.png").unlink()
+    with (
+        pytest.warns(UserWarning, match="1 of 7 classes .* such as 'class1', 4 then and 3 now$"),
+        compare.prepare(preset, specs, out) as comparison,
+    ):
+        assert comparison.is_resumed
+    config = {name: comparison.config[name] for name in comparison.config if name != "digest"}
+    del config["class_sizes"]
+    write_json(comparison.run_dir.config, {**config, "digest": json_digest(config)})
+    with compare.prepare(preset, specs, out) as comparison:
+        assert comparison.is_resumed

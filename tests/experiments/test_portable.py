@@ -10,6 +10,8 @@ import pytest
 
 from experiments.test_trained import PIXELS, SUPPORT, trained_run
 from experiments.tiny import REGRESSION
+from jaxmaml.data.decoders import INK_BELOW, Format
+from jaxmaml.experiments import portable
 
 WITHOUT_THE_PACKAGE = """
 import sys
@@ -74,6 +76,15 @@ def _called(adapted, path, inputs):
     exported = jax.export.deserialize(bytearray((path / "function.jax").read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     return exported.call(inputs)
+
+
+def test_the_description_says_which_pixels_are_ink():
+    ink = Format(28, "L", "nearest", ink=True)
+    said = [
+        portable.preprocessing(format, [0.5], [0.5])["before"]["ink"]
+        for format in (ink, Format(28))
+    ]
+    assert said == [f"255 where the pixel is below {INK_BELOW}, 0 elsewhere", None]
 
 
 @pytest.mark.parametrize("norm", ["layer", pytest.param("none", marks=pytest.mark.slow)])

@@ -12,10 +12,10 @@ import pytest
 from data.image_sets import write_folder
 from rich.console import Console
 
-from experiments.tiny import OPTIONS, PRESET, REGRESSION
+from experiments.tiny import OPTIONS, PRESET, REGRESSION, save_untrained
 from jaxmaml import cli
-from jaxmaml.data import class_splits
-from jaxmaml.experiments import candidates, compare, figures, presets, reevaluate
+from jaxmaml.data import class_splits, datasets
+from jaxmaml.experiments import candidates, compare, figures, presets, reevaluate, unseen
 from jaxmaml.experiments.experiment import init_state, scored_tasks
 from jaxmaml.experiments.run_dir import RunDir, write_json
 from jaxmaml.experiments.tasks import class_split_of
@@ -215,42 +215,70 @@ def test_a_checkpoint_is_not_scored_under_another_configuration(compared, tmp_pa
         reevaluate.restore(copy.path, num_test_tasks=5)
 
 
-@pytest.fixture
-def trained_on_a_folder(tmp_path, monkeypatch):
-    """(run directory, split file) of a run on a folder of images, named by relative paths."""
-    monkeypatch.chdir(tmp_path)
-    write_folder(tmp_path / "images", sizes=(4,) * 7)
-    names = [f"class{i}" for i in range(7)]
-    split = tmp_path / "split.json"
-    class_splits.write(split, {"train": names[:3], "val": names[3:5], "test": names[5:]})
+def _save_untrained(path, sizes, numbers, learner="maml"):
+    """Writes (run directory, split file) of a run that was never trained, in a directory.
+
+    Its folder "images" has classes of these sizes, of which some numbers are in train, val and test.
+    """
+    write_folder(path / "images", sizes=sizes)
+    names, ends = [f"class{i}" for i in range(len(sizes))], np.cumsum(numbers)[:-1]
+    divided = [part.tolist() for part in np.split(np.array(names), ends)]
+    split = path / "split.json"
+    class_splits.write(split, dict(zip(class_splits.SPLITS, divided, strict=True)))
     preset = presets.override(
         PRESET, way=2, shot=1, query=3, test_query=1,
         dataset="folder:images", split="split.json", image_size=8,
     )  # fmt: skip
-    directory = RunDir(tmp_path / "run")
-    with compare.prepare(preset, candidates.comparison(preset)[:1], directory.path) as comparison:
+    directory, spec = RunDir(path / "run"), candidates.single(preset, learner)
+    with compare.prepare(preset, [spec], directory.path) as comparison:
         directory.create(comparison.config)
         state = init_state(comparison.experiment, comparison.candidates[0])
-        directory.save_state("exact", state, comparison.config)
+        directory.save_state(spec.label, state, comparison.config)
     return directory.path, split
+
+
+@pytest.fixture
+def trained_on_a_folder(tmp_path, monkeypatch):
+    """(run directory, split file) of a run on a folder of images, named by relative paths."""
+    monkeypatch.chdir(tmp_path)
+    return _save_untrained(tmp_path, (4,) * 7, (3, 2, 2))
+
+
+def _classes(run_dir, **changes):
+    """Returns the classes of the test."""
+    restored = reevaluate.restore(run_dir, **{"num_test_tasks": 2, **changes})
+    class_split = class_split_of(restored.experiment.sources)
+    assert list(class_split) == ["test"]
+    return class_split["test"]
 
 
 def test_the_classes_are_those_of_the_run_and_not_of_the_split_file_today(trained_on_a_folder):
     run_dir, split = trained_on_a_folder
     classes = json.loads(split.read_text())
     split.unlink()
-
-    def tested():
-        sources = reevaluate.restore(run_dir, num_test_tasks=2).experiment.sources
-        return class_split_of(sources)
-
-    assert tested() == classes
-    swapped = {**classes, "train": classes["test"], "test": classes["train"]}
-    class_splits.write(split, swapped)
-    assert tested() == classes
+    assert _classes(run_dir) == classes["test"]
+    class_splits.write(split, {**classes, "train": classes["test"], "test": classes["train"]})
+    assert _classes(run_dir) == classes["test"]
     # A split that is given is the one of today.
-    restored = reevaluate.restore(run_dir, num_test_tasks=2, split=str(split))
-    assert class_split_of(restored.experiment.sources) == swapped
+    with pytest.warns(UserWarning, match="3 of the 3 classes .* says nothing about new classes"):
+        assert _classes(run_dir, split=str(split)) == classes["train"]
+
+
+def test_nothing_is_asked_of_the_classes_of_train_and_val(tmp_path, monkeypatch):
+    """A test may have more ways and shots than they allow, and they may be gone."""
+    monkeypatch.chdir(tmp_path)
+    run_dir, split = _save_untrained(tmp_path, (4,) * 5 + (8,) * 4, (3, 2, 4), "protonet")
+    for changes in ({"way": 4}, {"shot": 7}, {"way": 4, "shot": 7, "split": str(split)}):
+        restored = reevaluate.restore(run_dir, num_test_tasks=2, **changes)
+        way, shot = changes.get("way", 2), changes.get("shot", 1)
+        support = next(scored_tasks(restored.experiment, "test", 2)).support
+        assert support["inputs"].shape[1] == way * shot
+        assert len(reevaluate.scores(restored, 2)) == 1
+    with pytest.raises(ValueError, match="way=5 is more than the 4 classes of test"):
+        reevaluate.restore(run_dir, num_test_tasks=2, way=5)
+    for number in range(5):
+        shutil.rmtree(tmp_path / "images" / f"class{number}")
+    assert _classes(run_dir) == [f"class{i}" for i in range(5, 9)]
 
 
 def test_the_dataset_of_the_run_by_another_name_has_the_classes_of_the_run(trained_on_a_folder):
@@ -258,8 +286,61 @@ def test_the_dataset_of_the_run_by_another_name_has_the_classes_of_the_run(train
     run_dir, split = trained_on_a_folder
     classes = json.loads(split.read_text())
     for dataset in ("folder:images", f"folder:{run_dir.parent / 'images'}"):
-        restored = reevaluate.restore(run_dir, num_test_tasks=2, dataset=dataset, way=2)
-        assert class_split_of(restored.experiment.sources) == classes
+        assert _classes(run_dir, dataset=dataset, way=2) == classes["test"]
+
+
+def test_a_moved_or_copied_folder_has_the_classes_of_the_run(trained_on_a_folder):
+    run_dir, split = trained_on_a_folder
+    classes = json.loads(split.read_text())
+    moved = (run_dir.parent / "images").rename(run_dir.parent / "moved")
+    shutil.copytree(moved / "class0", moved / "more")
+    assert _classes(run_dir, dataset="folder:moved") == classes["test"]
+
+
+def test_a_folder_of_other_classes_is_tested_with_all_that_the_run_has_not_seen(
+    trained_on_a_folder,
+):
+    run_dir = trained_on_a_folder[0]
+    few = write_folder(run_dir.parent / "few", sizes=(4,) * 5)  # those of train and val
+    with pytest.raises(
+        ValueError, match="was trained or validated on all 5 classes of 'folder:few"
+    ):
+        _classes(run_dir, dataset="folder:few")
+    for number in (1, 3, 4):
+        (few / f"class{number}").rename(few / f"new{number}")
+    assert _classes(run_dir, dataset="folder:few", way=2) == ["new1", "new3", "new4"]
+    # A split that is given decides, and training classes in it are named.
+    named = {"train": ["class2"], "val": ["new3"], "test": ["class0", "new1"]}
+    class_splits.write(run_dir.parent / "few.json", named)
+    with pytest.warns(
+        UserWarning, match=r"1 of the 2 classes .* of the training \('class0'\): the"
+    ):
+        assert _classes(run_dir, dataset="folder:few", split="few.json") == named["test"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "is_in"),
+    [(None, "data"), ("omniglot", "data"), ("tfds:mine", "data"), ("glyphs", None)],
+)
+def test_glyphs_are_not_made_in_the_directory_of_another_run(
+    dataset, is_in, images, tmp_path, monkeypatch
+):
+    looked_in = []
+    monkeypatch.setattr(datasets, "load", lambda _, place, *rest: looked_in.append(place) or images)
+    preset, data = presets.override(PRESET, dataset="omniglot"), tmp_path / "data"
+    run_dir = save_untrained(tmp_path / "run", preset, data_dir=data).path
+    with pytest.warns(UserWarning, match="3 of the 5 classes of the test"):
+        reevaluate.restore(run_dir, num_test_tasks=2, dataset=dataset)
+    assert looked_in == [is_in and tmp_path / is_in]
+
+
+def test_training_classes_in_a_test_of_another_published_split_are_counted():
+    finn, vinyals = (class_splits.omniglot(name) for name in ("finn", "vinyals"))
+    with pytest.warns(
+        UserWarning, match="274 of the 423 classes of the test are classes of the tr"
+    ):
+        unseen.warn_of_seen(vinyals["test"], finn)
+    unseen.warn_of_seen(finn["test"], finn)
 
 
 def test_a_test_with_more_shots_need_not_fit_the_query_of_training(trained_on_a_folder):

@@ -13,6 +13,7 @@ import pytest
 from experiments.tiny import AGENT, PRESET, REGRESSION, interrupted_after
 from jaxmaml import dispatch, fitting
 from jaxmaml.checkpoint import Manager
+from jaxmaml.commands import training
 from jaxmaml.experiments import candidates, compare, experiment, figures, presets, settings
 from jaxmaml.experiments.candidates import Spec
 from jaxmaml.experiments.run_dir import RunDir, trained_for
@@ -313,7 +314,7 @@ def test_another_run_is_refused_by_its_difference(changes, specs, options, messa
         ({"patience": 2, "selection_steps": (1,)}, PAIR[:1], "with patience=2, whose validations"),
     ],
 )
-def test_a_schedule_over_all_steps_cannot_be_made_longer(changes, specs, message, tmp_path):
+def test_a_schedule_over_all_steps_cannot_be_made_longer(changes, specs, message, tmp_path, capsys):
     out, preset = tmp_path / "run", presets.override(REGRESSION, **changes)
     with compare.prepare(preset, specs, out, num_test_tasks=5) as comparison:
         comparison.run_dir.create(comparison.config)
@@ -324,6 +325,11 @@ def test_a_schedule_over_all_steps_cannot_be_made_longer(changes, specs, message
         pass
     with compare.prepare(preset, specs, out, num_test_tasks=5) as comparison:
         assert comparison.is_resumed
+
+    # Nor is it said to be one that can.
+    (out / "results.json").write_text('{"runs": {}}')
+    assert training._say_complete(comparison) == 0
+    assert capsys.readouterr().out == f"{out} is complete\n"
 
 
 IMAGES = presets.override(PRESET, num_outer_steps=6, num_validations=2, selection_steps=(1,))

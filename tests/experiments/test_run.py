@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.tiny import PRESET, REGRESSION
+from jaxmaml import fitting
 from jaxmaml.experiments import presets, training
 from jaxmaml.experiments import run as runs
 from jaxmaml.experiments.candidates import Spec
@@ -93,6 +94,19 @@ def test_validation_selects_the_best_state():
     start = init_state(experiment, candidate)
     jax.tree.map(np.testing.assert_array_equal, run.meta_state.params, start.params)
     assert run.num_outer_steps == 6
+
+
+def test_as_many_validations_are_made_as_are_asked_for():
+    """Validations come at the ends of dispatches, of which there were about a dozen."""
+    preset = presets.override(REGRESSION, num_outer_steps=40, num_validations=20)
+    run = _run(preset)[2]
+    assert [step for step, _ in run.curve] == list(range(0, 41, 2))
+
+
+def test_the_presets_need_no_shorter_dispatches():
+    for preset in presets.PRESETS.values():
+        own = fitting.steps_per_dispatch(preset.num_outer_steps)
+        assert runs._steps_per_dispatch(preset) == own
 
 
 def test_without_validations_the_last_state_is_tested():

@@ -30,7 +30,7 @@ def test_the_config_is_read_back(tmp_path):
     assert specs_of(config) == SPECS
     assert list(config) == [
         "preset", "num_seeds", "runs", "seed", "num_test_tasks", "data_dir", "matmul_precision",
-        "input_shape", "class_split", "versions", "commit", "digest",
+        "input_shape", "class_split", "class_sizes", "versions", "commit", "digest",
     ]  # fmt: skip
     assert list(config["runs"][0]) == ["label", "order", "inner_lr", "learner", "seed"]
 

@@ -57,6 +57,7 @@ def test_the_classes_of_each_split_are_named(images):
         ({"dataset": "folder:~/a", "split": "~/s"}, None, ("folder:HOME/a", "HOME/s", None)),
         ({"dataset": "tfds:a", "split": "s"}, None, ("tfds:a", "CWD/s", "CWD/env")),
         ({"dataset": "omniglot", "split": "finn"}, None, ("omniglot", "finn", "CWD/env")),
+        ({"dataset": "omniglot", "split": "s.json"}, "d", ("omniglot", "CWD/s.json", "CWD/d")),
         ({"dataset": "omniglot", "split": ""}, "d", ("omniglot", "", "CWD/d")),
         ({"dataset": "glyphs"}, "~/d", ("glyphs", "script", "HOME/d")),
         ({"dataset": "glyphs"}, None, ("glyphs", "script", None)),
@@ -178,9 +179,16 @@ def test_a_folder_without_a_split_file_is_divided_in_the_same_way_each_time(tmp_
 
 def test_a_folder_with_too_few_classes_is_refused(tmp_path):
     write_folder(tmp_path, sizes=(4,) * 14, side=4)
-    with pytest.raises(ValueError, match="has 14 classes, and way=5 needs 15"):
+    with pytest.raises(ValueError, match=r"has 14 classes, and way=5 needs 15.*way to at most 4"):
         make_sources(_pictures(tmp_path), num_test_tasks=5)
     assert make_sources(_pictures(tmp_path, way=4), num_test_tasks=5)
+
+
+def test_only_ways_that_are_accepted_are_advised(tmp_path):
+    write_folder(tmp_path, sizes=(4,) * 5, side=4)
+    message = r"has 5 classes, and way=5 needs 15, .* test: add classes, at least 1 for way=2$"
+    with pytest.raises(ValueError, match=message):
+        make_sources(_pictures(tmp_path), num_test_tasks=5)
 
 
 def test_pictures_need_a_folder():

@@ -170,6 +170,19 @@ def test_an_adaptation_that_diverges_is_refused():
         trained.adapt({"inputs": [0.0, 1.0], "targets": [0.0, 1.0]})
 
 
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (10**10, "num_inner_steps must be at most 100,000; got 10000000000"),
+        (-1, "num_inner_steps must be an integer, 0 or more; got -1"),
+        (2.5, r"num_inner_steps must be an integer, 0 or more; got 2\.5"),
+    ],
+)
+def test_inner_steps_that_nobody_makes_are_refused(steps, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        trained_run(norm="none").adapt(SUPPORT, num_inner_steps=steps)
+
+
 def test_inner_steps_of_a_learner_without_them_are_refused():
     with pytest.raises(ValueError, match="has no inner steps"):
         trained_run("protonet", norm="none").adapt(SUPPORT, num_inner_steps=2)

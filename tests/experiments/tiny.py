@@ -52,13 +52,13 @@ OPTIONS = [
 """Options of `jaxmaml train` and `compare` for the settings of REGRESSION."""
 
 
-def save_untrained(path, preset, learner="maml", input_shape=IMAGE_SHAPE):
+def save_untrained(path, preset, learner="maml", input_shape=IMAGE_SHAPE, data_dir=None):
     """Writes the directory of a run that was never trained, and returns it."""
     spec = candidates.single(preset, learner)
     names = None if preset.is_regression else {"train": list("abc"), "val": ["d"], "test": ["e"]}
     config = make_config(
         preset, [spec],
-        seed=3, num_test_tasks=5, data_dir=None, matmul_precision="highest",
+        seed=3, num_test_tasks=5, data_dir=data_dir, matmul_precision="highest",
         input_shape=input_shape, class_split=names,
     )  # fmt: skip
     directory = RunDir(path)

@@ -34,7 +34,8 @@ def listing(directory: SavedDirectory) -> Listing:
 
 def _settings(directory: SavedDirectory, run: SavedRun) -> dict[str, str]:
     """Returns the settings of a run, as texts by name."""
-    config = {name: value for name, value in directory.config.items() if name != "class_split"}
+    of_classes = ("class_split", "class_sizes")
+    config = {name: value for name, value in directory.config.items() if name not in of_classes}
     flat = dict(_flat(config)) | dict(_flat(run.spec._asdict())) | {"seed": run.seed}
     found = {
         name.removeprefix("preset."): _text(value)
