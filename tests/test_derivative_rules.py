@@ -144,7 +144,9 @@ def test_memory_does_not_grow_with_the_activations_of_the_steps():
         loss_fn = lambda params, batch: jnp.mean(jnp.tanh(reverse(jnp.tanh(batch @ params["w"]))))
         learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), num_inner_steps)
         lowered = jax.jit(jax.grad(learner.loss, has_aux=True)).lower(params, task)
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+        analysis = lowered.compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     activations, parameters = 4 * 2048 * 32, 4 * 32 * 32
     growth = (temporary(12) - temporary(4)) / 8

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -248,6 +249,7 @@ def _classes(run_dir, **changes):
     """Returns the classes of the test."""
     restored = reevaluate.restore(run_dir, **{"num_test_tasks": 2, **changes})
     class_split = class_split_of(restored.experiment.sources)
+    assert class_split is not None
     assert list(class_split) == ["test"]
     return class_split["test"]
 
@@ -268,7 +270,10 @@ def test_nothing_is_asked_of_the_classes_of_train_and_val(tmp_path, monkeypatch)
     """A test may have more ways and shots than they allow, and they may be gone."""
     monkeypatch.chdir(tmp_path)
     run_dir, split = _save_untrained(tmp_path, (4,) * 5 + (8,) * 4, (3, 2, 4), "protonet")
-    for changes in ({"way": 4}, {"shot": 7}, {"way": 4, "shot": 7, "split": str(split)}):
+    cases: list[dict[str, Any]] = [
+        {"way": 4}, {"shot": 7}, {"way": 4, "shot": 7, "split": str(split)}
+    ]  # fmt: skip
+    for changes in cases:
         restored = reevaluate.restore(run_dir, num_test_tasks=2, **changes)
         way, shot = changes.get("way", 2), changes.get("shot", 1)
         support = next(scored_tasks(restored.experiment, "test", 2)).support
