@@ -86,6 +86,9 @@ def averaged(meta_state: MetaState) -> MetaState:
     Args:
         meta_state: the state of a run whose outer optimizer may be a `with_average`.
 
+    Raises:
+        ValueError: the optimizer keeps an average within another transformation.
+
     Example:
         >>> import jax.numpy as jnp, optax, jaxmaml
         >>> learner = jaxmaml.maml(lambda params, batch: jnp.mean(params**2), optax.sgd(0.1), 1)
@@ -95,6 +98,12 @@ def averaged(meta_state: MetaState) -> MetaState:
     """
     opt_state = meta_state.opt_state
     if not isinstance(opt_state, AveragingState):
+        is_average = lambda node: isinstance(node, AveragingState)
+        if any(map(is_average, jax.tree.leaves(opt_state, is_leaf=is_average))):
+            raise ValueError(
+                "with_average must be the outermost part of the outer optimizer: what is around it "
+                "changes the parameters, and the average does not know it"
+            )
         return meta_state
     in_type_of = lambda mean, like: mean.astype(jnp.result_type(like))
     return meta_state._replace(

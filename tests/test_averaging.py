@@ -78,3 +78,18 @@ def test_what_an_optimizer_is_told_beside_the_gradient_reaches_it():
     params = jnp.zeros(2)
     optimizer.update(params, optimizer.init(params), params, value=3.0)
     assert seen == [3.0]
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda inner: optax.chain(optax.clip_by_global_norm(1.0), inner),
+        lambda inner: optax.apply_if_finite(inner, 3),
+        lambda inner: optax.MultiSteps(inner, 2).gradient_transformation(),
+    ],
+    ids=["chain", "apply_if_finite", "MultiSteps"],
+)
+def test_an_average_within_another_transformation_is_refused(around):
+    _, meta_state = _descend(around(with_average(optax.sgd(0.1), 0.9)), 2)
+    with pytest.raises(ValueError, match="must be the outermost part"):
+        averaged(meta_state)

@@ -203,6 +203,7 @@ class Manager:
             record: a value that JSON can hold, which `restore` returns.
             score: the lower, the better; see `keep_best`.
         """
+        states.check_kept(state)
         self._join()
         self._report()
         step = int(state.step) if step is None else step

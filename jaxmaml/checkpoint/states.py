@@ -19,15 +19,17 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxmaml.files import ReadError, WriteError, json_digest
-from jaxmaml.trees import describe, leaf_paths
+from jaxmaml.trees import describe, leaf_path, leaf_paths
 
 StateT = TypeVar("StateT")
 
 _MANIFEST = "manifest.json"
 _SPACE_FOR_METADATA = 200_000
+_NUMPY = (np.ndarray, np.generic)
 """Bytes that orbax writes beside the arrays, with a margin."""
 _TIMES = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Files that orbax writes after the manifest, and that are not read here."""
@@ -49,7 +51,8 @@ def save(
         record: any value that JSON can hold, NaN and infinity included; `read_record` returns it.
 
     Raises:
-        ValueError: `path` exists already.
+        ValueError: `path` exists already, or the state holds a NumPy array of 64 bits without
+            jax_enable_x64.
         WriteError: `path` cannot be written, for example because the disk is full. It is a
             ValueError; nothing is left behind.
 
@@ -67,6 +70,7 @@ def save(
     path = pathlib.Path(path).absolute()
     if path.exists():
         raise ValueError(f"checkpoint {path} exists already: name a new directory")
+    check_kept(state)
     leaves = _leaves(state)
     about = {
         "config": json_digest(config), "leaves": _described(leaves), "record": json.dumps(record)
@@ -286,6 +290,22 @@ def _leaves(state: Any) -> dict[str, Any]:
 def _nonempty(leaves: dict[str, Any]) -> dict[str, Any]:
     """Returns the leaves with at least one number: orbax refuses the others, which say nothing."""
     return {name: leaf for name, leaf in leaves.items() if 0 not in jnp.shape(leaf)}
+
+
+def check_kept(state: Any) -> None:
+    """Raises ValueError if JAX would cut a NumPy array of 64 bits, so that it came back as another.
+
+    Example:
+        >>> import numpy as np
+        >>> check_kept({"count": np.int32(3)})
+    """
+    for path, leaf in jax.tree.leaves_with_path(state):
+        kept = jax.dtypes.canonicalize_dtype(leaf.dtype) if isinstance(leaf, _NUMPY) else None
+        if kept is not None and kept != leaf.dtype:
+            raise ValueError(
+                f"the state holds {leaf.dtype} at {leaf_path(path)!r}, which JAX cuts to {kept}: "
+                "convert it, or set jax_enable_x64"
+            )
 
 
 def _described(leaves: dict[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxmaml import trees
 from jaxmaml.trees import by_layer
 from jaxmaml.types import (
     Array,
@@ -105,7 +106,8 @@ def update_norms(
 
     def view(adapted: Params, state: State) -> dict[str, Array]:
         del state
-        return _layer_norms(optax.tree.sub(adapted, start), depth)
+        change = optax.tree.sub(trees.in_float32(adapted), trees.in_float32(start))
+        return _layer_norms(change, depth)
 
     norms = learner.trace(meta_params, support, view, state=state, num_inner_steps=num_inner_steps)
     sizes = _layer_norms(start, depth)
@@ -113,4 +115,4 @@ def update_norms(
 
 
 def _layer_norms(tree: Any, depth: int | None) -> dict[str, Array]:
-    return {layer: optax.tree.norm(leaves) for layer, leaves in by_layer(tree, depth).items()}
+    return {layer: trees.norm(leaves) for layer, leaves in by_layer(tree, depth).items()}

@@ -9,7 +9,13 @@ import optax
 from jaxmaml.adjoints import FirstOrder
 from jaxmaml.learners import heads
 from jaxmaml.learners.heads import FeaturesFn
-from jaxmaml.learners.inner_loop import LoopOptions, inner_loop, refuse_learned, split_learned
+from jaxmaml.learners.inner_loop import (
+    LoopOptions,
+    inner_loop,
+    refuse_learned,
+    reset_steps,
+    split_learned,
+)
 from jaxmaml.learners.reptile import check_options, joined
 from jaxmaml.mixed_mode import check_scalar
 from jaxmaml.types import (
@@ -101,7 +107,7 @@ def fine_tuning(
         meta_params: MetaParams, task: Task, *, step: Scalar = 0, state: State = ()
     ) -> tuple[Array, Info]:
         del step
-        value, state = joint_loss(meta_params, joined(task), state)
+        value, state = joint_loss(meta_params, joined(task), reset_steps(state))
         check_scalar(value)
         return value, Info(value, jnp.zeros(0, value.dtype), state)
 

@@ -126,11 +126,20 @@ def normalized(found: Array, values: Array, mask: Array) -> tuple[Array, Array]:
 def masked_mean(values: Array, mask: Array) -> Array:
     """Returns the mean over the steps that count, or 0 if none does.
 
+    Raises:
+        ValueError: a value and a mask are not given for the same steps. Those of a distribution whose
+            `log_prob`, `kl` or `entropy` keeps the axis of the actions could still be multiplied.
+
     Example:
         >>> import jax.numpy as jnp
         >>> float(masked_mean(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0])))
         2.0
     """
+    if values.shape != mask.shape:
+        raise ValueError(
+            f"a step has one number, as in the mask {list(mask.shape)}; got {list(values.shape)} "
+            "(log_prob, kl and entropy of a distribution sum over the axis of the actions)"
+        )
     return (values * mask).sum() / jnp.maximum(mask.sum(), 1)
 
 
@@ -148,7 +157,8 @@ def _backward_sum(values: Array, factor: Array) -> Array:
 
 def _features(trajectories: Trajectories) -> Array:
     """`[num_trajectories, horizon, 2 observation_size + 4]`, each scaled to a mean square of 1."""
-    observations, mask = trajectories.observations, trajectories.mask
+    # In a narrow type the time would wrap around, and the square of an observation.
+    observations, mask = trees.in_float32(trajectories.observations), trajectories.mask
     num_trajectories, horizon, _ = observations.shape
     seen = jnp.clip(observations, -10, 10)
     time = jnp.arange(horizon, dtype=observations.dtype)[:, None] / 100

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml.batching import check_tasks, check_weights, with_stand_ins
+from jaxmaml.learners.inner_loop import in_training
 from jaxmaml.rl.problems import Experience, Problem
 from jaxmaml.types import Array, MetaLearner, MetaParams, Task
 
@@ -45,6 +46,7 @@ def collect_one(
     problem: Problem, learner: MetaLearner, meta_params: MetaParams, task: Task
 ) -> Task:
     """Returns the batches of one task; see `collect`."""
+    learner = in_training(learner)
     info = jax.eval_shape(learner.loss, meta_params, task)[1]
     # Without inner steps there is one batch of the policy before adaptation, which nothing adapts to.
     num_batches = max(info.inner_losses.shape[0], 1)

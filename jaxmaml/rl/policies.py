@@ -37,6 +37,27 @@ class Distribution(Protocol):
         ...
 
 
+def likelihood(distribution: Any, actions: Array, like: Array) -> Array:
+    """Returns the log-likelihood of actions, one number for each number of `like`.
+
+    Raises:
+        ValueError: `log_prob` returns another shape, such as one with the axis of the actions.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> unit = Normal(jnp.zeros((5, 2)), jnp.zeros(2))
+        >>> likelihood(unit, jnp.zeros((5, 2)), jnp.zeros(5)).shape
+        (5,)
+    """
+    found = distribution.log_prob(actions)
+    if jnp.shape(found) != jnp.shape(like):
+        raise ValueError(
+            f"log_prob of {type(distribution).__name__} must return one number per action, "
+            f"{list(jnp.shape(like))}; got {list(jnp.shape(found))}"
+        )
+    return found
+
+
 PolicyFn: TypeAlias = Callable[[Params, Array], Any]
 """`(params, observations [..., observation_size]) -> Distribution`."""
 

@@ -222,8 +222,12 @@ def losses(problem: Problem, *, inner: Inner = "reinforce") -> Losses:
     def at_step(params: Params, batch: Any, step: Scalar) -> tuple[Params, Experience]:
         if isinstance(batch, Request):
             return params, problem.experience_at(params, batch, step)
-        # After the last step it is called once more, for the parameters alone.
-        return params, jax.tree.map(lambda leaf: leaf[jnp.minimum(step, leaf.shape[0] - 1)], batch)
+        # After the last step it is called once more, for the parameters alone. A batch must not stand
+        # for later steps, whose trajectories are others: then its loss is NaN.
+        num_batches = batch.mask.shape[0]
+        found = jax.tree.map(lambda leaf: leaf[jnp.minimum(step, num_batches - 1)], batch)
+        advantages = jnp.where(step < num_batches, found.advantages, jnp.nan)
+        return params, found._replace(advantages=advantages)
 
     def metric_fn(adapted: Params, query: Request) -> Array:
         return problem.sample(adapted, query).returns().mean()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxmaml import trees
 from jaxmaml.checks import check_count
 from jaxmaml.rl.environments import Environment, EnvTask, check_observation
-from jaxmaml.rl.policies import PolicyFn
+from jaxmaml.rl.policies import PolicyFn, likelihood
 from jaxmaml.types import Array, Params
 
 
@@ -20,7 +20,8 @@ class Trajectories(NamedTuple):
         observations: before each action, `[num_trajectories, horizon, observation_size]`.
         actions: `[num_trajectories, horizon, action_size]`, or int32 `[num_trajectories, horizon]` if
             they are discrete.
-        rewards: after each action, `[num_trajectories, horizon]`; zero after the end.
+        rewards: after each action, `[num_trajectories, horizon]`; zero after the end, and NaN for an
+            action whose likelihood is NaN.
         log_probs: the log-likelihood of each action under the policy that chose it, like `rewards`.
         mask: 1 up to the step that ends the episode, and 0 afterwards, like `rewards`.
 
@@ -70,8 +71,8 @@ def rollout(
 
     Raises:
         TypeError: a count is not an integer.
-        ValueError: a count is less than 1, or an observation has another size than the environment
-            says.
+        ValueError: a count is less than 1; an observation has another size than the environment
+            says; or `log_prob` of the distribution has another shape than `[num_trajectories]`.
 
     Example:
         >>> import jax
@@ -105,10 +106,27 @@ def rollout(
         step = jax.vmap(environment.step, (0, 0, 0, None))(keys, state, actions, task)
         chex.assert_shape([step.reward, step.done], (num_trajectories,))
         rewards = jnp.where(alive, trees.in_float32(step.reward), 0)
-        found = Trajectories(observations, actions, rewards, distribution.log_prob(actions), alive)
+        log_probs = likelihood(distribution, actions, rewards)
+        rewards = without_diverged(rewards, log_probs, alive)
+        found = Trajectories(observations, actions, rewards, log_probs, alive)
         return (step.state, step.observation, alive & ~step.done), found
 
     alive = jnp.ones(num_trajectories, bool)
     _, steps = jax.lax.scan(advance, (state, observations, alive), jnp.arange(horizon))
     by_trajectory = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), steps)
     return by_trajectory._replace(mask=by_trajectory.mask.astype(by_trajectory.rewards.dtype))
+
+
+def without_diverged(rewards: Array, log_probs: Array, alive: Array) -> Array:
+    """Returns rewards that are NaN where the policy is.
+
+    A distribution of NaN still has samples: the first action, if they are discrete. Their rewards look
+    like those of a policy.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> log_probs = jnp.array([-1.0, jnp.nan, jnp.nan])
+        >>> without_diverged(jnp.ones(3), log_probs, jnp.array([True, True, False])).tolist()
+        [1.0, nan, 1.0]
+    """
+    return jnp.where(alive & jnp.isnan(log_probs), jnp.nan, rewards)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from jaxmaml import trees
 from jaxmaml.rl.environments import Environment, EnvTask
+from jaxmaml.rl.policies import likelihood
 from jaxmaml.rl.recurrent import Hidden, Memory, RecurrentPolicy, WithMemory
 from jaxmaml.rl.requests import Request
+from jaxmaml.rl.rollouts import without_diverged
 from jaxmaml.types import Array, Params, Scalar, Task
 
 
@@ -184,10 +186,11 @@ class RecurrentProblem(NamedTuple):
 
             # Nothing counts and nothing is remembered either.
             rewards = jnp.where(alive, trees.in_float32(step.reward), 0)
+            log_probs = likelihood(distribution, actions, rewards)
+            rewards = without_diverged(rewards, log_probs, alive)
             following = Memory(hidden, self._encoded(actions), rewards, jnp.zeros_like(rewards))
             memory = _where(alive, following, memory)
             mask = alive.astype(rewards.dtype)
-            log_probs = distribution.log_prob(actions)
             found = Trials(inputs, actions, rewards, log_probs, values, mask)
             return (step.state, step.observation, alive & ~step.done, memory), found
 

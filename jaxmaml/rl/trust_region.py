@@ -14,7 +14,7 @@ from jaxmaml import outer, parallel, trees
 from jaxmaml.adjoints import Exact
 from jaxmaml.batching import TASKS
 from jaxmaml.checks import check_count
-from jaxmaml.learners.inner_loop import algorithm_of
+from jaxmaml.learners.inner_loop import algorithm_of, in_training
 from jaxmaml.rl.baselines import masked_mean
 from jaxmaml.rl.collecting import collect, counted, mean_returns
 from jaxmaml.rl.problems import Experience, Problem
@@ -235,7 +235,7 @@ def _adapted_distribution(
     problem: Problem, learner: MetaLearner, meta_params: MetaParams, task: Task, state: State
 ) -> tuple[Any, Info]:
     """The actions of the adapted policy at the observations of the query."""
-    adapted, info = learner.adapt(meta_params, task.support, state=state)
+    adapted, info = in_training(learner).adapt(meta_params, task.support, state=state)
     return problem.policy_fn(adapted, task.query.observations), info
 
 

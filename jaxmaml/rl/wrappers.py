@@ -25,7 +25,8 @@ def observed_task(
 
     Returns:
         An environment with the tasks, states, actions and rewards of the wrapped one. Its observations
-        have `observation_size + task_size` numbers, and the type of the wrapped ones.
+        have `observation_size + task_size` numbers, and the type of the wrapped ones, or of the task
+        if those are integers.
 
     Raises:
         ValueError: `flatten` does not return one axis.
@@ -45,7 +46,11 @@ def observed_task(
         raise ValueError(f"flatten must return an array [task_size]; got shape {list(shape)}")
 
     def beside(observation: Array, task: EnvTask) -> Array:
-        return jnp.concatenate([observation, shown(task).astype(observation.dtype)])
+        numbers = shown(task)
+        # In the type of integer observations a task between 0 and 1 would be 0.
+        is_float = jnp.issubdtype(observation.dtype, jnp.floating)
+        dtype = observation.dtype if is_float else jnp.result_type(observation, numbers)
+        return jnp.concatenate([observation.astype(dtype), numbers.astype(dtype)])
 
     def reset(key: Array, task: EnvTask) -> tuple[EnvState, Array]:
         state, observation = environment.reset(key, task)

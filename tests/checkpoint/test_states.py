@@ -188,3 +188,14 @@ def test_never_over_another(tmp_path):
     checkpoint.save(tmp_path / "exact", _state())
     with pytest.raises(ValueError, match="exists already"):
         checkpoint.save(tmp_path / "exact", _state())
+
+
+@pytest.mark.parametrize(
+    "leaf", [np.array(2**40), np.uint64(2**63), np.array(1e300), np.float64(1)]
+)
+def test_numbers_that_jax_would_cut_are_refused(leaf, tmp_path):
+    with pytest.raises(ValueError, match=r"holds \w+64 at 'a/0', which JAX cuts to \w+32"):
+        checkpoint.save(tmp_path / "state", {"a": [leaf]})
+    with pytest.raises(ValueError, match="cuts"):
+        checkpoint.Manager(tmp_path / "many").save({"a": [leaf]}, step=1)
+    assert not (tmp_path / "state").exists()

@@ -81,3 +81,12 @@ def test_update_norms_start_from_the_learners_own_parameters():
     for layer in found:
         assert found[layer][0][0] == 0
         np.testing.assert_allclose(found[layer], expected[layer], rtol=1e-6)
+
+
+def test_norms_in_half_precision_neither_underflow_nor_overflow():
+    loss_fn = lambda params, batch: params["w"].sum() * batch
+    for rate, size in ((2.0**-13, 2.0**-13 * 100), (3.0, 300.0)):
+        learner = jaxmaml.maml(loss_fn, optax.sgd(rate), 1)
+        params = {"w": jnp.zeros((100, 100), jnp.float16)}
+        norms, _ = diagnostics.update_norms(learner, params, jnp.ones((), jnp.float16))["w"]
+        np.testing.assert_allclose(norms, [0, size], rtol=1e-3)

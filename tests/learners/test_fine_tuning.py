@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from learner_cases import SGD, meta_gradient, one_task
 from problems import smooth
@@ -40,3 +41,20 @@ def test_a_wrong_class_is_refused_and_padding_may_hold_anything():
     weights = jnp.ones(6).at[0].set(0)
     inputs = task.query["inputs"].at[0].set(jnp.nan)
     np.testing.assert_allclose(loss_of(weights=weights, inputs=inputs), np.log(7), rtol=1e-6)
+
+
+def test_every_joint_step_is_at_inner_step_zero():
+    """Otherwise the rows of a normalization per step would be trained in one outer step each."""
+
+    def loss_fn(params, batch, state):
+        row = params[jnp.minimum(state["inner_step"], 2)]
+        return jnp.mean((row - batch) ** 2), {"inner_step": state["inner_step"] + 1}
+
+    learner = jaxmaml.fine_tuning(jaxmaml.with_state(loss_fn), optax.sgd(0.1), 2)
+    optimizer, task = optax.sgd(0.1), jaxmaml.Task(jnp.ones((1, 2)), jnp.ones((1, 2)))
+    state = {"inner_step": jnp.zeros((), jnp.int32)}
+    meta_state = jaxmaml.init_state(learner, optimizer, jnp.zeros(3), state=state)
+    for _ in range(3):
+        meta_state, _ = jaxmaml.meta_step(learner, optimizer, meta_state, task)
+    assert meta_state.params[0] > 0.4
+    assert meta_state.params[1:].tolist() == [0.0, 0.0]

@@ -68,3 +68,20 @@ def test_steps_after_the_end_do_not_change_the_baseline():
     padded = rl.linear_baseline(_trajectories(np.ones((2, 5)), mask), 1.0)
     np.testing.assert_allclose(padded[:, :3], cut, atol=1e-3)
     assert (padded[:, 3:] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.bool, jnp.bfloat16])
+def test_a_narrow_type_of_the_observations_changes_nothing(dtype):
+    keys = jax.random.split(jax.random.key(0))
+    rewards = jax.random.normal(keys[0], (4, 300))
+    seen = jax.random.randint(keys[1], (4, 300, 2), 0, 2 if dtype == jnp.bool else 6)
+    found, expected = (
+        rl.linear_baseline(_trajectories(rewards, observations=seen.astype(kind)), 0.99)
+        for kind in (dtype, jnp.float32)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_numbers_of_other_steps_than_the_mask_are_refused():
+    with pytest.raises(ValueError, match=r"a step has one number.* \[4, 4\]; got \[4, 4, 1\]"):
+        rl.baselines.masked_mean(jnp.ones((4, 4, 1)), jnp.ones((4, 4)))

@@ -118,3 +118,28 @@ def test_the_exact_meta_gradient_is_that_of_the_sampled_batches():
         ends = [run(moved(size))[0] for size in (1e-5, -1e-5)]
         slope = (ends[0] - ends[1]) / 2e-5
         np.testing.assert_allclose(optax.tree.vdot(grads, direction), slope, rtol=1e-6)
+
+
+def test_a_batch_does_not_stand_for_later_inner_steps():
+    problem, parts, params = _parts(ENVIRONMENTS["discrete"])
+    learner = lambda number: jaxmaml.maml(
+        parts.loss_fn, optax.sgd(0.1), number, adjoint=jaxmaml.FirstOrder(), **_options(parts)
+    )
+    tasks = rl.sampler(ENVIRONMENTS["discrete"], num_tasks=1)(jax.random.key(0))
+    found = jax.tree.map(lambda leaf: leaf[0], rl.collect(problem, learner(1), params, tasks))
+    assert jnp.isfinite(learner(1).loss(params, found)[0])
+    assert jnp.isnan(learner(2).loss(params, found)[0])
+
+
+def test_batches_are_sampled_along_the_inner_loop_of_the_training():
+    problem, parts, params = _parts(ENVIRONMENTS["discrete"])
+    none = lambda params, batch: 0 * parts.loss_fn(params, batch)
+    make = lambda **options: jaxmaml.maml(
+        parts.loss_fn, optax.sgd(0.5), 1, **_options(parts), **options
+    )
+    tasks = rl.sampler(ENVIRONMENTS["discrete"], num_tasks=1)(jax.random.key(0))
+    queries = [
+        rl.collect(problem, learner, params, tasks).query
+        for learner in (make(), make(test_loss_fn=none))
+    ]
+    np.testing.assert_array_equal(queries[0].log_probs, queries[1].log_probs)

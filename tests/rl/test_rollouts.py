@@ -119,3 +119,32 @@ def test_rewards_may_be_integers():
     np.testing.assert_array_equal(found.rewards, [[1, 2, 3, 0, 0]] * 3)
     assert found.rewards.dtype == found.mask.dtype == jnp.float32
     assert rl.discounted_returns(jnp.array([1, 1, 1]), 0.5).tolist() == [1.75, 1.5, 1.0]
+
+
+def test_the_return_of_a_diverged_policy_is_nan():
+    """Its distribution of NaN still has samples: the first action of a discrete one."""
+    environment = rl.bandit(3)
+    policy_fn, params = _policy(environment)
+    problem = rl.Problem(environment, policy_fn, **COUNTS)
+    query = rl.Request(jax.random.key(0), environment.sample_task(jax.random.key(1)))
+    diverged = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
+    metric_fn = rl.losses(problem).metric_fn
+    assert jnp.isfinite(metric_fn(params, query))
+    assert jnp.isnan(metric_fn(diverged, query))
+
+
+class _PerCoordinate(rl.Normal):
+    """A distribution that forgets to sum over the coordinates of an action."""
+
+    def log_prob(self, actions):
+        return jax.scipy.stats.norm.logpdf(actions, self.mean, jnp.exp(self.log_std))
+
+    def kl(self, other):
+        return (self.mean - other.mean) ** 2
+
+
+def test_a_likelihood_with_the_axis_of_the_actions_is_refused():
+    environment = rl.navigation_2d()
+    policy_fn = lambda params, seen: _PerCoordinate(seen * params, jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"one number per action, \[3\]; got \[3, 2\]"):
+        rl.rollout(environment, policy_fn, 1.0, jnp.ones(2), jax.random.key(0), **COUNTS)

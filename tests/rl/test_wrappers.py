@@ -70,3 +70,12 @@ def test_a_problem_takes_a_wrapped_environment():
 def test_a_task_that_is_not_flat_is_refused():
     with pytest.raises(ValueError, match=r"flatten must return an array \[task_size\].*\[2, 2\]"):
         rl.observed_task(rl.navigation_2d(), lambda goal: jnp.outer(goal, goal))
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8])
+def test_a_task_beside_integers_keeps_its_digits(dtype):
+    plain = rl.navigation_2d()
+    start = lambda key, task: (plain.reset(key, task)[0], jnp.zeros(2, dtype))
+    oracle = rl.observed_task(plain._replace(reset=start))
+    _, observation = oracle.reset(jax.random.key(0), jnp.array([0.25, -0.5]))
+    assert observation.tolist() == [0.0, 0.0, 0.25, -0.5]
