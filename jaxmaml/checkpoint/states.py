@@ -51,8 +51,8 @@ def save(
         record: any value that JSON can hold, NaN and infinity included; `read_record` returns it.
 
     Raises:
-        ValueError: `path` exists already, or the state holds a NumPy array of 64 bits without
-            jax_enable_x64.
+        ValueError: `path` exists already, or the state holds NumPy numbers that are too large for
+            the 32 bits of JAX without jax_enable_x64.
         WriteError: `path` cannot be written, for example because the disk is full. It is a
             ValueError; nothing is left behind.
 
@@ -293,19 +293,28 @@ def _nonempty(leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_kept(state: Any) -> None:
-    """Raises ValueError if JAX would cut a NumPy array of 64 bits, so that it came back as another.
+    """Raises ValueError if a NumPy number of 64 bits is too large for the 32 bits that JAX keeps.
+
+    It would come back as another one. That a float64 loses digits is JAX's rule everywhere.
 
     Example:
         >>> import numpy as np
-        >>> check_kept({"count": np.int32(3)})
+        >>> check_kept({"count": np.int64(3)})
     """
     for path, leaf in jax.tree.leaves_with_path(state):
         kept = jax.dtypes.canonicalize_dtype(leaf.dtype) if isinstance(leaf, _NUMPY) else None
-        if kept is not None and kept != leaf.dtype:
+        if kept is not None and kept != leaf.dtype and _is_too_large(leaf, kept):
             raise ValueError(
-                f"the state holds {leaf.dtype} at {leaf_path(path)!r}, which JAX cuts to {kept}: "
-                "convert it, or set jax_enable_x64"
+                f"the state holds numbers at {leaf_path(path)!r} that are too large for {kept}: make "
+                f"them smaller, or set jax_enable_x64 for {leaf.dtype}"
             )
+
+
+def _is_too_large(leaf: Any, kept: np.dtype) -> bool:
+    if np.issubdtype(leaf.dtype, np.integer):
+        bounds = np.iinfo(kept)
+        return bool(((leaf < bounds.min) | (leaf > bounds.max)).any())
+    return bool((np.isfinite(leaf) & (np.abs(leaf) > np.finfo(kept).max)).any())
 
 
 def _described(leaves: dict[str, Any]) -> dict[str, str]:

@@ -190,12 +190,17 @@ def test_never_over_another(tmp_path):
         checkpoint.save(tmp_path / "exact", _state())
 
 
-@pytest.mark.parametrize(
-    "leaf", [np.array(2**40), np.uint64(2**63), np.array(1e300), np.float64(1)]
-)
+@pytest.mark.parametrize("leaf", [np.array(2**40), np.uint64(2**63), np.array([1, 1e300])])
 def test_numbers_that_jax_would_cut_are_refused(leaf, tmp_path):
-    with pytest.raises(ValueError, match=r"holds \w+64 at 'a/0', which JAX cuts to \w+32"):
+    with pytest.raises(ValueError, match=r"at 'a/0' that are too large for \w+32"):
         checkpoint.save(tmp_path / "state", {"a": [leaf]})
-    with pytest.raises(ValueError, match="cuts"):
+    with pytest.raises(ValueError, match="too large"):
         checkpoint.Manager(tmp_path / "many").save({"a": [leaf]}, step=1)
     assert not (tmp_path / "state").exists()
+
+
+def test_numbers_of_64_bits_that_jax_keeps_are_saved(tmp_path):
+    checkpoint.save(tmp_path / "state", {"a": np.int64(7), "b": np.array([0.5, np.inf])})
+    like = {"a": jnp.int32(0), "b": jnp.zeros(2)}
+    found = checkpoint.restore(tmp_path / "state", like=like)
+    assert (found["a"], found["b"].tolist()) == (7, [0.5, np.inf])
