@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmaml import rl
+from jaxmaml.rl.baselines import masked_mean
 
 
 def _trajectories(rewards, mask=None, observations=None):
@@ -84,4 +85,4 @@ def test_a_narrow_type_of_the_observations_changes_nothing(dtype):
 
 def test_numbers_of_other_steps_than_the_mask_are_refused():
     with pytest.raises(ValueError, match=r"a step has one number.* \[4, 4\]; got \[4, 4, 1\]"):
-        rl.baselines.masked_mean(jnp.ones((4, 4, 1)), jnp.ones((4, 4)))
+        masked_mean(jnp.ones((4, 4, 1)), jnp.ones((4, 4)))
