@@ -224,7 +224,7 @@ class Implicit(Adjoint):
 
     def stretches(self, num_inner_steps: int) -> tuple[Stretch, ...]:
         """Returns all steps, with constant gradients: none of them is differentiated."""
-        return (Stretch(num_inner_steps, _of_a_function, unroll=self.unroll),)
+        return (Stretch(num_inner_steps, _refusing_rules_of_users, unroll=self.unroll),)
 
     def attach(
         self,
@@ -362,7 +362,7 @@ def _first_order(fun: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: jax.lax.stop_gradient(plain(*jax.lax.stop_gradient(args)))
 
 
-def _of_a_function(fun: Callable[..., Any]) -> Callable[..., Any]:
+def _refusing_rules_of_users(fun: Callable[..., Any]) -> Callable[..., Any]:
     """Constant gradients of a function whose gradient has a symmetric Jacobian."""
     constant = _first_order(fun)
 

@@ -37,7 +37,7 @@ from jaxmaml.experiments.scoring import (
     scored_part,
 )
 from jaxmaml.experiments.seeds import over_seeds
-from jaxmaml.experiments.tasks import class_names, input_shape, located
+from jaxmaml.experiments.tasks import class_names, input_shape
 from jaxmaml.types import MetaState, State
 
 INDUCTIVE = ", inductive"
@@ -119,8 +119,7 @@ def _directory_of_run(config: dict[str, Any], preset: Preset) -> pathlib.Path | 
     Other datasets that somebody has prepared may be in the same one. Glyphs are prepared where they are
     looked for: a test of another run does not write to its directory.
     """
-    is_own = located(preset, None)[0].dataset == config["preset"]["dataset"]
-    is_elsewhere = not is_own and preset.dataset == "glyphs"
+    is_elsewhere = preset.dataset == "glyphs" != config["preset"]["dataset"]
     return pathlib.Path(config["data_dir"]) if config["data_dir"] and not is_elsewhere else None
 
 

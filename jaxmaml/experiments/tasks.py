@@ -155,13 +155,11 @@ def class_split_of(sources: Sources) -> ClassSplit | None:
 
 
 def class_sizes_of(sources: Sources) -> dict[str, int]:
-    """Returns the number of images of each class, by its name; none for regression."""
+    """Returns the number of images of each class, by its name, for sources of images."""
     return {
         name: int(size)
-        for source in sources.values()
-        for name, size in zip(
-            class_names(source), getattr(_images_of(source), "sizes", ()), strict=True
-        )
+        for images in map(_images_of, sources.values())
+        for name, size in zip(images.names, images.sizes, strict=True)
     }
 
 
@@ -208,7 +206,7 @@ def drawn_class_split(preset: Preset) -> ClassSplit | None:
         fewer = (
             f"or reduce way to at most {most}"
             if most >= 2
-            else f"at least {6 - len(names)} for way=2"
+            else f"at least {2 * len(SPLITS) - len(names)} for way=2"
         )
         raise ValueError(
             f"dataset {preset.dataset!r} has {len(names)} classes, and way={preset.way} needs {needed}, "

@@ -81,38 +81,35 @@ def one_hot(batch: Batch, way: int, dtype: Any, name: str = "targets") -> Array:
     return rows * weights[:, None] + zero[:, None]
 
 
-def prototypes(features: Array, batch: Batch, way: int) -> Array:
+def prototypes(features: Array, classes: Array) -> Array:
     """Returns the mean feature of each class, `[way, num_features]`, without padded examples.
 
     Snell et al. 2017 (arXiv 1703.05175), equation 1. A class without examples has the prototype 0.
 
     Args:
         features: those of `features_of`.
-        batch: the examples.
-        way: the number of classes.
+        classes: those of `one_hot`.
     """
-    classes = one_hot(batch, way, features.dtype)
     counts = classes.sum(0)
     return (classes.T @ features) / jnp.where(counts > 0, counts, 1)[:, None]
 
 
-def without_absent(bias: Array, batch: Batch) -> Array:
+def without_absent(bias: Array, classes: Array) -> Array:
     """Returns the bias of a head in which a class without examples has the probability 0.
 
     Such a class is not one of the task: half of the lowest number leaves it out of a softmax.
 
     Args:
         bias: `[way]`.
-        batch: the examples.
+        classes: those of `one_hot`.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> batch = {"targets": jnp.array([0, 2])}
-        >>> (without_absent(jnp.zeros(3), batch) < -1e38).tolist()
+        >>> classes = one_hot({"targets": jnp.array([0, 2])}, 3, jnp.float32)
+        >>> (without_absent(jnp.zeros(3), classes) < -1e38).tolist()
         [False, True, False]
     """
-    counts = one_hot(batch, len(bias), bias.dtype).sum(0)
-    return jnp.where(counts == 0, jnp.finfo(bias.dtype).min / 2, bias)
+    return jnp.where(classes.sum(0) == 0, jnp.finfo(bias.dtype).min / 2, bias)
 
 
 def features_of(features_fn: FeaturesFn, params: Params, batch: Batch) -> Array:
@@ -146,9 +143,10 @@ def prototype_head(
     """Returns `(params, support) -> params` whose head measures the distance to the class means."""
 
     def fill_in(params: Params, support: Batch) -> Params:
-        number = way_of(params, head, way)
-        means = prototypes(features_of(features_fn, params, support), support, number)
-        return fill(params, head, 2 * means.T, without_absent(-(means**2).sum(-1), support))
+        features = features_of(features_fn, params, support)
+        classes = one_hot(support, way_of(params, head, way), features.dtype)
+        means = prototypes(features, classes)
+        return fill(params, head, 2 * means.T, without_absent(-(means**2).sum(-1), classes))
 
     return fill_in
 

@@ -64,14 +64,14 @@ def r2d2(
     def fill(params: Params, learned: Mapping[str, Any], support: Batch) -> Params:
         values, number = learned["ridge"], heads.way_of(params, head, way)
         features = heads.features_of(features_fn, params, support)
-        targets = heads.one_hot(support, number, features.dtype)
+        classes = heads.one_hot(support, number, features.dtype)
         # The square of each row counts with its weight, which is in the targets already.
         roots = heads.root_weights(support, features.dtype)
-        targets = targets / jnp.where(roots > 0, roots, 1)
+        targets = classes / jnp.where(roots > 0, roots, 1)
         kernel = ridge_regression(roots * features, targets, jnp.exp(values["log_ridge"]))
         has_bias = "bias" in heads.get(params, head)
         bias = jnp.full(number, values["bias"])
-        bias = heads.without_absent(bias, support) if has_bias else None
+        bias = heads.without_absent(bias, classes) if has_bias else None
         return heads.fill(params, head, jnp.exp(values["log_scale"]) * kernel, bias)
 
     return head_filling(loss_fn, fill, init_learned={"ridge": init})

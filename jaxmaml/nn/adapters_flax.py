@@ -108,7 +108,7 @@ def from_nnx_with_state(
     """
     test_module = nnx.clone(_checked_nnx(module))
     test_module.eval()
-    train, params, state = _split_nnx(module, call, has_statistics=True)
+    train, params, state = _split_nnx(module, call or _default_in_training(module))
     test, _, _ = _split_nnx(test_module, call)
     return stateful_model(train, test, params, state, compute_dtype)
 
@@ -208,7 +208,7 @@ def from_linen_with_state(
         [0.02]
     """
     params, state = _split_variables(module, variables)
-    train = _linen_forward(module, call, has_statistics=True)
+    train = _linen_forward(module, call or _default_in_training(module))
     test = _linen_forward(module, test_call or call)
     return stateful_model(train, test, params, state, compute_dtype)
 
@@ -219,12 +219,13 @@ def _checked_nnx(module: Any) -> nnx.Module:
     return module
 
 
-def _split_nnx(
-    module: Any, call: Call | None, *, has_statistics: bool = False
-) -> tuple[Forward, Params, dict[str, Any]]:
+def _default_in_training(module: Any) -> Call:
+    return default_call(type(module).__call__, has_statistics=True)
+
+
+def _split_nnx(module: Any, call: Call | None) -> tuple[Forward, Params, dict[str, Any]]:
     """Returns the forward pass of an NNX module, its parameters and its state."""
-    fn = type(_checked_nnx(module)).__call__
-    run = call or default_call(fn, has_statistics=has_statistics)
+    run = call or default_call(type(_checked_nnx(module)).__call__)
     graphdef, *groups = nnx.split(module, nnx.Param, _STATE, ...)
     params, state, constants = (as_dict(nnx.as_pure(group)) for group in groups)
 
@@ -247,10 +248,8 @@ def _split_variables(module: Any, variables: Mapping[str, Any]) -> tuple[Params,
     return collections.pop("params"), collections
 
 
-def _linen_forward(
-    module: linen.Module, call: Call | None, *, has_statistics: bool = False
-) -> Forward:
-    run = call or default_call(type(module).__call__, has_statistics=has_statistics)
+def _linen_forward(module: linen.Module, call: Call | None) -> Forward:
+    run = call or default_call(type(module).__call__)
 
     def forward(params: Params, batch: Batch, state: State) -> tuple[Any, State]:
         outputs, updates = module.apply(

@@ -37,7 +37,7 @@ class Distribution(Protocol):
         ...
 
 
-def likelihood(distribution: Any, actions: Array, like: Array) -> Array:
+def log_likelihood(distribution: Any, actions: Array, like: Array) -> Array:
     """Returns the log-likelihood of actions, one number for each number of `like`.
 
     Raises:
@@ -46,7 +46,7 @@ def likelihood(distribution: Any, actions: Array, like: Array) -> Array:
     Example:
         >>> import jax.numpy as jnp
         >>> unit = Normal(jnp.zeros((5, 2)), jnp.zeros(2))
-        >>> likelihood(unit, jnp.zeros((5, 2)), jnp.zeros(5)).shape
+        >>> log_likelihood(unit, jnp.zeros((5, 2)), jnp.zeros(5)).shape
         (5,)
     """
     found = distribution.log_prob(actions)

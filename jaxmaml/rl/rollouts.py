@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxmaml import trees
 from jaxmaml.checks import check_count
 from jaxmaml.rl.environments import Environment, EnvTask, check_observation
-from jaxmaml.rl.policies import PolicyFn, likelihood
+from jaxmaml.rl.policies import PolicyFn, log_likelihood
 from jaxmaml.types import Array, Params
 
 
@@ -106,7 +106,7 @@ def rollout(
         step = jax.vmap(environment.step, (0, 0, 0, None))(keys, state, actions, task)
         chex.assert_shape([step.reward, step.done], (num_trajectories,))
         rewards = jnp.where(alive, trees.in_float32(step.reward), 0)
-        log_probs = likelihood(distribution, actions, rewards)
+        log_probs = log_likelihood(distribution, actions, rewards)
         rewards = without_diverged(rewards, log_probs, alive)
         found = Trajectories(observations, actions, rewards, log_probs, alive)
         return (step.state, step.observation, alive & ~step.done), found

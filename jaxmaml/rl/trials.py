@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmaml import trees
 from jaxmaml.rl.environments import Environment, EnvTask
-from jaxmaml.rl.policies import likelihood
+from jaxmaml.rl.policies import log_likelihood
 from jaxmaml.rl.recurrent import Hidden, Memory, RecurrentPolicy, WithMemory
 from jaxmaml.rl.requests import Request
 from jaxmaml.rl.rollouts import without_diverged
@@ -186,7 +186,7 @@ class RecurrentProblem(NamedTuple):
 
             # Nothing counts and nothing is remembered either.
             rewards = jnp.where(alive, trees.in_float32(step.reward), 0)
-            log_probs = likelihood(distribution, actions, rewards)
+            log_probs = log_likelihood(distribution, actions, rewards)
             rewards = without_diverged(rewards, log_probs, alive)
             following = Memory(hidden, self._encoded(actions), rewards, jnp.zeros_like(rewards))
             memory = _where(alive, following, memory)

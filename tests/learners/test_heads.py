@@ -15,6 +15,11 @@ from jaxmaml.learners import heads
 from jaxmaml.padding import blank_padding
 
 
+def _means(batch):
+    """The means of two classes, whose features are ones."""
+    return heads.prototypes(jnp.ones((3, 4)), heads.one_hot(batch, 2, jnp.float32))
+
+
 def test_a_head_without_a_bias_cannot_hold_distances():
     problem = smooth()
     params, task = one_task(problem)
@@ -31,14 +36,14 @@ def test_a_head_without_a_bias_cannot_hold_distances():
 def test_a_wrong_target_or_weight_fills_no_head(wrong):
     batch = {"targets": jnp.array([0, 1, 1])} | {name: jnp.array(x) for name, x in wrong.items()}
     with pytest.raises(ValueError, match=r"classes in 0\.\.1; got|weights must be 0 or more"):
-        heads.prototypes(jnp.ones((3, 4)), batch, 2)
-    means = jax.jit(heads.prototypes, static_argnums=2)(jnp.ones((3, 4)), batch, 2)
+        _means(batch)
+    means = jax.jit(_means)(batch)
     assert jnp.isnan(means).any()
 
 
 def test_padding_may_have_any_target():
     batch = {"targets": jnp.array([0, -1, 1]), "weights": jnp.array([1, 0, 1])}
-    assert heads.prototypes(jnp.ones((3, 4)), batch, 2).tolist() == [[1.0] * 4] * 2
+    assert _means(batch).tolist() == [[1.0] * 4] * 2
 
 
 @pytest.mark.parametrize("name", ["protonet", "proto_maml", "r2d2"])
